@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a mistake in the input reaches the user: one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+__all__ = ["UserError", "main_guard"]
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one line: what is wrong, where, what to do."""
+
+
+def main_guard(main: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str] | None], int]:
+    """Wrap a command's ``main``: a `UserError` or a failing file operation becomes one line and exit status 2."""
+
+    @functools.wraps(main)
+    def guarded(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UserError as error:
+            message = str(error)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            message = f"{where}{error.strerror or error}"
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+
+    return guarded

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Output files that are either complete or absent: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from samq_onnx.errors import UserError
+
+__all__ = ["atomic_path", "check_writable", "write_json"]
+
+
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` if a file can be created beside it, before long work starts.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}; choose another output path") from error
+    return target
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a path in a scratch folder beside ``path``; what is written there replaces ``path`` on success.
+
+    The scratch folder holds every file that the writer makes (such as external data); all of them move
+    together, so a failure leaves what stood there before.
+    """
+    target = check_writable(path)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield scratch / target.name
+        for made in sorted(scratch.iterdir(), key=lambda file: file.name == target.name):
+            os.replace(made, target.parent / made.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,2 @@
+// placeholder
+extern "C" int samq_placeholder() { return 0; }
