@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Graph passes: ``lift`` recognises, ``fold`` rewrites exactly, ``lower`` turns a plan into integers."""

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Edits of a linear layer's constants, and the conditions under which they stay invisible from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from samq_onnx.passes.lift import AttentionSite, Linear, Projection, Structure
+
+__all__ = ["FoldReport", "constant", "private_to_attention", "replace_constant", "scale_outputs", "shift_outputs"]
+
+VIEW_OPS = frozenset(
+    {"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Gather", "Identity", "Flatten", "Shape"}
+)
+
+
+@dataclasses.dataclass
+class FoldReport:
+    """What a fold pass did: names of the sites it changed and, one sentence each, why it refused others."""
+
+    name: str
+    done: list[str] = dataclasses.field(default_factory=list)
+    refused: list[str] = dataclasses.field(default_factory=list)
+
+    def refuse(self, site: str, reason: str) -> None:
+        self.refused.append(f"{self.name} at {site}: {reason}")
+
+
+def constant(value: ir.Value) -> np.ndarray:
+    """The array held by an initializer."""
+    tensor = value.const_value
+    assert tensor is not None, f"{value.name} is not constant"
+    return tensor.numpy()
+
+
+def replace_constant(value: ir.Value, array: np.ndarray) -> None:
+    """Give an initializer new contents of the same dtype."""
+    old = constant(value)
+    value.const_value = ir.tensor(np.ascontiguousarray(array, dtype=old.dtype), name=value.name)
+    value.shape = ir.Shape(array.shape)
+
+
+def _reaches_only_attention(value: ir.Value) -> bool:
+    pending, seen = [value], set()
+    while pending:
+        current = pending.pop()
+        if current.is_graph_output():
+            return False
+        for node, _ in current.uses():
+            if node in seen or node.op_type == "Shape" or node.domain == "samq":
+                continue
+            if node.domain or node.op_type not in VIEW_OPS:
+                return False
+            seen.add(node)
+            pending.extend(node.outputs)
+    return True
+
+
+def private_to_attention(structure: Structure, site: AttentionSite, *operands: str) -> str | None:
+    """Why the named operands (``"q"``, ``"k"``, ``"v"``) of a site cannot be edited, or None when they can.
+
+    An edit of a projection's channels is invisible only if these channels reach nothing but this operand of
+    this site, and if the constants belong to this linear alone.
+    """
+    for operand in operands:
+        projection: Projection | None = getattr(site, operand)
+        if projection is None:
+            return f"the linear that makes {operand} is not known"
+        linear = projection.linear
+        if not _reaches_only_attention(linear.output):
+            return f"the output of the linear that makes {operand} is read by more than attention"
+        for constant_value in (linear.weight, linear.bias):
+            if constant_value is not None and len(constant_value.uses()) > 1:
+                return f"{constant_value.name} is shared with another node"
+        mine = set(projection.channels.ravel().tolist())
+        if len(mine) != projection.channels.size:
+            return f"heads share channels of the linear that makes {operand}"
+        for other in structure.attentions:
+            for name in ("q", "k", "v"):
+                rival: Projection | None = getattr(other, name)
+                if rival is None or rival.linear.node is not linear.node or (other is site and name == operand):
+                    continue
+                if mine & set(rival.channels.ravel().tolist()):
+                    return f"the channels of {operand} also make {name} of {other.name}"
+    return None
+
+
+def scale_outputs(linear: Linear, channels: np.ndarray, factor: np.ndarray) -> None:
+    """Multiply output channels of a linear (weight and bias) by ``factor``, same shape as ``channels``."""
+    multiplier = np.ones(linear.out_features)
+    multiplier[channels] = factor
+    weight = constant(linear.weight)
+    shape = [1] * weight.ndim
+    shape[linear.out_axis] = -1
+    replace_constant(linear.weight, weight * multiplier.reshape(shape))
+    if linear.bias is not None:
+        replace_constant(linear.bias, constant(linear.bias) * multiplier)
+
+
+def shift_outputs(linear: Linear, channels: np.ndarray, offset: np.ndarray) -> None:
+    """Add ``offset`` (same shape as ``channels``) to output channels of a linear that has a bias."""
+    assert linear.bias is not None
+    bias = constant(linear.bias).astype(np.float64)
+    bias[channels] += offset
+    replace_constant(linear.bias, bias)

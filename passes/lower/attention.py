@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lower attention sites to the integer nodes of the samq domain.
+
+    Attention(q, k, v)  ->  QAttention(Quantize(q), Quantize(k), Quantize(v), ...)
+
+q becomes u8 codes, k and v s8 codes (the types of the fast integer matmul). The plan's post-softmax codes choose
+the node: AGQ log codes give QAttention, whose A V product is shift-plus-LUT arithmetic; uniform codes give
+UniformAttention. Both carry an ONNX function body, so no site is refused.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from samq_onnx.ops import DOMAIN
+from samq_onnx.passes.lift import Structure
+from samq_onnx.passes.lower.build import Builder
+from samq_onnx.plan import LogCodes, QuantPlan
+
+__all__ = ["lower_attention"]
+
+
+def lower_attention(structure: Structure, graph: ir.Graph, plan: QuantPlan) -> None:
+    """Replace the attention nodes of the plan, in place."""
+    builder = Builder(graph)
+    for site in structure.attentions:
+        if site.name not in plan.attentions:
+            continue
+        codes = plan.attentions[site.name]
+        node = site.node
+        q, k, v = node.inputs[:3]
+        assert q is not None and k is not None and v is not None
+        inputs: list[ir.Value] = []
+        for value, params, signed in ((q, codes.q, False), (k, codes.k, True), (v, codes.v, True)):
+            made = builder.quantize(value, params, signed)
+            inputs += [made.value, made.scale, made.zero_point]
+        probabilities = codes.probabilities
+        inputs.append(builder.constant(f"{site.name}_p_scale", np.array(probabilities.scale, np.float32)))
+        inputs += site.tables or ()
+        attributes: dict[str, int | float] = {"scale": float(site.scale), "bits": probabilities.bits}
+        if isinstance(probabilities, LogCodes):
+            attributes["tau"] = probabilities.tau
+        op_type = "QAttention" if isinstance(probabilities, LogCodes) else "UniformAttention"
+        if site.tables:
+            op_type += "RelPos"
+        output = node.outputs[0]
+        replacement = ir.node(op_type, inputs, attributes, domain=DOMAIN, name=node.name)
+        graph.insert_before(node, replacement)
+        made_output = replacement.outputs[0]
+        name, shape, dtype = output.name, output.shape, output.type
+        ir.convenience.replace_all_uses_with(output, made_output, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        made_output.name, made_output.shape, made_output.type = name, shape, dtype

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small builders of quantize and dequantize nodes on an onnx_ir graph."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from samq_onnx.plan import Uniform
+
+__all__ = ["Builder", "Codes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """An 8-bit tensor of the graph with the constants that give it meaning."""
+
+    value: ir.Value
+    scale: ir.Value
+    zero_point: ir.Value
+
+
+class Builder:
+    """Adds nodes and constants to a graph; equal requests share one node."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self._codes: dict[tuple[ir.Value, Uniform, bool], Codes] = {}
+        self._floats: dict[ir.Value, ir.Value] = {}
+
+    def constant(self, name: str, tensor: np.ndarray | ir.TensorProtocol) -> ir.Value:
+        """A new initializer, named after ``name``."""
+        unique, suffix = name, 1
+        while unique in self.graph.initializers:
+            unique, suffix = f"{name}_{suffix}", suffix + 1
+        held = ir.tensor(tensor, name=unique) if isinstance(tensor, np.ndarray) else tensor
+        value = ir.Value(name=unique, type=ir.TensorType(held.dtype), shape=ir.Shape(held.shape), const_value=held)
+        held.name = unique
+        self.graph.register_initializer(value)
+        return value
+
+    def node(
+        self,
+        op_type: str,
+        inputs: list[ir.Value],
+        output: ir.Value,
+        after: ir.Node | None,
+        attributes: dict[str, int | float] | None = None,
+        domain: str = "",
+    ) -> ir.Node:
+        """Insert a single-output node right after ``after``, or at the front of the graph when that is None."""
+        node = ir.node(op_type, inputs, attributes or {}, domain=domain, outputs=[output], name=output.name)
+        if after is not None:
+            self.graph.insert_after(after, node)
+        else:
+            self.graph.insert_before(self.graph[0], node)
+        return node
+
+    def quantize(self, value: ir.Value, codes: Uniform, signed: bool = False) -> Codes:
+        """Codes of a float value, made where the value is made; below 8 bits clipped inside their container."""
+        key = (value, codes, signed)
+        if key in self._codes:
+            return self._codes[key]
+        offset = 2 ** (codes.bits - 1) if signed else 0
+        kind = np.int8 if signed else np.uint8
+        dtype = ir.DataType.INT8 if signed else ir.DataType.UINT8
+        scale = self.constant(f"{value.name}_scale", np.array(codes.scale, np.float32))
+        zero = self.constant(f"{value.name}_zero_point", np.array(codes.zero_point - offset, kind))
+        output = ir.Value(name=f"{scale.name}_codes", type=ir.TensorType(dtype), shape=value.shape)
+        last = self.node("QuantizeLinear", [value, scale, zero], output, value.producer())
+        if codes.bits < 8:
+            low = self.constant(f"{value.name}_qmin", np.array(-offset, kind))
+            high = self.constant(f"{value.name}_qmax", np.array(2**codes.bits - 1 - offset, kind))
+            clipped = ir.Value(name=f"{scale.name}_clipped", type=ir.TensorType(dtype), shape=value.shape)
+            self.node("Clip", [output, low, high], clipped, last)
+            output = clipped
+        self._codes[key] = Codes(output, scale, zero)
+        return self._codes[key]
+
+    def dequantize(self, codes: Codes) -> ir.Value:
+        """The float value that ``codes`` stand for."""
+        if codes.value not in self._floats:
+            output = ir.Value(
+                name=f"{codes.value.name}_float", type=ir.TensorType(ir.DataType.FLOAT), shape=codes.value.shape
+            )
+            self.node(
+                "DequantizeLinear", [codes.value, codes.scale, codes.zero_point], output, codes.value.producer()
+            )
+            self._floats[codes.value] = output
+        return self._floats[codes.value]

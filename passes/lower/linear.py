@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lower linears to the QDQ pattern that ONNX Runtime runs in integers.
+
+    x -> Quantize(u8) [-> Clip] -> Dequantize -+
+    W (s8, or int4 -> Cast to s8) -> Dequantize +-> MatMul/Gemm/Conv -> Add(Dequantize(int32 bias))
+
+The int32 bias carries the scale s_x * s_w, per output channel; ONNX Runtime uses it without looking at the scale
+it is given, so it is derived here, where both factors are final. A 4-bit weight is stored as packed int4 and cast
+to int8 in the graph: ONNX Runtime folds the cast when it loads the model and keeps the integer kernel, which it
+loses for an int4 weight that is dequantized directly. A convolution stays integer only with a quantized output.
+
+Handles every linear of the plan; refuses a Gemm with alpha or beta other than 1, and a bias that does not fit
+into 32 bits at the scale it must have.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from samq_onnx.passes.lift import Linear, Structure
+from samq_onnx.passes.lower.build import Builder
+from samq_onnx.plan import LinearPlan, QuantPlan, Weight
+
+__all__ = ["lower_linears", "weight_codes"]
+
+INT32_MAX = 2**31 - 1
+
+
+def weight_codes(weight: np.ndarray, plan: Weight, out_axis: int) -> np.ndarray:
+    """Integer codes of a float weight, int8, same shape; round half to even, then clamp."""
+    scale = np.asarray(plan.scale, np.float64)
+    if scale.size > 1:
+        shape = [1] * weight.ndim
+        shape[out_axis] = -1
+        scale = scale.reshape(shape)
+    top = 2 ** (plan.bits - 1)
+    return np.clip(np.rint(weight / scale), -top, top - 1).astype(np.int8)
+
+
+def _refusal(linear: Linear, bias_codes: np.ndarray | None) -> str | None:
+    if linear.node.op_type == "Gemm":
+        for name in ("alpha", "beta"):
+            attribute = linear.node.attributes.get(name)
+            if attribute is not None and attribute.as_float() != 1.0:
+                return f"its {name} is not 1"
+    if bias_codes is not None and np.abs(bias_codes).max(initial=0) > INT32_MAX:
+        return "its bias does not fit into 32 bits"
+    return None
+
+
+def _lower(builder: Builder, linear: Linear, plan: LinearPlan) -> str | None:
+    node = linear.node
+    scale = np.asarray(plan.weight.scale, np.float32)
+    per_channel = scale.size > 1
+    bias_scale = np.float32(plan.input.scale) * scale
+    bias_codes = None
+    if linear.bias is not None:
+        assert linear.bias.const_value is not None
+        bias_codes = np.rint(linear.bias.const_value.numpy().astype(np.float64) / bias_scale)
+    reason = _refusal(linear, bias_codes)
+    if reason is not None:
+        return reason
+
+    assert linear.weight.const_value is not None
+    codes = weight_codes(linear.weight.const_value.numpy(), plan.weight, linear.out_axis)
+    name = linear.weight.name
+    if plan.weight.bits <= 4:
+        packed = builder.constant(f"{name}_int4", ir.tensor(codes, dtype=ir.DataType.INT4))
+        stored = ir.Value(
+            name=f"{packed.name}_int8", type=ir.TensorType(ir.DataType.INT8), shape=ir.Shape(codes.shape)
+        )
+        builder.node("Cast", [packed], stored, None, {"to": int(ir.DataType.INT8)})
+    else:
+        stored = builder.constant(f"{name}_int8", codes)
+    shape = (-1,) if per_channel else ()
+    weight_scale = builder.constant(f"{name}_scale", scale.reshape(shape))
+    weight_float = ir.Value(
+        name=f"{weight_scale.name}_float", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(codes.shape)
+    )
+    axis = {"axis": linear.out_axis} if per_channel else {}
+    builder.node("DequantizeLinear", [stored, weight_scale], weight_float, stored.producer(), axis)
+
+    node.replace_input_with(0, builder.dequantize(builder.quantize(linear.x, plan.input)))
+    node.replace_input_with(1, weight_float)
+    if bias_codes is not None:
+        assert linear.bias is not None
+        reader = linear.bias_node or node
+        stored_bias = builder.constant(f"{linear.bias.name}_int32", bias_codes.astype(np.int32))
+        bias_scales = builder.constant(f"{linear.bias.name}_scale", bias_scale.reshape(shape))
+        bias_float = ir.Value(
+            name=f"{bias_scales.name}_float", type=ir.TensorType(ir.DataType.FLOAT), shape=linear.bias.shape
+        )
+        builder.node(
+            "DequantizeLinear", [stored_bias, bias_scales], bias_float, None, {"axis": 0} if per_channel else {}
+        )
+        for index, value in enumerate(reader.inputs):
+            if value is linear.bias:
+                reader.replace_input_with(index, bias_float)
+    if plan.output is not None:
+        readers = list(linear.output.uses())
+        requantized = builder.dequantize(builder.quantize(linear.output, plan.output))
+        for reader, index in readers:
+            reader.replace_input_with(index, requantized)
+    return None
+
+
+def lower_linears(structure: Structure, graph: ir.Graph, plan: QuantPlan) -> list[str]:
+    """Quantize the linears of the plan, in place; returns one sentence for each that was refused."""
+    builder = Builder(graph)
+    refused = []
+    for linear in structure.linears:
+        if linear.name in plan.linears:
+            reason = _lower(builder, linear, plan.linears[linear.name])
+            if reason is not None:
+                refused.append(f"{linear.name} stays float: {reason}")
+    return refused

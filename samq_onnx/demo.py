@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``make demo``: quantize the bundled SAM-Nano at three widths and show it against float, in a table and in pictures."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+
+from samq_onnx import assets, data, images
+from samq_onnx.errors import main_guard
+from samq_onnx.evaluate import evaluate
+from samq_onnx.files import write_json
+from samq_onnx.overlay import draw_box, draw_masks, side_by_side
+from samq_onnx.predictor import SamPredictor
+from samq_onnx.quantize import DECODER, ENCODER, quantize_folder
+from samq_onnx.recipe import BITS, recipe
+
+__all__ = ["main"]
+
+PICTURES = 4
+INSTANCES = 12  # drawn in a picture
+RUNS = 5
+
+
+def _seconds(folder: Path) -> float:
+    """Median seconds to embed one image and answer one prompt."""
+    predictor = SamPredictor(folder / ENCODER, folder / DECODER)
+    rgb = images.load(data.image_paths(assets.demo_images())[0])
+    times = []
+    for _ in range(RUNS + 1):
+        started = time.perf_counter()
+        predictor.set_image(rgb)
+        predictor.predict(box=np.array([8.0, 8.0, 40.0, 40.0]), multimask_output=False)
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:]))
+
+
+def _pictures(folders: dict[str, Path], output: Path) -> None:
+    predictors = {title: SamPredictor(folder / ENCODER, folder / DECODER) for title, folder in folders.items()}
+    for sample in data.load_coco(assets.demo_images())[:PICTURES]:
+        rgb = images.load(sample.path)
+        shown = sample.instances[:INSTANCES]
+        panels = [("annotation", draw_masks(rgb, [instance.mask() for instance in shown]))]
+        for title, predictor in predictors.items():
+            predictor.set_image(rgb)
+            masks = [predictor.predict(box=np.array(i.box), multimask_output=False)[0][0] for i in shown]
+            picture = draw_masks(rgb, masks)
+            for instance in shown:
+                picture = draw_box(picture, instance.box)
+            panels.append((title, picture))
+        Image.fromarray(np.asarray(side_by_side(panels))).save(output / f"{sample.path.stem}.png")
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="samq_onnx.demo", description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder for models and pictures")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args(argv)
+    ort.set_default_logger_severity(3)
+    output: Path = arguments.output
+    folders = {"float": assets.nano_dir()}
+    for bits in BITS:
+        folders[bits] = output / bits
+        print(f"quantizing SAM-Nano to {bits} ...", flush=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            quantize_folder(assets.nano_dir(), folders[bits], assets.calibration_images(), recipe(bits=bits))
+    rows: list[dict[str, Any]] = []
+    for title, folder in folders.items():
+        row: dict[str, Any] = {"model": title}
+        for prompt in ("box", "point"):
+            report = evaluate(folder / ENCODER, folder / DECODER, assets.demo_images(), prompt, progress=False)
+            row[f"{prompt}_iou"] = report["mean_iou"]
+            row["instances"], row["images"] = report["instances"], report["images"]
+        row["megabytes"] = sum((folder / name).stat().st_size for name in (ENCODER, DECODER)) / 1e6
+        row["seconds"] = _seconds(folder)
+        rows.append(row)
+    _pictures(folders, output)
+    print(f"\nSAM-Nano on {rows[0]['images']} bundled images, {rows[0]['instances']} instances, mean IoU in percent")
+    print(f"{'model':<8}{'box':>8}{'point':>8}{'MB':>8}{'seconds':>10}")
+    for row in rows:
+        print(
+            f"{row['model']:<8}{100 * row['box_iou']:8.1f}{100 * row['point_iou']:8.1f}"
+            f"{row['megabytes']:8.1f}{row['seconds']:10.3f}"
+        )
+    print(f"pictures: {', '.join(str(p) for p in sorted(output.glob('*.png')))}")
+    if arguments.json:
+        write_json(arguments.json, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration inputs made from images: one at a time, so that memory does not grow with their number."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import onnxruntime as ort
+from tqdm import tqdm
+
+from samq_onnx import data, images
+
+__all__ = ["DecoderFeeds", "EncoderFeeds"]
+
+PROMPTS_PER_IMAGE = 4  # instances; each gives one box prompt and one point prompt
+BOX_LABELS = (2.0, 3.0)
+FOREGROUND, PADDING = 1.0, -1.0
+
+Feed = Mapping[str, np.ndarray]
+
+
+class _Feeds(Sequence[Feed]):
+    """A sequence of feeds made on access by `_make`."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def _make(self, index: int) -> Feed:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Feed: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Feed]: ...
+    def __getitem__(self, index: int | slice) -> Feed | Sequence[Feed]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._make(index % len(self))
+
+    def __iter__(self) -> Iterator[Feed]:
+        return (self._make(index) for index in range(len(self)))
+
+
+class EncoderFeeds(_Feeds):
+    """Images of a folder as encoder inputs, float32 [1, 3, size, size] each."""
+
+    def __init__(self, folder: str | os.PathLike[str], name: str, size: int) -> None:
+        self.paths = data.image_paths(folder)
+        self.name, self.size = name, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _make(self, index: int) -> Feed:
+        return {self.name: images.preprocess(images.load(self.paths[index]), self.size)}
+
+
+class DecoderFeeds(_Feeds):
+    """Prompts on the images of a folder as decoder inputs, their embeddings kept on disk.
+
+    Each image gives box and point prompts from up to four annotated instances (evenly spread over its
+    list), or from a grid of points when the folder has no annotations.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        encoder: ort.InferenceSession,
+        decoder_inputs: Mapping[str, Sequence[int | str]],
+        label: str = "embeddings",
+    ) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="samq-embeddings-")
+        size = int(encoder.get_inputs()[0].shape[2])
+        self._mask_shape = [int(side) for side in decoder_inputs["mask_input"][-2:]]
+        self._prompts: list[tuple[Path, np.ndarray, np.ndarray, tuple[int, int]]] = []
+        samples = data.samples(folder)
+        for number, sample in enumerate(tqdm(samples, desc=label, unit="image")):
+            rgb = images.load(sample.path)
+            height, width = rgb.shape[:2]
+            embedding = encoder.run(None, {encoder.get_inputs()[0].name: images.preprocess(rgb, size)})[0]
+            file = Path(self._scratch.name) / f"{number}.npy"
+            np.save(file, embedding, allow_pickle=False)
+            for coords, labels in _prompts(sample, height, width):
+                scaled = images.to_model_coords(coords, height, width, size)
+                self._prompts.append((file, scaled.astype(np.float32), labels, (height, width)))
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def _make(self, index: int) -> Feed:
+        file, coords, labels, shape = self._prompts[index]
+        return {
+            "image_embeddings": np.load(file, allow_pickle=False),
+            "point_coords": coords[None],
+            "point_labels": labels[None],
+            "mask_input": np.zeros((1, 1, *self._mask_shape), np.float32),
+            "has_mask_input": np.zeros(1, np.float32),
+            "orig_im_size": np.array(shape, np.float32),
+        }
+
+
+def _prompts(sample: data.Sample, height: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Points [n, 2] in image pixels and their labels [n], float32, a padding point included where SAM wants one."""
+    chosen = sample.instances[:: max(1, len(sample.instances) // PROMPTS_PER_IMAGE)][:PROMPTS_PER_IMAGE]
+    for instance in chosen:
+        x0, y0, x1, y1 = instance.box
+        yield np.array([[x0, y0], [x1, y1]], np.float32), np.array(BOX_LABELS, np.float32)
+        yield _single_point(instance.point())
+    if not chosen:
+        for x in (0.25, 0.75):
+            for y in (0.25, 0.75):
+                yield _single_point((x * width, y * height))
+
+
+def _single_point(point: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([point, (0.0, 0.0)], np.float32), np.array([FOREGROUND, PADDING], np.float32)

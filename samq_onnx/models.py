@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a user's ONNX file: is it one, which part of SAM is it, what does it want to be fed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import onnx_ir as ir
+
+from samq_onnx.errors import UserError
+
+__all__ = ["DECODER_INPUTS", "is_decoder", "load_model", "model_sha256", "square_image_input"]
+
+DECODER_INPUTS = (
+    "image_embeddings",
+    "point_coords",
+    "point_labels",
+    "mask_input",
+    "has_mask_input",
+    "orig_im_size",
+)
+
+
+def load_model(path: str | os.PathLike[str]) -> ir.Model:
+    """Read an ONNX file with its external data in place.
+
+    Raises:
+        UserError: no such file, not an ONNX model, or external data missing.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; give the path of an .onnx model")
+    try:
+        model = ir.load(file)
+    except Exception as error:  # protobuf raises its own kinds
+        raise UserError(f"{file}: not an ONNX model ({type(error).__name__}); export it again") from error
+    if not len(model.graph) or not model.graph.outputs:
+        raise UserError(f"{file}: not an ONNX model (it holds no graph); export it again")
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
+            raise UserError(f"{file}: its weights file {tensor.path} is missing; keep both files in one folder")
+    return model
+
+
+def model_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a model file and of the external data files it names."""
+    digest = hashlib.sha256()
+    file = Path(path)
+    names = {Path(t.path) for v in ir.load(file).graph.initializers.values() if isinstance(t := v.const_value, ir.ExternalTensor)}
+    for part in (file, *sorted(names)):
+        with part.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def is_decoder(model: ir.Model) -> bool:
+    """Whether the graph has the inputs of segment-anything's exported decoder."""
+    return {value.name for value in model.graph.inputs} == set(DECODER_INPUTS)
+
+
+def square_image_input(model: ir.Model) -> tuple[str, int] | None:
+    """Name and side of the only input if it is a float image [1 or N, 3, S, S], else None."""
+    if len(model.graph.inputs) != 1:
+        return None
+    value = model.graph.inputs[0]
+    shape = value.shape
+    if value.dtype != ir.DataType.FLOAT or shape is None or len(shape) != 4 or shape[1] != 3:
+        return None
+    height, width = shape[2], shape[3]
+    if not isinstance(height, int) or height != width:
+        return None
+    return value.name or "", height

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One model through all stages: lift -> fold -> calibrate -> compensate -> plan -> lower."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+import numpy as np
+import onnx_ir as ir
+
+from samq_onnx import ops
+from samq_onnx.calibrate import (
+    OBSERVERS,
+    AttentionStats,
+    ChannelStats,
+    Collector,
+    KeySamples,
+    TensorStats,
+    qparams,
+    run,
+    weight_scales,
+)
+from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
+from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
+from samq_onnx.passes.lower import lower_attention, lower_linears, raise_opset
+from samq_onnx.plan import AttentionPlan, LinearPlan, LogCodes, QuantPlan, Uniform, Weight
+from samq_onnx.recipe import Recipe
+from samq_onnx.scope import split_linears
+
+__all__ = ["Outcome", "quantize_model"]
+
+FOLD_FEEDS = 8  # feeds that decide the exact folds; any choice leaves the float function as it is
+CONV_OUTPUT_BITS = 8  # a convolution needs codes at its output to run in integers; 8 bits cost no accuracy
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What quantization made of a model, and what it has to say about it."""
+
+    model: ir.Model
+    plan: QuantPlan
+    kinds: dict[str, int]
+    is_sam: bool
+    linears: int
+    folds: list[FoldReport]
+    refused: list[str]
+
+
+def quantize_model(model: ir.Model, feeds: Feeds, recipe: Recipe, *, label: str = "model") -> Outcome:
+    """Quantize a float model, in place.
+
+    Args:
+        model: the float model; its inputs and outputs stay as they are.
+        feeds: calibration inputs, graph input name -> array.
+        recipe: what to do.
+        label: what progress bars call the model.
+
+    Raises:
+        UserError: calibration met something it cannot use.
+    """
+    raise_opset(model, recipe.weight_bits)
+    simplify(model)
+    structure = lift(model)
+    if structure.attentions:
+        ops.add_functions(model)
+    folds = _fold(model, structure, feeds, recipe, label)
+    chosen, kept = split_linears(structure)
+    plan = _calibrate(model, structure, chosen, feeds, recipe, label)
+    plan.kept_float.update(kept)
+    comparable = _comparable(structure, chosen)
+    refused = structure.refused + lower_linears(structure, model.graph, plan)
+    lower_attention(structure, model.graph, plan)
+    ops.add_functions(model)
+    _describe(model, plan, comparable)
+    kinds: dict[str, int] = {}
+    for site in structure.attentions:
+        kinds[site.kind] = kinds.get(site.kind, 0) + 1
+    return Outcome(model, plan, kinds, structure.is_sam, len(plan.linears), folds, refused)
+
+
+def _operands(site: AttentionSite) -> tuple[str, str, str]:
+    q, k, v = (value.name for value in site.node.inputs[:3] if value is not None)
+    assert q and k and v
+    return q, k, v
+
+
+def _fold(model: ir.Model, structure: Structure, feeds: Feeds, recipe: Recipe, label: str) -> list[FoldReport]:
+    """Make the graph easier to quantize without changing what it computes."""
+    reports = [fold_attention_scale(structure)]
+    wanted = [site for site in structure.attentions if site.k is not None] if recipe.key_centring or recipe.sign else []
+    if not wanted:
+        return reports
+    means: dict[str, ChannelStats] = {}
+    samples: dict[str, KeySamples] = {}
+    for site in wanted:
+        assert site.k is not None and site.k.linear.output.name
+        means[site.name] = ChannelStats(site.k.linear.output.name)
+        samples[site.name] = KeySamples(_operands(site)[1])
+    run(model, feeds[:FOLD_FEEDS], [*means.values(), *samples.values()], label=f"{label}: keys")
+    key_mean = {
+        site.name: means[site.name].mean[site.k.channels].astype(np.float64) for site in wanted if site.k is not None
+    }
+    if recipe.sign:
+        bimodal = {name: is_bimodal(sample.values) for name, sample in samples.items()}
+        reports.append(fold_sign(structure, key_mean, bimodal))
+    if recipe.key_centring:
+        reports.append(fold_key_centre(structure, key_mean))
+    return reports
+
+
+def _calibrate(
+    model: ir.Model, structure: Structure, chosen: list[Linear], feeds: Feeds, recipe: Recipe, label: str
+) -> QuantPlan:
+    """Collect statistics once, then decide every number of the plan."""
+    ranges: dict[str, TensorStats] = {}
+    maps: dict[str, AttentionStats] = {}
+    for linear in chosen:
+        for value in (linear.x, linear.output) if linear.node.op_type == "Conv" else (linear.x,):
+            assert value.name
+            ranges.setdefault(value.name, TensorStats(value.name))
+    for site in structure.attentions:
+        for name in _operands(site):
+            ranges.setdefault(name, TensorStats(name))
+        maps[site.name] = AttentionStats(
+            _operands(site),
+            scale=site.scale,
+            tables=tuple(t.const_value.numpy() for t in site.tables) if site.tables else None,  # type: ignore[union-attr]
+            bits=recipe.activation_bits,
+        )
+    collectors: list[Collector] = [*ranges.values(), *maps.values()]
+    run(model, feeds, collectors, label=f"{label}: ranges")
+
+    observe = OBSERVERS[recipe.observer]
+
+    def uniform(stats: TensorStats, bits: int) -> Uniform:
+        scale, zero_point = qparams(*observe(stats, bits), bits)
+        return Uniform(float(scale), int(zero_point), bits)
+
+    bits = recipe.activation_bits
+    plan = QuantPlan(recipe)
+    for linear in chosen:
+        assert linear.x.name and linear.output.name and linear.weight.const_value is not None
+        scales = weight_scales(
+            linear.weight.const_value.numpy(), linear.out_axis, recipe.weight_bits, how=recipe.weight_range
+        )
+        plan.linears[linear.name] = LinearPlan(
+            input=uniform(ranges[linear.x.name], bits),
+            weight=Weight(tuple(np.float32(scales).ravel().tolist()), recipe.weight_bits),
+            output=uniform(ranges[linear.output.name], CONV_OUTPUT_BITS) if linear.node.op_type == "Conv" else None,
+        )
+    for site in structure.attentions:
+        q, k, v = (uniform(ranges[name], bits) for name in _operands(site))
+        stats = maps[site.name]
+        if recipe.log_probabilities:
+            tau, scale = stats.best()
+            probabilities: LogCodes | Uniform = LogCodes(scale, tau, bits)
+        else:
+            probabilities = uniform(stats.probabilities, bits)
+        plan.attentions[site.name] = AttentionPlan(q, k, v, probabilities)
+    return plan
+
+
+def _comparable(structure: Structure, chosen: list[Linear]) -> list[str]:
+    """Values that mean the same in the float and in the quantized model: untouched by folds."""
+    folded = {
+        projection.linear.node
+        for site in structure.attentions
+        for projection in (site.q, site.k)
+        if projection is not None
+    }
+    outputs = [site.node.outputs[0].name for site in structure.attentions]
+    outputs += [linear.output.name for linear in chosen if linear.node not in folded]
+    return [name for name in outputs if name]
+
+
+def _describe(model: ir.Model, plan: QuantPlan, comparable: list[str]) -> None:
+    model.metadata_props["samq_onnx.version"] = metadata.version("samq_onnx")
+    model.metadata_props["samq_onnx.recipe"] = json.dumps(dataclasses.asdict(plan.recipe))
+    model.metadata_props["samq_onnx.comparable"] = json.dumps(comparable)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m samq_onnx.quantize``: a float SAM in ONNX and a folder of images make an integer SAM in ONNX."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnxruntime as ort
+
+from samq_onnx import assets, data
+from samq_onnx.errors import UserError, main_guard
+from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
+from samq_onnx.files import atomic_path, check_writable, write_json
+from samq_onnx.fusion import fusion_report
+from samq_onnx.models import is_decoder, load_model, model_sha256, square_image_input
+from samq_onnx.pipeline import Feeds, Outcome, quantize_model
+from samq_onnx.recipe import BITS, DEFAULT_METHOD, METHODS, Recipe, recipe
+from samq_onnx.runtime import open_session
+
+__all__ = ["main", "quantize", "quantize_folder"]
+
+ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+ONE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf holds less than 2 GiB
+
+
+def _calibration_sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in data.image_paths(folder):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | None) -> Feeds:
+    if is_decoder(model):
+        if encoder is None:
+            raise UserError(f"{source}: a decoder is calibrated on an encoder's embeddings; give --encoder ENCODER.onnx")
+        load_model(encoder)
+        shapes = {value.name or "": list(value.shape or ()) for value in model.graph.inputs}
+        sizes = {name: [d if isinstance(d, int) else 0 for d in shape] for name, shape in shapes.items()}
+        return DecoderFeeds(calibration, open_session(encoder), sizes)
+    image = square_image_input(model)
+    if image is None:
+        described = ", ".join(f"{v.name}{list(v.shape or ())}" for v in model.graph.inputs)
+        raise UserError(f"{source}: cannot make inputs ({described}) from images; a float image [1,3,S,S] is wanted")
+    return EncoderFeeds(calibration, *image)
+
+
+def _save(model: ir.Model, output: Path) -> None:
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    with atomic_path(output) as temporary:
+        if weights > ONE_FILE_LIMIT:
+            ir.save(model, temporary, external_data=f"{output.name}.data")
+        else:
+            ir.save(model, temporary)
+
+
+def _bytes(path: Path) -> int:
+    data_file = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (data_file.stat().st_size if data_file.is_file() else 0)
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    if outcome.is_sam:
+        found = ", ".join(f"{count} {kind}" for kind, count in sorted(outcome.kinds.items()))
+        print(f"  attention sites: {found}")
+    else:
+        print("  no SAM structure found: quantized as a generic network (linears and convolutions)")
+    print(f"  linears quantized: {outcome.linears}, kept float: {len(outcome.plan.kept_float)}")
+    for fold in outcome.folds:
+        print(f"  fold {fold.name}: {len(fold.done)} done, {len(fold.refused)} refused")
+        for line in fold.refused:
+            print(f"    refused {line}")
+    for line in outcome.refused:
+        print(f"  refused: {line}")
+
+
+def quantize(
+    source: Path, output: Path, calibration: Path, chosen: Recipe, *, encoder: Path | None = None
+) -> dict[str, Any]:
+    """Quantize one ONNX file; prints what happened and returns it as a report.
+
+    Args:
+        source: float model. output: where the quantized model goes.
+        calibration: folder of images, with or without annotations.
+        chosen: the recipe. encoder: float encoder, for the embeddings a decoder is calibrated on.
+
+    Raises:
+        UserError: unusable model, calibration folder or output path; nothing is written.
+    """
+    started = time.perf_counter()
+    model = load_model(source)
+    if output.exists() and output.samefile(source):
+        raise UserError(f"{output}: the output would replace the float model; choose another path with -o")
+    check_writable(output)
+    print(f"{source}: {chosen.method} W{chosen.weight_bits}A{chosen.activation_bits}")
+    feeds = _feeds(source, model, calibration, encoder)
+    outcome = quantize_model(model, feeds, chosen, label=source.stem)
+    model.metadata_props["samq_onnx.float_model.sha256"] = model_sha256(source)
+    model.metadata_props["samq_onnx.calibration.sha256"] = _calibration_sha256(calibration)
+    _save(model, output)
+    fusion = fusion_report(output, feeds[0])
+    report = {
+        "model": os.fspath(source),
+        "output": os.fspath(output),
+        "recipe": dataclasses.asdict(chosen),
+        "feeds": len(feeds),
+        "sites": outcome.kinds,
+        "linears": outcome.linears,
+        "kept_float": outcome.plan.kept_float,
+        "folds": [dataclasses.asdict(fold) for fold in outcome.folds],
+        "refused": outcome.refused,
+        "bytes_before": _bytes(source),
+        "bytes_after": _bytes(output),
+        "fusion": fusion.to_json(),
+        "seconds": time.perf_counter() - started,
+        "plan": outcome.plan.to_json(),
+    }
+    _print_outcome(outcome)
+    before, after = report["bytes_before"] / 1e6, report["bytes_after"] / 1e6
+    print(f"  {before:.1f} MB -> {after:.1f} MB ({before / after:.1f}x smaller), {report['seconds']:.0f} s")
+    for line in fusion.lines():
+        print(f"  {line}")
+    print(f"  wrote {output}")
+    return report
+
+
+def quantize_folder(source: Path, output: Path, calibration: Path, chosen: Recipe) -> dict[str, Any]:
+    """Quantize ``encoder.onnx`` and ``decoder.onnx`` of a folder into a folder of the same shape."""
+    for name in (ENCODER, DECODER):
+        load_model(source / name)
+    return {
+        "encoder": quantize(source / ENCODER, output / ENCODER, calibration, chosen),
+        "decoder": quantize(source / DECODER, output / DECODER, calibration, chosen, encoder=source / ENCODER),
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="samq_onnx.quantize", description=__doc__)
+    parser.add_argument(
+        "model", nargs="?", type=Path, help="encoder.onnx, decoder.onnx or a folder of both (default: SAM-Nano)"
+    )
+    parser.add_argument("-o", "--output", type=Path, help="output file, or folder when MODEL is one")
+    parser.add_argument("--calib", type=Path, help="folder of calibration images (default: a few bundled ones)")
+    parser.add_argument("--encoder", type=Path, help="float encoder, needed to calibrate a decoder alone")
+    parser.add_argument("--bits", choices=sorted(BITS, reverse=True), default="w8a8")
+    parser.add_argument("--method", choices=sorted(METHODS), default=DEFAULT_METHOD)
+    parser.add_argument("--json", type=Path, help="write the report, with the whole plan, to this file")
+    return parser
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    ort.set_default_logger_severity(3)
+    source: Path = arguments.model or assets.nano_dir()
+    chosen = recipe(arguments.method, arguments.bits)
+    if arguments.json:
+        check_writable(arguments.json)
+    calibration: Path | None = arguments.calib
+    if calibration is None:
+        calibration = assets.calibration_images()
+        print(
+            "warning: no --calib; calibrating on a few bundled microscopy images, give a folder of your own images",
+            file=sys.stderr,
+        )
+    data.image_paths(calibration)
+    if source.is_dir():
+        output = arguments.output or Path(f"{source.name}_{arguments.bits}")
+        report = quantize_folder(source, output, calibration, chosen)
+    else:
+        output = arguments.output or source.with_name(f"{source.stem}_{arguments.bits}.onnx")
+        report = quantize(source, output, calibration, chosen, encoder=arguments.encoder)
+    if arguments.json:
+        write_json(arguments.json, report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: what a method does, by name. A recipe holds choices, the plan holds the numbers that follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from samq_onnx.errors import UserError
+
+__all__ = ["BITS", "DEFAULT_METHOD", "METHODS", "Recipe", "recipe"]
+
+BITS = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a4": (4, 4)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The choices of a quantization method.
+
+    Attributes:
+        method: its name.
+        weight_bits, activation_bits: widths of the codes.
+        observer: how activation ranges follow from statistics, a key of `samq_onnx.calibrate.OBSERVERS`.
+        weight_range: ``minmax`` or ``mse``, per output channel.
+        log_probabilities: post-softmax maps as AGQ log codes (PTQ4SAM section 3.3) instead of uniform ones.
+        sign: fold bimodal keys (BIG, PTQ4SAM section 3.2).
+        key_centring: move the mean of the keys out of the range to be quantized; exact.
+        compensate: round weights one input channel after the other, each rounding error made good by the
+            channels that follow, and correct biases (GPTQ, Frantar et al. 2023), instead of to the nearest code.
+    """
+
+    method: str
+    weight_bits: int
+    activation_bits: int
+    observer: str
+    weight_range: str
+    log_probabilities: bool
+    sign: bool
+    key_centring: bool = True
+    compensate: bool = False
+
+
+METHODS: dict[str, dict[str, object]] = {
+    "minmax": {"observer": "minmax", "weight_range": "minmax", "log_probabilities": False, "sign": False},
+    "percentile": {"observer": "percentile", "weight_range": "minmax", "log_probabilities": False, "sign": False},
+    "omse": {"observer": "omse", "weight_range": "mse", "log_probabilities": False, "sign": False},
+    "ptq4sam-s": {"observer": "omse", "weight_range": "mse", "log_probabilities": True, "sign": True},
+    "samq": {
+        "observer": "omse",
+        "weight_range": "mse",
+        "log_probabilities": True,
+        "sign": True,
+        "compensate": True,
+    },
+}
+DEFAULT_METHOD = "samq"
+
+
+def recipe(method: str = DEFAULT_METHOD, bits: str = "w8a8") -> Recipe:
+    """The recipe of a method at a width.
+
+    Raises:
+        UserError: unknown method or width.
+    """
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    if bits not in BITS:
+        raise UserError(f"unknown width {bits!r}; choose one of {', '.join(BITS)}")
+    weight_bits, activation_bits = BITS[bits]
+    return Recipe(method=method, weight_bits=weight_bits, activation_bits=activation_bits, **METHODS[method])  # type: ignore[arg-type]

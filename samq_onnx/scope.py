@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which linears of a model are quantized: the first and last layers of SAM stay in float, as in PTQ4SAM."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from samq_onnx.passes.lift import Linear, Structure
+
+__all__ = ["split_linears"]
+
+FIRST = "first layer (before any attention)"
+LAST = "last layer (after all attention of the decoder)"
+
+
+def _reach(starts: list[ir.Node], *, forward: bool) -> set[ir.Node]:
+    seen: set[ir.Node] = set()
+    pending = list(starts)
+    while pending:
+        node = pending.pop()
+        for neighbour in node.successors() if forward else node.predecessors():
+            if neighbour not in seen:
+                seen.add(neighbour)
+                pending.append(neighbour)
+    return seen
+
+
+def split_linears(structure: Structure) -> tuple[list[Linear], dict[str, str]]:
+    """Linears to quantize, and name -> reason for those that stay float.
+
+    In a model without attention every linear is quantized. Otherwise those before all attention that are no
+    attention projections stay float (patch embedding, prompt encoder). In a decoder those after all attention
+    stay float too (mask head, IoU head), except the projection that reads the last attention's output.
+    """
+    if not structure.attentions:
+        return list(structure.linears), {}
+    sites = [site.node for site in structure.attentions]
+    after, before = _reach(sites, forward=True), _reach(sites, forward=False)
+    projections = {
+        projection.linear.node
+        for site in structure.attentions
+        for projection in (site.q, site.k, site.v)
+        if projection is not None
+    }
+    linears = {linear.node for linear in structure.linears}
+    outputs = set(_next_linears(sites, linears))
+    decoder = any(site.kind.startswith("decoder") for site in structure.attentions)
+    chosen, kept = [], {}
+    for linear in structure.linears:
+        node = linear.node
+        if node not in after and node not in projections:
+            kept[linear.name] = FIRST
+        elif decoder and node not in before and node not in outputs:
+            kept[linear.name] = LAST
+        else:
+            chosen.append(linear)
+    return chosen, kept
+
+
+def _next_linears(sites: list[ir.Node], linears: set[ir.Node]) -> list[ir.Node]:
+    """The linears that read an attention's output through views only."""
+    found, pending = [], [user for site in sites for user in site.successors()]
+    while pending:
+        node = pending.pop()
+        if node in linears:
+            found.append(node)
+        elif node.op_type in ("Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Slice"):
+            pending.extend(node.successors())
+    return found

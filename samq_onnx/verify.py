@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m samq_onnx.verify``: the native kernels against the function bodies, the quantized model against float."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from samq_onnx import assets, images, ops
+from samq_onnx.data import image_paths
+from samq_onnx.errors import UserError, main_guard
+from samq_onnx.files import check_writable, write_json
+from samq_onnx.models import is_decoder, load_model, square_image_input
+from samq_onnx.passes.lift import lift, simplify
+from samq_onnx.runtime import open_session
+
+__all__ = ["main", "sqnr", "verify"]
+
+NATIVE_SQNR_DB = 25.0  # kernels and bodies differ by rounding only, but a code can tip over at a rounding tie
+
+
+def sqnr(reference: np.ndarray, value: np.ndarray) -> float:
+    """Signal to quantization noise ratio in dB; infinite when both are equal."""
+    signal = float(np.square(reference, dtype=np.float64).sum())
+    noise = float(np.square(reference.astype(np.float64) - value).sum())
+    if noise == 0.0:
+        return float("inf")
+    return 10.0 * float(np.log10(max(signal, 1e-300) / noise))
+
+
+def _feed(model: ir.Model, seed: int = 0) -> dict[str, np.ndarray]:
+    """One input: a bundled image for an encoder, one foreground point on a random embedding for a decoder."""
+    random = np.random.default_rng(seed)
+    image = square_image_input(model)
+    if image is not None:
+        name, size = image
+        return {name: images.preprocess(images.load(image_paths(assets.demo_images())[seed]), size)}
+    if not is_decoder(model):
+        raise UserError("verify knows image encoders [1,3,S,S] and SAM decoders; this model has other inputs")
+    feed: dict[str, np.ndarray] = {}
+    for value in model.graph.inputs:
+        shape = [size if isinstance(size, int) else 2 for size in value.shape or ()]
+        feed[value.name or ""] = np.zeros(shape, np.float32)
+    embedding = feed["image_embeddings"]
+    side = 16.0 * embedding.shape[-1]
+    feed["image_embeddings"] = (0.2 * random.standard_normal(embedding.shape)).astype(np.float32)
+    feed["point_coords"][..., 0, :] = side / 2
+    feed["point_labels"][..., 0], feed["point_labels"][..., 1] = 1.0, -1.0
+    feed["orig_im_size"] = np.array([side, side], np.float32)
+    return feed
+
+
+def _tapped(model: ir.Model, names: Sequence[str]) -> bytes:
+    """The model with values of these names as further outputs."""
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    present = {value.name for value in model.graph.outputs}
+    for name in names:
+        if name not in present:
+            values[name].type = ir.TensorType(ir.DataType.FLOAT)
+            model.graph.outputs.append(values[name])
+    return ir.to_proto(model).SerializeToString()
+
+
+def _run(model: str | bytes, feed: Mapping[str, np.ndarray], native: bool) -> dict[str, np.ndarray]:
+    session = open_session(model, native=native)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+def verify(quantized: Path, reference: Path, feed: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+    """Compare a quantized model with itself without the library, and with the float model it came from.
+
+    Returns:
+        ``native_sqnr_db`` output -> dB between native kernels and function bodies; ``output_sqnr_db`` output ->
+        dB against float; ``site_sqnr_db`` value name -> dB against float for every quantized linear and attention
+        whose meaning the exact folds have not changed; ``same`` whether native and body agree.
+
+    Raises:
+        UserError: a file is no model, or ``quantized`` was not made from ``reference``.
+    """
+    model, original = load_model(quantized), load_model(reference)
+    if "samq_onnx.comparable" not in model.metadata_props:
+        raise UserError(f"{quantized}: not written by samq_onnx.quantize; give a quantized model")
+    io = [[(v.name, v.dtype) for v in side] for g in (model, original) for side in (g.graph.inputs, g.graph.outputs)]
+    if io[:2] != io[2:]:
+        raise UserError(f"{quantized} and {reference} have different inputs or outputs; give the float model it came from")
+    feed = feed or _feed(original)
+    simplify(original)
+    structure = lift(original)
+    if structure.attentions:
+        ops.add_functions(original)
+    made = {value.name for node in original.graph for value in node.outputs}
+    sites = [name for name in json.loads(model.metadata_props["samq_onnx.comparable"]) if name in made]
+    outputs = [value.name or "" for value in model.graph.outputs]
+
+    native = _run(str(quantized), feed, native=True)
+    body = _run(str(quantized), feed, native=False)
+    quantized_values = _run(_tapped(model, sites), feed, native=True)
+    float_values = _run(_tapped(original, sites), feed, native=True)
+    native_sqnr = {name: sqnr(body[name], native[name]) for name in outputs}
+    return {
+        "quantized": str(quantized),
+        "reference": str(reference),
+        "native_sqnr_db": native_sqnr,
+        "native_max_abs": {name: float(np.abs(body[name] - native[name]).max()) for name in outputs},
+        "same": all(value >= NATIVE_SQNR_DB for value in native_sqnr.values()),
+        "output_sqnr_db": {name: sqnr(float_values[name], native[name]) for name in outputs},
+        "site_sqnr_db": {name: sqnr(float_values[name], quantized_values[name]) for name in sites},
+    }
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="samq_onnx.verify", description=__doc__)
+    parser.add_argument("quantized", type=Path)
+    parser.add_argument("--reference", type=Path, required=True, help="the float model it was made from")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args(argv)
+    ort.set_default_logger_severity(3)
+    if arguments.json:
+        check_writable(arguments.json)
+    report = verify(arguments.quantized, arguments.reference)
+    for name, value in report["native_sqnr_db"].items():
+        print(f"native against body  {value:7.1f} dB  max abs {report['native_max_abs'][name]:.2e}  {name}")
+    for name, value in sorted(report["site_sqnr_db"].items(), key=lambda item: item[1]):
+        print(f"site against float   {value:7.1f} dB  {name}")
+    for name, value in report["output_sqnr_db"].items():
+        print(f"output against float {value:7.1f} dB  {name}")
+    if arguments.json:
+        write_json(arguments.json, report)
+    if not report["same"]:
+        print(f"error: native kernels and function bodies differ by more than {NATIVE_SQNR_DB} dB", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
