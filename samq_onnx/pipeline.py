@@ -24,10 +24,12 @@ from samq_onnx.calibrate import (
     weight_scales,
 )
 from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
+from samq_onnx.passes.fold.edit import constant, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
 from samq_onnx.passes.lower import lower_attention, lower_linears, raise_opset
 from samq_onnx.plan import AttentionPlan, LinearPlan, LogCodes, QuantPlan, Uniform, Weight
 from samq_onnx.recipe import Recipe
+from samq_onnx.reconstruct import InputMoments, compensate
 from samq_onnx.scope import split_linears
 
 __all__ = ["Outcome", "quantize_model"]
@@ -72,6 +74,8 @@ def quantize_model(model: ir.Model, feeds: Feeds, recipe: Recipe, *, label: str 
     chosen, kept = split_linears(structure)
     plan = _calibrate(model, structure, chosen, feeds, recipe, label)
     plan.kept_float.update(kept)
+    if recipe.compensate:
+        _compensate(model, chosen, plan, feeds, label)
     comparable = _comparable(structure, chosen)
     refused = structure.refused + lower_linears(structure, model.graph, plan)
     lower_attention(structure, model.graph, plan)
@@ -163,6 +167,27 @@ def _calibrate(
             probabilities = uniform(stats.probabilities, bits)
         plan.attentions[site.name] = AttentionPlan(q, k, v, probabilities)
     return plan
+
+
+def _compensate(model: ir.Model, chosen: list[Linear], plan: QuantPlan, feeds: Feeds, label: str) -> None:
+    """Move weights onto their grid so that they absorb quantization error, in place."""
+    products = [linear for linear in chosen if linear.node.op_type != "Conv"]
+    moments: dict[str, InputMoments] = {}
+    for linear in products:
+        assert linear.x.name
+        moments.setdefault(linear.x.name, InputMoments(linear.x.name, plan.linears[linear.name].input))
+    run(model, feeds, list(moments.values()), label=f"{label}: weights")
+    for linear in products:
+        assert linear.x.name
+        weight = constant(linear.weight)
+        bias = constant(linear.bias) if linear.bias is not None else None
+        codes = plan.linears[linear.name].weight
+        made, made_bias = compensate(
+            weight if linear.out_axis else weight.T, bias, np.array(codes.scale), codes.bits, moments[linear.x.name]
+        )
+        replace_constant(linear.weight, made if linear.out_axis else made.T)
+        if linear.bias is not None and made_bias is not None:
+            replace_constant(linear.bias, made_bias)
 
 
 def _comparable(structure: Structure, chosen: list[Linear]) -> list[str]:

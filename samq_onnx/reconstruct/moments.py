@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Second moments of a linear's input, float and quantized, over the calibration set."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from samq_onnx.plan import Uniform
+
+__all__ = ["InputMoments"]
+
+ROWS_PER_FEED = 512  # evenly spread rows; some thousands of rows in all are many times the input width
+
+
+class InputMoments:
+    """Collects moments of x and of its quantized version x^ over rows [..., in].
+
+    Attributes:
+        quantized: sum of x^T x^, float64 [in, in]. cross: sum of x^T x, float64 [in, in].
+        mean_float, mean_quantized: means, float64 [in]. rows: number of rows seen.
+    """
+
+    def __init__(self, tensor: str, codes: Uniform) -> None:
+        self.tensors = (tensor,)
+        self.codes = codes
+        self.rows = 0
+        self.quantized = self.cross = np.zeros((0, 0))
+        self._sum_float = self._sum_quantized = np.zeros(0)
+
+    def update(self, *arrays: np.ndarray) -> None:
+        (array,) = arrays
+        rows = array.reshape(-1, array.shape[-1])
+        rows = rows[:: max(1, len(rows) // ROWS_PER_FEED)].astype(np.float32)
+        codes = self.codes
+        integers = np.clip(np.rint(rows / np.float32(codes.scale)) + codes.zero_point, 0, 2**codes.bits - 1)
+        quantized = ((integers - codes.zero_point) * np.float32(codes.scale)).astype(np.float32)
+        if not self.rows:
+            width = rows.shape[1]
+            self.quantized, self.cross = np.zeros((width, width)), np.zeros((width, width))
+            self._sum_float, self._sum_quantized = np.zeros(width), np.zeros(width)
+        self.quantized += quantized.T @ quantized
+        self.cross += quantized.T @ rows
+        self._sum_float += rows.sum(axis=0, dtype=np.float64)
+        self._sum_quantized += quantized.sum(axis=0, dtype=np.float64)
+        self.rows += len(rows)
+
+    @property
+    def mean_float(self) -> np.ndarray:
+        return self._sum_float / self.rows
+
+    @property
+    def mean_quantized(self) -> np.ndarray:
+        return self._sum_quantized / self.rows
