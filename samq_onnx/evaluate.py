@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m samq_onnx.evaluate``: mean IoU and Dice of masks prompted by annotations.
+
+Each annotated object of a folder in COCO format is prompted alone, by its box (the decoder's mask 0) or by one
+point, the pixel of its mask farthest from the outside (best of masks 1 to 3 by predicted IoU). The answer is
+compared with its mask at original resolution. Crowds and objects under 12 pixels are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from samq_onnx import data, images
+from samq_onnx.errors import UserError, main_guard
+from samq_onnx.files import check_writable, write_json
+from samq_onnx.predictor import Model, SamPredictor
+
+__all__ = ["MIN_AREA", "PROMPTS", "evaluate", "main", "overlap"]
+
+MIN_AREA = 12  # pixels
+PROMPTS = ("box", "point")
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """IoU and Dice of two masks, bool [H, W]; two empty masks agree."""
+    total = int(first.sum()) + int(second.sum())
+    if not total:
+        return 1.0, 1.0
+    shared = int((first & second).sum())
+    return shared / (total - shared), 2 * shared / total
+
+
+def evaluate(
+    encoder: Model,
+    decoder: Model,
+    data_dir: str | Path,
+    prompt: str,
+    limit: int | None = None,
+    instances: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Prompt every annotated object of a folder and compare.
+
+    Args:
+        encoder, decoder: files or open sessions.
+        data_dir: folder of ``images/`` and ``annotations.json``.
+        prompt: ``box`` or ``point``.
+        limit: the first images only, by file name.
+        instances: the first instances of each image only, in the order of the annotations.
+        progress: show a bar with the time left.
+
+    Returns:
+        mean_iou and mean_dice over instances, the numbers of instances and of images, prompt, min_area.
+
+    Raises:
+        UserError: unusable models or data, or nothing to evaluate.
+    """
+    if prompt not in PROMPTS:
+        raise UserError(f"unknown prompt {prompt!r}; choose one of {', '.join(PROMPTS)}")
+    for option, value in (("limit", limit), ("instances", instances)):
+        if value is not None and value < 1:
+            raise UserError(f"{option} must be 1 or more, got {value}")
+    samples = data.load_coco(data_dir)[:limit]
+    predictor = SamPredictor(encoder, decoder)
+    scores: list[tuple[float, float]] = []
+    for sample in tqdm(samples, desc=f"evaluate, {prompt}", unit="image", disable=not progress):
+        usable = (instance for instance in sample.instances if not instance.crowd and instance.area >= MIN_AREA)
+        chosen = list(islice(usable, instances))
+        if not chosen:
+            continue
+        predictor.set_image(images.load(sample.path))
+        scores += [_score(predictor, instance, prompt) for instance in chosen]
+    if not scores:
+        raise UserError(f"{data_dir}: no object of {MIN_AREA} pixels or more is annotated; nothing to evaluate")
+    mean_iou, mean_dice = np.mean(scores, axis=0)
+    return {
+        "mean_iou": float(mean_iou),
+        "mean_dice": float(mean_dice),
+        "instances": len(scores),
+        "images": len(samples),
+        "prompt": prompt,
+        "min_area": MIN_AREA,
+    }
+
+
+def _score(predictor: SamPredictor, instance: data.Instance, prompt: str) -> tuple[float, float]:
+    truth = instance.mask()
+    if prompt == "box":
+        answer = predictor.best(box=np.array(instance.box))
+    else:
+        answer = predictor.best(np.array([data.interior_point(truth)]), np.ones(1))
+    return overlap(answer.mask, truth)
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; see `evaluate`."""
+    parser = argparse.ArgumentParser(prog="samq_onnx.evaluate", description=__doc__)
+    parser.add_argument("--encoder", type=Path, required=True, help="encoder .onnx, float or quantized")
+    parser.add_argument("--decoder", type=Path, required=True, help="decoder .onnx, float or quantized")
+    parser.add_argument("--data", type=Path, required=True, help="folder with images/ and annotations.json (COCO)")
+    parser.add_argument("--prompt", choices=PROMPTS, required=True)
+    parser.add_argument("--limit", type=int, help="first images only, by file name")
+    parser.add_argument("--instances", type=int, help="first instances of each image only")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    arguments = parser.parse_args(argv)
+    if arguments.json:
+        check_writable(arguments.json)
+    report = evaluate(
+        arguments.encoder, arguments.decoder, arguments.data, arguments.prompt, arguments.limit, arguments.instances
+    )
+    report |= {"encoder": str(arguments.encoder), "decoder": str(arguments.decoder)}
+    print(
+        f"{report['prompt']} prompts: mean IoU {report['mean_iou']:.4f}, mean Dice {report['mean_dice']:.4f} "
+        f"({report['instances']} instances of {MIN_AREA} pixels or more in {report['images']} images)"
+    )
+    if arguments.json:
+        write_json(arguments.json, report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
