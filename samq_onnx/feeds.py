@@ -108,7 +108,8 @@ class DecoderFeeds(_Feeds):
 
 def _prompts(sample: data.Sample, height: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Points [n, 2] in image pixels and their labels [n], float32, a padding point included where SAM wants one."""
-    chosen = sample.instances[:: max(1, len(sample.instances) // PROMPTS_PER_IMAGE)][:PROMPTS_PER_IMAGE]
+    whole = [instance for instance in sample.instances if not instance.crowd]
+    chosen = whole[:: max(1, len(whole) // PROMPTS_PER_IMAGE)][:PROMPTS_PER_IMAGE]
     for instance in chosen:
         x0, y0, x1, y1 = instance.box
         yield np.array([[x0, y0], [x1, y1]], np.float32), np.array(BOX_LABELS, np.float32)

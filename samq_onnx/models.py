@@ -24,7 +24,7 @@ DECODER_INPUTS = (
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
-    """Read an ONNX file with its external data in place.
+    """Read an ONNX file with its external data.
 
     Raises:
         UserError: no such file, not an ONNX model, or external data missing.
@@ -42,7 +42,7 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
             raise UserError(f"{file}: its weights file {tensor.path} is missing; keep both files in one folder")
-    return model
+    return ir.external_data.load_to_model(model)
 
 
 def model_sha256(path: str | os.PathLike[str]) -> str:

@@ -1,1 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Recognise what a graph computes, by topology, whatever exporter wrote it."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from samq_onnx.passes.lift.attention import DOMAIN, Match, match_attention, outline
+from samq_onnx.passes.lift.gelu import find_gelus
+from samq_onnx.passes.lift.kinds import site_kinds
+from samq_onnx.passes.lift.linear import find_linears
+from samq_onnx.passes.lift.norm import find_norms
+from samq_onnx.passes.lift.simplify import simplify
+from samq_onnx.passes.lift.structure import AttentionSite, Gelu, Linear, Norm, Projection, Structure
+from samq_onnx.passes.lift.trace import trace_projection
+
+__all__ = ["AttentionSite", "Gelu", "Linear", "Norm", "Projection", "Structure", "lift", "simplify"]
+
+ATTENTION_OPS = ("Attention", "AttentionRelPos")
+
+
+def lift(model: ir.Model) -> Structure:
+    """Outline every attention of a simplified model, in place, and describe the whole.
+
+    Lifting a lifted model changes nothing and finds the same structure.
+    """
+    graph = model.graph
+    structure = Structure(norms=find_norms(graph), gelus=find_gelus(graph))
+    matches: list[Match] = []
+    for node in graph:
+        if node.op_type == "Softmax" and node.domain == "":
+            found = match_attention(node)
+            if isinstance(found, Match):
+                matches.append(found)
+            else:
+                structure.refused.append(f"softmax {node.name} is not lifted: {found}")
+    if matches:
+        for match, kind in zip(matches, site_kinds(model, matches), strict=True):
+            outline(graph, match, kind)
+        model.graph.opset_imports[DOMAIN] = 1
+        common.RemoveUnusedNodesPass()(model)
+    structure.linears = find_linears(graph)
+    by_output = {linear.output: linear for linear in structure.linears}
+    for node in graph:
+        if node.domain == DOMAIN and node.op_type in ATTENTION_OPS:
+            structure.attentions.append(_site(model, node, by_output, structure.refused))
+    return structure
+
+
+def _site(
+    model: ir.Model, node: ir.Node, linears: dict[ir.Value, Linear], refused: list[str]
+) -> AttentionSite:
+    site = AttentionSite(node)
+    for name, operand in zip(("q", "k", "v"), node.inputs[:3], strict=True):
+        assert operand is not None
+        found = trace_projection(model, operand, linears, rank=3)
+        if isinstance(found, str):
+            refused.append(f"{name} of {node.name} has no known projection: {found}")
+        else:
+            setattr(site, name, found)
+    if len(node.inputs) > 3:
+        first, second = node.inputs[3:5]
+        assert first is not None and second is not None
+        site.tables = (first, second)
+    return site

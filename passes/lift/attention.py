@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outline every attention of a graph into one node of the samq domain.
+
+    softmax(s (q kT) + R_h(q) + R_w(q)) v      ->      Attention(q, k, v) or AttentionRelPos(q, k, v, T_h, T_w)
+
+The pattern is anchored at Softmax over the last axis. Above it: reshapes, scalar factors anywhere (on q, on k, on
+the scores), and a sum of one matrix product of two activations with at most two decomposed relative position terms,
+each the Einsum of the unscaled query with a constant table, unsqueezed over the key column or the key row. Below it:
+one matrix product with v, whose left factor is the only reader of the probabilities.
+
+Refuses, with the reason: masks and other additive terms, probabilities with a second reader, products whose right
+factor is not a transposed activation, tables in an unknown layout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["DOMAIN", "Match", "match_attention", "outline"]
+
+DOMAIN = "samq"
+TRANSPARENT = frozenset({"Identity", "Cast", "Dropout"})
+
+
+class _Refusal(Exception):
+    """Why a softmax is no attention that can be outlined."""
+
+
+@dataclasses.dataclass
+class Match:
+    """An attention as found: ``product`` is the last node, ``transpose`` the node that made k's transpose."""
+
+    q: ir.Value
+    k: ir.Value
+    transpose: ir.Node
+    v: ir.Value
+    product: ir.Node
+    scale: float
+    tables: tuple[ir.Value, ir.Value] | None
+
+
+@dataclasses.dataclass
+class _Terms:
+    content: list[tuple[ir.Node, float]] = dataclasses.field(default_factory=list)
+    position: list[tuple[ir.Value, float]] = dataclasses.field(default_factory=list)
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    if value is None or value.const_value is None or value.const_value.size != 1:
+        return None
+    return float(value.const_value.numpy().reshape(()))
+
+
+def _factor(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """For x * c, c * x or x / c: x and the factor."""
+    if node.op_type not in ("Mul", "Div") or node.domain:
+        return None
+    for index in (0, 1) if node.op_type == "Mul" else (0,):
+        x, constant = node.inputs[index], _scalar(node.inputs[1 - index])
+        if constant is not None and x is not None and x.const_value is None:
+            return x, constant if node.op_type == "Mul" else 1.0 / constant
+    return None
+
+
+def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
+    """``value`` without scalar factors, and their product."""
+    total = 1.0
+    while (node := value.producer()) is not None:
+        if (found := _factor(node)) is not None:
+            value, total = found[0], total * found[1]
+        elif node.op_type in TRANSPARENT and node.inputs[0] is not None:
+            value = node.inputs[0]
+        else:
+            break
+    return value, total
+
+
+def _collect(value: ir.Value, factor: float, terms: _Terms) -> None:
+    node = value.producer()
+    if node is None or node.domain:
+        raise _Refusal("an input of the graph is added to the scores")
+    if (found := _factor(node)) is not None:
+        _collect(found[0], factor * found[1], terms)
+    elif node.op_type in ("Reshape", *TRANSPARENT) and node.inputs[0] is not None:
+        _collect(node.inputs[0], factor, terms)
+    elif node.op_type == "Add":
+        for part in node.inputs:
+            if part is None or part.const_value is not None:
+                raise _Refusal("a constant mask is added to the scores")
+            _collect(part, factor, terms)
+    elif node.op_type == "MatMul":
+        terms.content.append((node, factor))
+    elif node.op_type in ("Unsqueeze", "Einsum"):
+        terms.position.append((value, factor))
+    else:
+        raise _Refusal(f"the scores have a term made by {node.op_type}, such as a mask")
+
+
+def _table(term: ir.Value, factor: float, query: ir.Value) -> tuple[int, ir.Value]:
+    """Which query axis (1 row, 2 column) a relative position term belongs to, and its table."""
+    unsqueeze = term.producer()
+    einsum = unsqueeze.inputs[0].producer() if unsqueeze and unsqueeze.op_type == "Unsqueeze" and unsqueeze.inputs[0] else None
+    if einsum is None or einsum.op_type != "Einsum" or len(einsum.inputs) != 2 or factor != 1.0:
+        raise _Refusal("the scores have a term that is no decomposed relative position")
+    rows, table = einsum.inputs
+    axes = unsqueeze.inputs[1].const_value if unsqueeze is not None and unsqueeze.inputs[1] is not None else None
+    reshape = rows.producer() if rows is not None else None
+    if table is None or table.const_value is None or axes is None or reshape is None:
+        raise _Refusal("a relative position table is not constant")
+    if reshape.op_type != "Reshape" or reshape.inputs[0] is not query:
+        raise _Refusal("relative position is not computed from the unscaled query")
+    left, result = einsum.attributes["equation"].as_string().replace(" ", "").split("->")
+    query_axes, table_axes = left.split(",")
+    axis = int(axes.numpy().reshape(-1)[0]) % 5
+    place = {4: 1, 3: 2}.get(axis)
+    if (
+        place is None
+        or len(query_axes) != 4
+        or len(table_axes) != 3
+        or table_axes[0] != query_axes[place]
+        or table_axes[2] != query_axes[3]
+        or result != query_axes[:3] + table_axes[1]
+    ):
+        raise _Refusal("a relative position table has an unknown layout")
+    return place, table
+
+
+def _match(softmax: ir.Node) -> Match:
+    axis = softmax.attributes["axis"].as_int() if "axis" in softmax.attributes else -1
+    shape = softmax.inputs[0].shape if softmax.inputs[0] is not None else None
+    if axis != -1 and (shape is None or axis != len(shape) - 1):
+        raise _Refusal("its softmax is not over the last axis")
+    probabilities = softmax.outputs[0]
+    while True:
+        uses = probabilities.uses()
+        if len(uses) != 1 or probabilities.is_graph_output():
+            raise _Refusal("its probabilities are read more than once")
+        product, index = uses[0]
+        if product.op_type not in TRANSPARENT:
+            break
+        probabilities = product.outputs[0]
+    v = product.inputs[1] if product.op_type == "MatMul" else None
+    if v is None or index != 0 or v.const_value is not None:
+        raise _Refusal("its probabilities do not multiply an activation")
+    terms = _Terms()
+    assert softmax.inputs[0] is not None
+    _collect(softmax.inputs[0], 1.0, terms)
+    if len(terms.content) != 1 or len(terms.position) not in (0, 2):
+        raise _Refusal("its scores are not one product with two relative position terms or none")
+    scores, scale = terms.content[0]
+    left, right = scores.inputs
+    if left is None or right is None or left.const_value is not None or right.const_value is not None:
+        raise _Refusal("its scores are not a product of two activations")
+    q, q_scale = _unscaled(left)
+    k, k_scale = _unscaled(right)
+    transpose = k.producer()
+    if transpose is None or transpose.op_type != "Transpose" or transpose.inputs[0] is None:
+        raise _Refusal("its keys are not transposed in front of the product")
+    source, source_scale = _unscaled(transpose.inputs[0])
+    tables = None
+    if terms.position:
+        found = dict(_table(value, factor, q) for value, factor in terms.position)
+        if set(found) != {1, 2}:
+            raise _Refusal("its relative position terms do not cover rows and columns")
+        tables = (found[1], found[2])
+    return Match(q, source, transpose, v, product, scale * q_scale * k_scale * source_scale, tables)
+
+
+def match_attention(softmax: ir.Node) -> Match | str:
+    """The attention around a Softmax node, or why it is left alone."""
+    try:
+        return _match(softmax)
+    except _Refusal as refusal:
+        return str(refusal)
+
+
+def outline(graph: ir.Graph, match: Match, kind: str) -> ir.Node:
+    """Put one node in the place of a matched attention; nodes that only it needed become dead."""
+    perm = list(match.transpose.attributes["perm"].as_ints())
+    perm[-2:] = perm[-1], perm[-2]
+    k = match.k
+    if perm != sorted(perm):
+        keys = ir.node("Transpose", [k], {"perm": perm})
+        graph.insert_before(match.product, keys)
+        k = keys.outputs[0]
+        k.name, k.type = f"{match.product.outputs[0].name}_keys", ir.TensorType(ir.DataType.FLOAT)
+        if match.k.shape is not None:
+            k.shape = ir.Shape([match.k.shape[axis] for axis in perm])
+    output = match.product.outputs[0]
+    node = ir.node(
+        "AttentionRelPos" if match.tables else "Attention",
+        [match.q, k, match.v, *(match.tables or ())],
+        {"scale": float(np.float32(match.scale)), "kind": kind},
+        domain=DOMAIN,
+        name=match.product.name,
+    )
+    graph.insert_before(match.product, node)
+    made = node.outputs[0]
+    name, shape, dtype = output.name, output.shape, output.type
+    ir.convenience.replace_all_uses_with(output, made, replace_graph_outputs=True)
+    graph.remove(match.product, safe=True)
+    made.name, made.shape, made.type = name, shape, dtype
+    return node

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tell the attention sites of SAM apart by the shapes of their operands.
+
+Relative position tables mark the encoder; a site there is windowed if its batch holds more than its heads. Without
+tables, the token count of the image marks the decoder: queries shorter than keys read the image, queries longer than
+keys update it, and equal ones are self-attention among tokens. The last reading that no update follows is the final one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from samq_onnx.passes.lift.attention import Match
+
+__all__ = ["site_kinds"]
+
+SMALL = 2  # size given to dimensions that are not known
+
+Shapes = list[tuple[list[int], list[int]]]
+
+
+def _static(match: Match) -> tuple[list[int], list[int]] | None:
+    shapes = []
+    for value in (match.q, match.k):
+        dims = list(value.shape) if value.shape is not None else [None]
+        if not all(isinstance(d, int) for d in dims):
+            return None
+        shapes.append([int(d) for d in dims])  # type: ignore[arg-type]
+    perm = list(match.transpose.attributes["perm"].as_ints())
+    perm[-2:] = perm[-1], perm[-2]
+    return shapes[0], [shapes[1][axis] for axis in perm]
+
+
+def _measured(model: ir.Model, matches: Sequence[Match]) -> Shapes:
+    """Shapes of q and k in a run on arbitrary inputs, unknown dimensions small."""
+    probe = ir.external_data.load_to_model(model.clone())
+    values = {value.name: value for node in probe.graph for value in node.outputs}
+    probe.graph.outputs.clear()
+    wanted = list(dict.fromkeys(v.name for m in matches for v in (m.q, m.transpose.outputs[0])))
+    for name in wanted:
+        values[name].type = ir.TensorType(ir.DataType.FLOAT)
+        probe.graph.outputs.append(values[name])
+    random = np.random.default_rng(0)
+    feed = {}
+    for value in probe.graph.inputs:
+        dims = [d if isinstance(d, int) else SMALL for d in value.shape or ()]
+        dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
+        feed[value.name or ""] = random.uniform(1, 2, dims).astype(dtype)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(ir.to_proto(probe).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found = dict(zip(wanted, session.run(wanted, feed), strict=True))
+    shapes = []
+    for match in matches:
+        keys = list(found[match.transpose.outputs[0].name].shape)
+        shapes.append((list(found[match.q.name].shape), [*keys[:-2], keys[-1], keys[-2]]))
+    return shapes
+
+
+def site_kinds(model: ir.Model, matches: Sequence[Match]) -> list[str]:
+    """The kind of each matched attention, in order."""
+    shapes: Shapes = []
+    for match in matches:
+        static = _static(match)
+        if static is None:
+            shapes = _measured(model, matches)
+            break
+        shapes.append(static)
+    crosses = any(q[-2] > k[-2] for q, k in shapes) and any(q[-2] < k[-2] for q, k in shapes)
+    largest = max((q[-2] for q, _ in shapes), default=0)
+    kinds = []
+    for match, (q, k) in zip(matches, shapes, strict=True):
+        if match.tables is not None:
+            kinds.append("encoder")
+        elif not crosses:
+            kinds.append("generic")
+        elif q[-2] == k[-2]:
+            kinds.append("generic" if q[-2] == largest else "decoder_self")
+        else:
+            kinds.append("decoder_token_to_image" if q[-2] < k[-2] else "decoder_image_to_token")
+    heads = min((q[0] for kind, (q, _) in zip(kinds, shapes, strict=True) if kind == "encoder"), default=0)
+    for index, (q, _) in enumerate(shapes):
+        if kinds[index] == "encoder":
+            kinds[index] = "encoder_window" if q[0] > heads else "encoder_global"
+    for index in range(len(kinds) - 1, -1, -1):
+        if kinds[index] == "decoder_image_to_token":
+            break
+        if kinds[index] == "decoder_token_to_image":
+            kinds[index] = "decoder_final"
+            break
+    return kinds

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recognise LayerNorm: the operator itself, and its spelling by means (SAM's LayerNorm2d over the channel axis).
+
+    mean = ReduceMean(x);  centred = x - mean;  y = centred / sqrt(ReduceMean(centred ^ 2) + eps) * scale + bias
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from samq_onnx.passes.lift.structure import Norm
+
+__all__ = ["find_norms"]
+
+
+def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def _other(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    return next((entry for entry in node.inputs if entry is not value), None)
+
+
+def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
+    uses = value.uses()
+    return uses[0][0] if len(uses) == 1 and uses[0][0].op_type == op_type else None
+
+
+def _axis(node: ir.Node) -> int | None:
+    if "axes" in node.attributes:
+        axes = list(node.attributes["axes"].as_ints())
+    elif len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
+        axes = node.inputs[1].const_value.numpy().tolist()
+    else:
+        return None
+    return axes[0] if len(axes) == 1 else None
+
+
+def _by_means(divide: ir.Node) -> Norm | None:
+    centre = _producer(divide.inputs[0], "Sub")
+    root = _producer(divide.inputs[1], "Sqrt")
+    shifted = _producer(root.inputs[0], "Add") if root else None
+    variance = next((n for v in shifted.inputs if (n := _producer(v, "ReduceMean"))), None) if shifted else None
+    if centre is None or variance is None or variance.inputs[0] is None:
+        return None
+    square = variance.inputs[0].producer()
+    if square is None or square.op_type not in ("Pow", "Mul") or square.inputs[0] is not centre.outputs[0]:
+        return None
+    mean, x = _producer(centre.inputs[1], "ReduceMean"), centre.inputs[0]
+    axis = _axis(variance)
+    if mean is None or x is None or mean.inputs[0] is not x or axis is None:
+        return None
+    multiply = _only_reader(divide.outputs[0], "Mul")
+    scale = _other(multiply, divide.outputs[0]) if multiply else None
+    add = _only_reader(multiply.outputs[0], "Add") if multiply else None
+    bias = _other(add, multiply.outputs[0]) if add and multiply else None
+    if scale is None or bias is None or add is None or scale.const_value is None or bias.const_value is None:
+        return None
+    return Norm(divide, x, scale, bias, add.outputs[0], axis)
+
+
+def find_norms(graph: ir.Graph) -> list[Norm]:
+    """Layer norms of a graph in graph order."""
+    found = []
+    for node in graph:
+        if node.op_type == "LayerNormalization" and node.inputs[0] is not None and node.inputs[1] is not None:
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
+            found.append(Norm(node, node.inputs[0], node.inputs[1], bias, node.outputs[0], axis))
+        elif node.op_type == "Div" and node.domain == "" and (norm := _by_means(node)) is not None:
+            found.append(norm)
+    return found

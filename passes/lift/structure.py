@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lifting finds in a graph: linears, attention sites with their projections, norms and activations."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["AttentionSite", "Gelu", "Linear", "Norm", "Projection", "Structure"]
+
+
+@dataclasses.dataclass
+class Linear:
+    """y = W x + b with constant W (and b).
+
+    Attributes:
+        node: the MatMul, Gemm or Conv.
+        bias_node: the Add of a separate bias, or None.
+        x: input. weight: constant. bias: constant [out] or None. output: after the bias.
+        out_axis: axis of ``weight`` that counts output channels.
+    """
+
+    node: ir.Node
+    bias_node: ir.Node | None
+    x: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+    output: ir.Value
+    out_axis: int
+
+    @property
+    def name(self) -> str:
+        return self.node.name or ""
+
+    @property
+    def out_features(self) -> int:
+        assert self.weight.const_value is not None
+        return int(self.weight.const_value.shape[self.out_axis])
+
+    @property
+    def in_features(self) -> int:
+        assert self.weight.const_value is not None
+        return int(self.weight.const_value.size // self.out_features)
+
+
+@dataclasses.dataclass
+class Projection:
+    """The linear that makes an attention operand; ``channels`` int64 [heads, d] names the output channel of each
+    head and coordinate."""
+
+    linear: Linear
+    channels: np.ndarray
+
+
+@dataclasses.dataclass
+class AttentionSite:
+    """An attention, outlined as one node of the samq domain.
+
+    Attributes:
+        node: ``Attention`` or ``AttentionRelPos``; its inputs are q, k, v and the tables.
+        q, k, v: the projections behind the operands, None where they could not be traced.
+        tables: constants [Hq, Hk, d] and [Wq, Wk, d] of the decomposed relative position, or None.
+    """
+
+    node: ir.Node
+    q: Projection | None = None
+    k: Projection | None = None
+    v: Projection | None = None
+    tables: tuple[ir.Value, ir.Value] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.node.name or ""
+
+    @property
+    def kind(self) -> str:
+        return self.node.attributes["kind"].as_string()
+
+    @property
+    def scale(self) -> float:
+        return self.node.attributes["scale"].as_float()
+
+    @property
+    def heads(self) -> int:
+        return len(self._channels())
+
+    @property
+    def head_dim(self) -> int:
+        return self._channels().shape[1]
+
+    def _channels(self) -> np.ndarray:
+        projection = self.q or self.k or self.v
+        return projection.channels if projection is not None else np.zeros((0, 0), np.int64)
+
+
+@dataclasses.dataclass
+class Norm:
+    """LayerNorm over ``axis``: output = (x - mean) / sqrt(var + epsilon) * scale + bias."""
+
+    node: ir.Node
+    x: ir.Value
+    scale: ir.Value
+    bias: ir.Value | None
+    output: ir.Value
+    axis: int
+
+
+@dataclasses.dataclass
+class Gelu:
+    """output = x * Phi(x), in whatever spelling."""
+
+    x: ir.Value
+    output: ir.Value
+
+
+@dataclasses.dataclass
+class Structure:
+    """Everything lifting found, in graph order; ``refused`` holds one sentence for each thing it left alone."""
+
+    attentions: list[AttentionSite] = dataclasses.field(default_factory=list)
+    linears: list[Linear] = dataclasses.field(default_factory=list)
+    norms: list[Norm] = dataclasses.field(default_factory=list)
+    gelus: list[Gelu] = dataclasses.field(default_factory=list)
+    refused: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def is_sam(self) -> bool:
+        """Whether the attention sites are those of SAM's encoder or decoder."""
+        return any(site.kind != "generic" for site in self.attentions)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quantize command from end to end on SAM-Nano, and what it does with wrong input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from samq_onnx import assets, quantize
+from samq_onnx.plan import QuantPlan
+from samq_onnx.runtime import open_session
+from tests.conftest import Feed, relative_error, run_model
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two bundled images, without annotations."""
+    folder = tmp_path_factory.mktemp("calib")
+    for path in sorted((assets.calibration_images() / "images").iterdir())[:2]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["w8a8", "w4a4"])
+def quantized(request: pytest.FixtureRequest, nano: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """(folder, report) of a quantized SAM-Nano."""
+    folder = tmp_path_factory.mktemp(request.param)
+    report = folder / "report.json"
+    arguments = [str(nano), "-o", str(folder), "--calib", str(calibration), "--bits", request.param]
+    assert quantize.main([*arguments, "--json", str(report)]) == 0
+    return folder, json.loads(report.read_text())
+
+
+def test_inputs_and_outputs_stay_to_the_letter(quantized, nano: Path) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = quantized
+    for name in ("encoder.onnx", "decoder.onnx"):
+        before, after = onnx.load(nano / name).graph, onnx.load(folder / name).graph
+        assert list(before.input) == list(after.input)
+        assert list(before.output) == list(after.output)
+
+
+def test_quantized_decoder_stays_near_float(quantized, nano: Path, decoder_feed: Feed) -> None:  # type: ignore[no-untyped-def]
+    folder, report = quantized
+    wide = report["decoder"]["recipe"]["weight_bits"] == 8
+    expected = run_model(nano / "decoder.onnx", decoder_feed)
+    actual = run_model(folder / "decoder.onnx", decoder_feed)
+    assert (expected[0].shape, expected[1].shape) == (actual[0].shape, actual[1].shape)
+    disagree = np.mean((expected[0] > 0) != (actual[0] > 0))
+    assert disagree < (0.01 if wide else 0.05)
+
+
+def test_native_kernels_and_bodies_agree(quantized, encoder_feed: Feed) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = quantized
+    native = run_model(folder / "encoder.onnx", encoder_feed)
+    body = run_model(folder / "encoder.onnx", encoder_feed, native=False)
+    assert relative_error(body, native) < 0.1
+
+
+def test_most_of_the_encoder_runs_in_integers(quantized) -> None:  # type: ignore[no-untyped-def]
+    _, report = quantized
+    assert report["encoder"]["fusion"]["integer_share"] > 0.8
+    assert report["encoder"]["fusion"]["operators"]["QAttentionRelPos"][0] > 0
+
+
+def test_four_bit_weights_are_packed(quantized) -> None:  # type: ignore[no-untyped-def]
+    folder, report = quantized
+    types = {tensor.data_type for tensor in onnx.load(folder / "encoder.onnx").graph.initializer}
+    narrow = report["encoder"]["recipe"]["weight_bits"] == 4
+    assert (onnx.TensorProto.INT4 in types) == narrow
+    assert report["encoder"]["bytes_after"] < report["encoder"]["bytes_before"] / (4 if narrow else 2.5)
+
+
+def test_metadata_says_how_the_file_was_made(quantized) -> None:  # type: ignore[no-untyped-def]
+    folder, report = quantized
+    found = open_session(folder / "encoder.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(found["samq_onnx.recipe"]) == report["encoder"]["recipe"]
+    for key in ("samq_onnx.version", "samq_onnx.float_model.sha256", "samq_onnx.calibration.sha256"):
+        assert found[key]
+
+
+def test_plan_survives_json(quantized) -> None:  # type: ignore[no-untyped-def]
+    _, report = quantized
+    plan = QuantPlan.from_json(report["encoder"]["plan"])
+    assert json.loads(json.dumps(plan.to_json())) == report["encoder"]["plan"]
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "omse", "ptq4sam-s"])
+def test_every_method_makes_a_model_that_runs(
+    method: str, nano: Path, calibration: Path, tmp_path: Path, encoder_feed: Feed
+) -> None:
+    output = tmp_path / "encoder.onnx"
+    arguments = [str(nano / "encoder.onnx"), "-o", str(output), "--calib", str(calibration)]
+    assert quantize.main([*arguments, "--method", method]) == 0
+    assert relative_error(run_model(nano / "encoder.onnx", encoder_feed), run_model(output, encoder_feed)) < 0.5
+
+
+class TestWrongInput:
+    def refuse(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, *arguments: object) -> str:
+        """Run the command; it must exit with 2, print one line and write nothing."""
+        output = tmp_path / "out" / "model.onnx"
+        status = quantize.main([*map(str, arguments), *([] if "-o" in arguments else ["-o", str(output)])])
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert status == 2 and len(lines) == 1
+        assert not output.exists() and not (output.parent.exists() and list(output.parent.iterdir()))
+        return lines[0]
+
+    def test_missing_model(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, calibration: Path) -> None:
+        assert "no such file" in self.refuse(capsys, tmp_path, tmp_path / "none.onnx", "--calib", calibration)
+
+    def test_text_named_onnx(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, calibration: Path) -> None:
+        fake = tmp_path / "fake.onnx"
+        fake.write_text("this is not a model")
+        assert "not an ONNX model" in self.refuse(capsys, tmp_path, fake, "--calib", calibration)
+
+    def test_empty_file(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, calibration: Path) -> None:
+        fake = tmp_path / "empty.onnx"
+        fake.touch()
+        assert "not an ONNX model" in self.refuse(capsys, tmp_path, fake, "--calib", calibration)
+
+    def test_no_images(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path) -> None:
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        assert "no images" in self.refuse(capsys, tmp_path, nano / "encoder.onnx", "--calib", empty)
+
+    def test_image_that_does_not_decode(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path) -> None:
+        folder = tmp_path / "broken"
+        folder.mkdir()
+        (folder / "a.png").write_text("no picture")
+        assert "a.png" in self.refuse(capsys, tmp_path, nano / "encoder.onnx", "--calib", folder)
+
+    def test_decoder_without_encoder(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path
+    ) -> None:
+        assert "--encoder" in self.refuse(capsys, tmp_path, nano / "decoder.onnx", "--calib", calibration)
+
+    def test_unwritable_output(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path
+    ) -> None:
+        blocked = tmp_path / "file"
+        blocked.touch()
+        line = self.refuse(
+            capsys, tmp_path, nano / "encoder.onnx", "--calib", calibration, "-o", blocked / "model.onnx"
+        )
+        assert "cannot write" in line
+
+    def test_output_over_the_float_model(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path
+    ) -> None:
+        copy = tmp_path / "encoder.onnx"
+        shutil.copy(nano / "encoder.onnx", copy)
+        before = copy.read_bytes()
+        assert "replace the float model" in self.refuse(capsys, tmp_path, copy, "--calib", calibration, "-o", copy)
+        assert copy.read_bytes() == before
