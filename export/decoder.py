@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAM's prompt encoder and mask decoder as one module that can be traced: segment_anything's own, corrected."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from samq_onnx.export.sam import Sam, SamOnnxModel
+
+__all__ = ["BatchedDecoder", "Decoder"]
+
+
+class Decoder(SamOnnxModel):
+    """All four masks of one prompt, at the size of the original image.
+
+    segment_anything's wrapper turns the size of the image without its padding into Python integers, which freezes
+    the sample's size into the traced graph. Here it stays a tensor, so the graph computes it from `orig_im_size`.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__(sam, return_single_mask=False)
+
+    def mask_postprocessing(self, masks: torch.Tensor, orig_im_size: torch.Tensor) -> torch.Tensor:
+        """Low-resolution logits [N, M, S/4, S/4] as logits [N, M, H, W]: to the padded image, crop, to the original."""
+        padded = functional.interpolate(masks, size=(self.img_size, self.img_size), mode="bilinear", align_corners=False)
+        height, width = self.resize_longest_image_size(orig_im_size, self.img_size).unbind()
+        original = orig_im_size.to(torch.int64)
+        return functional.interpolate(
+            padded[..., :height, :width], size=(original[0], original[1]), mode="bilinear", align_corners=False
+        )
+
+
+class BatchedDecoder(Decoder):
+    """Many prompts on one image at once: `point_coords` [N, points, 2] -> masks [N, M, H, W].
+
+    `mask_input` [B, 1, S/4, S/4] and `has_mask_input` [B] are one for all prompts (B = 1) or one a prompt (B = N).
+    """
+
+    def _embed_masks(self, input_mask: torch.Tensor, has_mask_input: torch.Tensor) -> torch.Tensor:
+        return super()._embed_masks(input_mask, has_mask_input.reshape(-1, 1, 1, 1))
