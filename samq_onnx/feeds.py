@@ -81,7 +81,7 @@ class DecoderFeeds(_Feeds):
         self._mask_shape = [int(side) for side in decoder_inputs["mask_input"][-2:]]
         self._prompts: list[tuple[Path, np.ndarray, np.ndarray, tuple[int, int]]] = []
         samples = data.samples(folder)
-        for number, sample in enumerate(tqdm(samples, desc=label, unit="image")):
+        for number, sample in enumerate(tqdm(samples, desc=label, unit="image", disable=None, leave=False)):
             rgb = images.load(sample.path)
             height, width = rgb.shape[:2]
             embedding = encoder.run(None, {encoder.get_inputs()[0].name: images.preprocess(rgb, size)})[0]

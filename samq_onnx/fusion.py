@@ -63,37 +63,53 @@ class FusionReport:
         ]
 
 
-def _matmul(inputs: list[Tensor], output: list[int], node: onnx.NodeProto | None) -> int:
-    left = inputs[0][1]
-    transposed = node is not None and any(a.name == "transA" and a.i for a in node.attribute)
-    return math.prod(output) * (left[-2] if transposed else left[-1])
+@dataclasses.dataclass
+class _Run:
+    """One executed kernel: its inputs as profiled, output shape, and the shapes of its constant inputs."""
+
+    inputs: list[Tensor]
+    output: list[int]
+    node: onnx.NodeProto | None
+    constants: list[list[int]]
 
 
-def _gemm(inputs: list[Tensor], output: list[int], node: onnx.NodeProto | None) -> int:
-    return math.prod(output) * math.prod(inputs[0][1]) // output[0]
+def _attribute(node: onnx.NodeProto | None, name: str) -> onnx.AttributeProto | None:
+    return next((a for a in node.attribute if a.name == name), None) if node is not None else None
 
 
-def _conv(inputs: list[Tensor], output: list[int], node: onnx.NodeProto | None) -> int:
-    weight = next(shape for _, shape in inputs[1:] if len(shape) == len(inputs[0][1]))
-    return math.prod(output) * math.prod(weight[1:])
+def _matmul(run: _Run) -> int:
+    left = run.inputs[0][1]
+    transposed = _attribute(run.node, "transA")
+    return math.prod(run.output) * (left[-2] if transposed is not None and transposed.i else left[-1])
 
 
-def _conv_transpose(inputs: list[Tensor], output: list[int], node: onnx.NodeProto | None) -> int:
-    return math.prod(inputs[0][1]) * math.prod(inputs[1][1][1:])
+def _gemm(run: _Run) -> int:
+    return math.prod(run.output) * math.prod(run.inputs[0][1]) // run.output[0]
 
 
-def _einsum(inputs: list[Tensor], output: list[int], node: onnx.NodeProto | None) -> int:
-    if node is None:
+def _conv(run: _Run) -> int:
+    weight = next((shape for shape in run.constants if len(shape) == len(run.output)), None)
+    return math.prod(run.output) * math.prod(weight[1:]) if weight else 0
+
+
+def _conv_transpose(run: _Run) -> int:
+    weight = next((shape for shape in run.constants if len(shape) == len(run.output)), None)
+    return math.prod(run.inputs[0][1]) * math.prod(weight[1:]) if weight else 0
+
+
+def _einsum(run: _Run) -> int:
+    equation = _attribute(run.node, "equation")
+    if equation is None:
         return 0
-    equation = next(a.s.decode() for a in node.attribute if a.name == "equation")
-    terms = equation.split("->")[0].replace(" ", "").split(",")
-    sizes = {letter: size for term, (_, shape) in zip(terms, inputs, strict=False) for letter, size in zip(term, shape, strict=False)}
+    terms = equation.s.decode().split("->")[0].replace(" ", "").split(",")
+    shapes = [shape for _, shape in run.inputs]
+    sizes = {letter: size for term, shape in zip(terms, shapes, strict=True) for letter, size in zip(term, shape, strict=True)}
     return math.prod(sizes.values())
 
 
-def _attention(inputs: list[Tensor], output: list[int], node: onnx.NodeProto | None) -> int:
-    rank = len(inputs[0][1])
-    q, k, v = [shape for _, shape in inputs if len(shape) == rank][:3]
+def _attention(run: _Run) -> int:
+    rank = len(run.inputs[0][1])
+    q, k, v = [shape for _, shape in run.inputs if len(shape) == rank][:3]
     return math.prod(q) * k[-2] + math.prod(q[:-1]) * k[-2] * v[-1]
 
 
@@ -140,6 +156,7 @@ def fusion_report(
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         optimized = onnx.load(str(Path(scratch) / "optimized.onnx"), load_external_data=False)
     nodes = {node.name: node for node in optimized.graph.node}
+    dims = {tensor.name: list(tensor.dims) for tensor in optimized.graph.initializer}
     for event in events:
         arguments = event.get("args", {})
         counter = COUNTERS.get(arguments.get("op_name", ""))
@@ -147,7 +164,9 @@ def fusion_report(
             continue
         inputs, outputs = _tensors(arguments["input_type_shape"]), _tensors(arguments["output_type_shape"])
         name = arguments["op_name"]
-        macs = counter(inputs, outputs[0][1], nodes.get(event["name"].removesuffix("_kernel_time")))
+        node = nodes.get(event["name"].removesuffix("_kernel_time"))
+        constants = [dims[source] for source in node.input if source in dims] if node is not None else []
+        macs = counter(_Run(inputs, outputs[0][1], node, constants))
         integer = inputs[0][0] in INTEGER_TYPES or name in INTEGER_DESPITE_FLOAT_INPUT
         operators[name][0 if integer else 1] += macs
     report.operators = {name: (whole, real) for name, (whole, real) in operators.items()}

@@ -10,6 +10,7 @@ from importlib import metadata
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from samq_onnx import ops
 from samq_onnx.calibrate import (
@@ -79,6 +80,7 @@ def quantize_model(model: ir.Model, feeds: Feeds, recipe: Recipe, *, label: str 
     comparable = _comparable(structure, chosen)
     refused = structure.refused + lower_linears(structure, model.graph, plan)
     lower_attention(structure, model.graph, plan)
+    common.RemoveUnusedNodesPass()(model)
     ops.add_functions(model)
     _describe(model, plan, comparable)
     kinds: dict[str, int] = {}

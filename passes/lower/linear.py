@@ -75,11 +75,13 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan) -> str | None:
         stored = builder.constant(f"{name}_int8", codes)
     shape = (-1,) if per_channel else ()
     weight_scale = builder.constant(f"{name}_scale", scale.reshape(shape))
+    # spelled out, because ONNX Runtime's u8 x u8 rewrite for CPUs without VNNI does not know an absent zero point
+    weight_zero = builder.constant(f"{name}_zero_point", np.zeros(scale.reshape(shape).shape, np.int8))
     weight_float = ir.Value(
         name=f"{weight_scale.name}_float", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(codes.shape)
     )
     axis = {"axis": linear.out_axis} if per_channel else {}
-    builder.node("DequantizeLinear", [stored, weight_scale], weight_float, stored.producer(), axis)
+    builder.node("DequantizeLinear", [stored, weight_scale, weight_zero], weight_float, stored.producer(), axis)
 
     node.replace_input_with(0, builder.dequantize(builder.quantize(linear.x, plan.input)))
     node.replace_input_with(1, weight_float)

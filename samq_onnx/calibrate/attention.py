@@ -15,7 +15,7 @@ from samq_onnx.calibrate.stats import TensorStats
 __all__ = ["TAUS", "AttentionStats"]
 
 TAUS = (1, 2, 4)
-ENTRIES = 500_000  # map entries of one feed that are looked at
+ENTRIES = 200_000  # map entries of one feed that are looked at
 SCALE_STEPS = 10
 STEPS_PER_OCTAVE = 4
 

@@ -62,7 +62,8 @@ def run(
     if not len(feeds):
         raise UserError("there are no calibration inputs; give a folder with images")
     blocks = cut(model, [collector.tensors for collector in collectors])
-    bar = tqdm(total=len(blocks) * len(feeds), desc=label, unit="step", disable=not progress, leave=False)
+    # tqdm's None: only where a person watches
+    bar = tqdm(total=len(blocks) * len(feeds), desc=label, unit="step", disable=None if progress else True, leave=False)
     with bar, tempfile.TemporaryDirectory(prefix="samq-calibrate-") as scratch:
         for number, block in enumerate(blocks):
             here = set(block.taps)
