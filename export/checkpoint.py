@@ -34,7 +34,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     if not _is_state_dict(content):
         raise UserError(
-            f"{file}: not a state dict but {_describe(content)}; save the weights with torch.save(model.state_dict(), ...)"
+            f"{file}: not a state dict but {_describe(content)}; save weights with torch.save(model.state_dict(), ...)"
         )
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in content.items()}
 

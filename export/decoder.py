@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional
 
@@ -22,13 +24,13 @@ class Decoder(SamOnnxModel):
         super().__init__(sam, return_single_mask=False)
 
     def mask_postprocessing(self, masks: torch.Tensor, orig_im_size: torch.Tensor) -> torch.Tensor:
-        """Low-resolution logits [N, M, S/4, S/4] as logits [N, M, H, W]: to the padded image, crop, to the original."""
-        padded = functional.interpolate(masks, size=(self.img_size, self.img_size), mode="bilinear", align_corners=False)
-        height, width = self.resize_longest_image_size(orig_im_size, self.img_size).unbind()
-        original = orig_im_size.to(torch.int64)
-        return functional.interpolate(
-            padded[..., :height, :width], size=(original[0], original[1]), mode="bilinear", align_corners=False
+        """Low-resolution logits [N, M, S/4, S/4] -> logits [N, M, H, W]: to the padded image, crop, to the original."""
+        padded = functional.interpolate(
+            masks, size=(self.img_size, self.img_size), mode="bilinear", align_corners=False
         )
+        height, width = self.resize_longest_image_size(orig_im_size, self.img_size).unbind()
+        original: Any = orig_im_size.to(torch.int64).unbind()  # traced as a size, though the signature wants integers
+        return functional.interpolate(padded[..., :height, :width], size=original, mode="bilinear", align_corners=False)
 
 
 class BatchedDecoder(Decoder):

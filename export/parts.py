@@ -39,9 +39,9 @@ class Part:
 def encoder_part(sam: Sam) -> Part:
     """`image`, normalised and padded -> `image_embeddings`."""
     side = sam.image_encoder.img_size
-    image = (1, 3, side, side)
-    embeddings = {"image_embeddings": _embeddings_shape(sam)}
-    return Part("encoder", sam.image_encoder, (torch.randn(image),), {"image": image}, embeddings)
+    outputs: dict[str, Shape] = {"image_embeddings": _embeddings_shape(sam)}
+    sample = torch.randn(1, 3, side, side)
+    return Part("encoder", sam.image_encoder, (sample,), {"image": (1, 3, side, side)}, outputs)
 
 
 def decoder_part(sam: Sam) -> Part:

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m samq_onnx.export``: a Segment Anything checkpoint to encoder.onnx and decoder.onnx."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from samq_onnx import assets
+from samq_onnx.errors import UserError, main_guard
+from samq_onnx.export import export_sam
+from samq_onnx.files import write_json
+
+__all__ = ["main"]
+
+MODEL_TYPES = ("vit_b", "vit_l", "vit_h", "nano")
+
+
+@main_guard
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m samq_onnx.export", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, help="state dict, .pth or .safetensors; nano is bundled")
+    parser.add_argument("--model-type", required=True, choices=MODEL_TYPES)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the ONNX files")
+    parser.add_argument("--batched", action="store_true", help="also decoder_batched.onnx: N prompts -> N masks")
+    parser.add_argument("--json", type=Path, help="write the report here")
+    arguments = parser.parse_args(argv)
+    checkpoint = arguments.checkpoint
+    if checkpoint is None:
+        if arguments.model_type != "nano":
+            raise UserError(f"--model-type {arguments.model_type} needs --checkpoint FILE; only nano is bundled")
+        checkpoint = assets.nano_checkpoint()
+    report = export_sam(checkpoint, arguments.model_type, arguments.output, arguments.batched)
+    for file in report["files"].values():
+        print(file["path"])
+    if arguments.json:
+        write_json(arguments.json, report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
