@@ -124,7 +124,7 @@ def image_paths(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def samples(folder: str | os.PathLike[str]) -> list[Sample]:
-    """The images of a folder sorted by name, with their annotations where it has any.
+    """The images of a folder with their annotations, as listed there; sorted by name where it has none.
 
     Raises:
         UserError: as `load_coco` and `image_paths`.
@@ -135,7 +135,7 @@ def samples(folder: str | os.PathLike[str]) -> list[Sample]:
 
 
 def load_coco(folder: str | os.PathLike[str]) -> list[Sample]:
-    """The images listed in ``folder/annotations.json`` sorted by file name, instances in the order of the file.
+    """The images listed in ``folder/annotations.json`` and their instances, both in the order of the file.
 
     Raises:
         UserError: the folder or file is missing or not COCO's format, a listed image is missing or of another size.
@@ -160,8 +160,7 @@ def load_coco(folder: str | os.PathLike[str]) -> list[Sample]:
         raise UserError(f"{file}: not annotations in COCO format ({reason}); mend the file") from error
     if not listed:
         raise UserError(f"{file}: lists no images; nothing to do")
-    found = [dataclasses.replace(sample, instances=tuple(instances[key])) for key, sample in listed.items()]
-    return sorted(found, key=lambda sample: sample.path)
+    return [dataclasses.replace(sample, instances=tuple(instances[key])) for key, sample in listed.items()]
 
 
 def _sample(root: Path, entry: dict[str, Any]) -> Sample:

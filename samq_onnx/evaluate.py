@@ -53,7 +53,7 @@ def evaluate(
         encoder, decoder: files or open sessions.
         data_dir: folder of ``images/`` and ``annotations.json``.
         prompt: ``box`` or ``point``.
-        limit: the first images only, by file name.
+        limit: the first images only, in the order of the annotations.
         instances: the first instances of each image only, in the order of the annotations.
         progress: show a bar with the time left.
 
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--decoder", type=Path, required=True, help="decoder .onnx, float or quantized")
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and annotations.json (COCO)")
     parser.add_argument("--prompt", choices=PROMPTS, required=True)
-    parser.add_argument("--limit", type=int, help="first images only, by file name")
+    parser.add_argument("--limit", type=int, help="first images only, in the order of the annotations")
     parser.add_argument("--instances", type=int, help="first instances of each image only")
     parser.add_argument("--json", type=Path, help="write the result here")
     arguments = parser.parse_args(argv)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluate command: its arithmetic, its choice of instances, its report and its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samq_onnx import assets
+from samq_onnx import evaluate as command
+from samq_onnx.evaluate import evaluate, overlap
+from samq_onnx.predictor import Best
+
+
+def test_overlap() -> None:
+    first, second = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    assert overlap(first, second) == (1, 1)
+    first[:2], second[1:3] = True, True
+    assert overlap(first, second) == (4 / 12, 8 / 16)
+    assert overlap(first, ~first) == (0, 0)
+
+
+class LeftHalf:
+    """Stands in for a model: the left half of the image, and what it was asked."""
+
+    asked: list[Any]
+
+    def __init__(self, *_: Any) -> None:
+        LeftHalf.asked = []
+
+    def set_image(self, rgb: np.ndarray) -> None:
+        self.shape = rgb.shape[:2]
+
+    def best(self, points: Any = None, labels: Any = None, box: Any = None) -> Best:
+        LeftHalf.asked.append(box.tolist() if points is None else points.tolist())
+        mask = np.zeros(self.shape, bool)
+        mask[:, : self.shape[1] // 2] = True
+        return Best(mask, 1.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two images of 8 x 8: objects of 32, 16 and 4 pixels and a crowd in the first, one of 12 pixels in the second."""
+    monkeypatch.setattr(command, "SamPredictor", LeftHalf)
+    (tmp_path / "images").mkdir()
+    boxes = [(1, (0, 0, 4, 8)), (1, (2, 0, 4, 4)), (1, (0, 0, 2, 2)), (1, (0, 0, 8, 8)), (2, (4, 0, 3, 4))]
+    annotations = [
+        {
+            "id": number,
+            "image_id": image,
+            "iscrowd": int(number == 3),
+            "area": w * h,
+            "bbox": [x, y, w, h],
+            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+        }
+        for number, (image, (x, y, w, h)) in enumerate(boxes)
+    ]
+    listed = [{"id": number, "file_name": f"{number}.png", "width": 8, "height": 8} for number in (1, 2)]
+    for entry in listed:
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / str(entry["file_name"]))
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": listed, "annotations": annotations}))
+    return tmp_path
+
+
+def test_means_over_instances_without_crowds_and_specks(folder: Path) -> None:
+    report = evaluate("e", "d", folder, "box", progress=False)
+    assert report["mean_iou"] == pytest.approx((1 + 8 / 40 + 0) / 3)
+    assert report["mean_dice"] == pytest.approx((1 + 16 / 48 + 0) / 3)
+    assert (report["instances"], report["images"], report["prompt"], report["min_area"]) == (3, 2, "box", 12)
+    assert LeftHalf.asked == [[0, 0, 4, 8], [2, 0, 6, 4], [4, 0, 7, 4]]
+
+
+def test_limits(folder: Path) -> None:
+    assert evaluate("e", "d", folder, "box", limit=1, progress=False)["instances"] == 2
+    report = evaluate("e", "d", folder, "box", instances=1, progress=False)
+    assert (report["instances"], report["images"]) == (2, 2)
+
+
+def test_points_are_inside_of_their_masks(folder: Path) -> None:
+    evaluate("e", "d", folder, "point", limit=1, progress=False)
+    for [[x, y]], (x0, y0, x1, y1) in zip(LeftHalf.asked, [(0, 0, 4, 8), (2, 0, 6, 4)], strict=True):
+        assert x0 < x < x1 - 1 and y0 < y < y1 - 1
+
+
+@pytest.mark.parametrize(("prompt", "floor"), [("box", 0.6), ("point", 0.5)])
+def test_the_command_on_sam_nano(nano: Path, tmp_path: Path, prompt: str, floor: float) -> None:
+    target = tmp_path / "report.json"
+    models = ["--encoder", str(nano / "encoder.onnx"), "--decoder", str(nano / "decoder.onnx")]
+    choice = ["--data", str(assets.demo_images()), "--prompt", prompt, "--limit", "2", "--instances", "4"]
+    assert command.main([*models, *choice, "--json", str(target)]) == 0
+    report = json.loads(target.read_text())
+    assert report["images"] == 2 and report["instances"] == 8 and report["encoder"] == str(nano / "encoder.onnx")
+    assert floor < report["mean_iou"] < report["mean_dice"] < 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"--encoder": "missing.onnx"}, "missing.onnx: no such file"),
+        ({"--encoder": "text.onnx"}, "text.onnx"),
+        ({"--data": "empty"}, "annotations.json"),
+        ({"--data": "missing"}, "no such folder"),
+        ({"--limit": "0"}, "limit must be 1 or more"),
+        ({"--json": "text.onnx/report.json"}, "cannot write"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    nano: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changed: dict[str, str],
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("text.onnx").write_text("not a model")
+    options = {"--encoder": str(nano / "encoder.onnx"), "--decoder": str(nano / "decoder.onnx")}
+    options |= {"--data": str(assets.demo_images()), "--prompt": "box", "--json": "report.json"} | changed
+    assert command.main([part for option in options.items() for part in option]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and reason in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "text.onnx"]
