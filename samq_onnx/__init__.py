@@ -1,1 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Quantizes the Segment Anything Model to ONNX models that run in integers."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from samq_onnx.errors import UserError
+from samq_onnx.runtime import library_path, open_session
+
+if TYPE_CHECKING:
+    from samq_onnx.predictor import SamPredictor
+
+__all__ = ["SamPredictor", "UserError", "__version__", "library_path", "open_session"]
+
+__version__ = version("samq_onnx")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SamPredictor":
+        from samq_onnx.predictor import SamPredictor
+
+        return SamPredictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

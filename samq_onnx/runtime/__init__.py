@@ -1,1 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime sessions with the native samq kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+from pathlib import Path
+
+import onnxruntime as ort
+
+from samq_onnx.errors import UserError
+
+__all__ = ["has_vnni", "library_path", "open_session"]
+
+LIBRARY = "libsamq_ops.so"
+# Makes ONNX Runtime turn constant s8 weights into u8, whose integer kernels are exact without VNNI. Without it its
+# u8 x s8 kernels add pairs of products in 16 bits with saturation: silently wrong for large values. A product of
+# two activations is not changed by it, which is why the function bodies multiply u8 by u8.
+EXACT_U8S8 = "session.x64quantprecision"
+
+
+@functools.cache
+def library_path() -> str:
+    """Absolute path of the library with the native kernels, for ``SessionOptions.register_custom_ops_library``.
+
+    Raises:
+        UserError: the package was installed without it.
+    """
+    import samq_onnx
+
+    for folder in [*samq_onnx.__path__, *__path__]:
+        for path in (Path(folder) / "runtime" / LIBRARY, Path(folder) / LIBRARY):
+            if path.is_file():
+                return str(path.resolve())
+    raise UserError(f"{LIBRARY} was not found beside {__file__}; install samq_onnx again")
+
+
+@functools.cache
+def has_vnni() -> bool:
+    """Whether this CPU is x86 with VNNI (AVX512-VNNI or AVX-VNNI), where u8 x s8 products do not saturate."""
+    return bool(ctypes.CDLL(library_path()).samq_has_vnni())
+
+
+def open_session(
+    model: str | os.PathLike[str] | bytes,
+    *,
+    native: bool = True,
+    threads: int | None = None,
+    options: ort.SessionOptions | None = None,
+) -> ort.InferenceSession:
+    """A CPU session of a model file or of serialized bytes.
+
+    Args:
+        model: path, or the bytes of a ModelProto.
+        native: use the native kernels; otherwise the function bodies in the model.
+        threads: threads within an operator; None leaves the choice to ONNX Runtime.
+        options: further session options, changed in place; not yet used for another session.
+
+    Raises:
+        UserError: no such file, or ONNX Runtime cannot load it.
+    """
+    where = "the model" if isinstance(model, bytes) else os.fspath(model)
+    if not isinstance(model, bytes) and not Path(model).is_file():
+        raise UserError(f"{where}: no such file; give the path of an .onnx model")
+    chosen = options if options is not None else ort.SessionOptions()
+    if threads is not None:
+        chosen.intra_op_num_threads = threads
+    if platform.machine().lower() in ("x86_64", "amd64") and not has_vnni():
+        chosen.add_session_config_entry(EXACT_U8S8, "1")
+    if native:
+        chosen.register_custom_ops_library(library_path())
+    source = model if isinstance(model, bytes) else where
+    try:
+        return ort.InferenceSession(source, chosen, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises a dozen kinds without a common base
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where}: ONNX Runtime cannot load it ({reason}); export it again") from error

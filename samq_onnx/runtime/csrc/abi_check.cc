@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compares ort_abi.h with the official header. CMake compiles this file only where it finds that header.
+#include "ort_abi.h"
+
+#include <onnxruntime_c_api.h>
+
+#define SAMQ_CHECK(slot, official, name, result, parameters) \
+  static_assert(offsetof(OrtApi, official) == (slot) * sizeof(void*), #official " has another slot");
+namespace samq::ort {
+SAMQ_ORT_FUNCTIONS(SAMQ_CHECK)
+}
+#undef SAMQ_CHECK
+
+#define SAMQ_MEMBER(ours, official) \
+  static_assert(offsetof(samq::ort::CustomOp, ours) == offsetof(OrtCustomOp, official), #official " has moved");
+SAMQ_MEMBER(name, GetName)
+SAMQ_MEMBER(input_type, GetInputType)
+SAMQ_MEMBER(output_count, GetOutputTypeCount)
+SAMQ_MEMBER(destroy_kernel, KernelDestroy)
+SAMQ_MEMBER(input_memory, GetInputMemoryType)
+SAMQ_MEMBER(create_kernel, CreateKernelV2)
+SAMQ_MEMBER(compute, KernelComputeV2)
+SAMQ_MEMBER(infer_shape, InferOutputShapeFn)
+SAMQ_MEMBER(start_version, GetStartVersion)
+SAMQ_MEMBER(release_alias_map, ReleaseAliasMap)
+#undef SAMQ_MEMBER
+
+static_assert(samq::ort::kFloat == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+static_assert(samq::ort::kUint8 == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
+static_assert(samq::ort::kInt8 == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8);
+static_assert(samq::ort::kInvalidArgument == ORT_INVALID_ARGUMENT);
+static_assert(samq::ort::kRuntimeException == ORT_RUNTIME_EXCEPTION);

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// samq.Attention and samq.AttentionRelPos: softmax(scale q kT + rel_h + rel_w) v in float, without the map.
+#pragma once
+
+#include <iterator>
+#include <optional>
+
+#include "attention_inputs.h"
+#include "cpu.h"
+#include "run_tiles.h"
+
+namespace samq {
+
+template <bool kRelPos>
+struct AttentionTypes {
+  static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+};
+template <>
+struct AttentionTypes<true> {
+  static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
+};
+
+template <bool kRelPos>
+class Attention : public AttentionTypes<kRelPos> {
+ public:
+  static constexpr const char* kName = kRelPos ? "AttentionRelPos" : "Attention";
+  static constexpr ort::ElementType kOutput = ort::kFloat;
+  static Dims infer(const std::vector<Dims>& inputs) { return attention_output(inputs[0], inputs[2]); }
+
+  explicit Attention(const Attributes& attributes) : scale_(attributes.number("scale")) {}
+
+  void compute(const Context& context) const {
+    const auto q = context.tensor<float>(0, "q"), k = context.tensor<float>(1, "k"), v = context.tensor<float>(2, "v");
+    const TileKernels& kernels = tile_kernels();
+    FloatJob job{};
+    job.sizes = attention_sizes(q.dims, k.dims, v.dims);
+    std::optional<RelPosTables> tables;
+    if constexpr (kRelPos) {
+      tables.emplace(context.tensor<float>(3, "table_h"), context.tensor<float>(4, "table_w"), job.sizes, kernels.panel);
+      job.rel = tables->view();
+    }
+    job.q = q.data;
+    job.scale = scale_;
+    job.out = context.output<float>(attention_output(q.dims, v.dims));
+    run_tiles<1, float>(context, kernels.panel, k.data, 0.0f, v.data, 0.0f, job, kernels.float_scratch, kernels.float_tile);
+  }
+
+ private:
+  float scale_;
+};
+
+}  // namespace samq

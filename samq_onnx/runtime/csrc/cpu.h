@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// What this CPU can do, and the tile kernels for it.
+#pragma once
+
+#include "tile.h"
+
+namespace samq {
+
+bool has_vnni();
+
+// The widest tile kernels that this CPU runs, chosen once. The environment variable SAMQ_ISA (baseline, avx2,
+// avx512) asks for narrower ones, for tests and measurements.
+const TileKernels& tile_kernels();
+
+}  // namespace samq

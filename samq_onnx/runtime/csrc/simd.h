@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of SAMQ_LANES numbers, by the compilers' vector extension; intrinsics only where it has no word for it.
+// Included by one translation unit per instruction set; everything has internal linkage, so that no code compiled
+// for a wider instruction set can stand in for a narrower one.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#define SAMQ_INLINE static inline __attribute__((always_inline))
+
+namespace samq {
+namespace {
+
+constexpr int64_t kLanes = SAMQ_LANES;
+constexpr int64_t kPanel = 2 * kLanes;
+
+typedef float Floats __attribute__((vector_size(kLanes * 4)));
+typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t Uints __attribute__((vector_size(kLanes * 4)));
+typedef int16_t Shorts __attribute__((vector_size(kLanes * 2)));
+typedef Floats FloatsInMemory __attribute__((aligned(4), may_alias));
+typedef Ints IntsInMemory __attribute__((aligned(2), may_alias));
+typedef Shorts ShortsInMemory __attribute__((aligned(2), may_alias));
+typedef int32_t IntInMemory __attribute__((aligned(2), may_alias));
+
+SAMQ_INLINE Floats load(const float* p) { return *reinterpret_cast<const FloatsInMemory*>(p); }
+SAMQ_INLINE void store(float* p, Floats x) { *reinterpret_cast<FloatsInMemory*>(p) = x; }
+SAMQ_INLINE Ints load_ints(const void* p) { return *static_cast<const IntsInMemory*>(p); }
+SAMQ_INLINE void store_ints(int32_t* p, Ints x) { *reinterpret_cast<IntsInMemory*>(p) = x; }
+SAMQ_INLINE void store_shorts(int16_t* p, Ints x) {
+  *reinterpret_cast<ShortsInMemory*>(p) = __builtin_convertvector(x, Shorts);
+}
+SAMQ_INLINE Floats splat(float x) { return x - Floats{}; }
+SAMQ_INLINE Ints splat_int(int32_t x) { return x - Ints{}; }
+SAMQ_INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+
+// Not a number gives b.
+SAMQ_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+SAMQ_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+
+SAMQ_INLINE float sum_of(Floats x) {
+  float total = 0;
+  for (int64_t i = 0; i < kLanes; ++i) total += x[i];
+  return total;
+}
+
+SAMQ_INLINE float largest_of(Floats x) {
+  float best = x[0];
+  for (int64_t i = 1; i < kLanes; ++i) best = x[i] > best ? x[i] : best;
+  return best;
+}
+
+// Adding this rounds a float below 2^22 in magnitude to an integer, half to even, and leaves it in the low bits.
+constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
+constexpr int32_t kRounderBits = 0x4B400000;
+
+// e^x for x <= 0, relative error below 2e-7 (Cephes' polynomial); below e^-87 it stays at e^-87.
+SAMQ_INLINE Floats exp_of(Floats x) {
+  x = larger(x, splat(-87.0f));
+  const Floats shifted = x * 1.44269504f + kRounder;
+  const Floats n = shifted - kRounder;
+  const Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + r + 1.0f;
+  const Ints power = ((Ints)shifted - kRounderBits + 127) << 23;
+  return y * (Floats)power;
+}
+
+// sum + a0 b0 + a1 b1 in each lane, where a lane of a and b holds two 16-bit numbers.
+SAMQ_INLINE Ints add_pair_products(Ints sum, Ints a, Ints b) {
+#if SAMQ_LANES == 16 && defined(__AVX512BW__)
+  return sum + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif SAMQ_LANES == 8 && defined(__AVX2__)
+  return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif SAMQ_LANES == 4 && defined(__SSE2__)
+  return sum + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+}  // namespace
+}  // namespace samq

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// The work of one tile of an attention map: a few query rows against all keys. The map itself is never held.
+//
+// Operands are packed first (pack.h), once for all tiles: panels of `panel` columns, so that inner loops run over
+// whole vectors. N is padded to whole panels, and depths of integer operands to pairs, with zeros.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace samq {
+
+// rel_h and rel_w: table_h as [hq][d][hk_padded], table_w as [wq][d][wk_padded]. Absent when hq is 0.
+struct RelPos {
+  const float* table_h;
+  const float* table_w;
+  int64_t hq, hk, hk_padded, wq, wk, wk_padded;
+};
+
+struct Sizes {
+  int64_t batch, rows, keys, depth, value_depth;  // B, M, N, d, dv
+};
+
+// softmax(scale q kT + rel) v in float.
+struct FloatJob {
+  Sizes sizes;
+  const float* q;         // [B][M][d]
+  const float* k_panels;  // [B][N / panel][d][panel]
+  const float* v_panels;  // [B][dv / panel][N][panel]
+  float* out;             // [B][M][dv]
+  float scale;
+  RelPos rel;
+};
+
+// The same on 8-bit codes. Probabilities are coded, and A V is accumulated in integers.
+struct CodeJob {
+  Sizes sizes;
+  const uint8_t* q;         // [B][M][d]
+  const int16_t* k_panels;  // [B][N / panel][d / 2][panel][2], k - zero point
+  const int16_t* v_panels;  // [B][dv / panel][N / 2][panel][2], v - zero point
+  float* out;               // [B][M][dv]
+  int32_t q_zero_point;
+  float q_scale;
+  float logit_scale;  // q_scale * k_scale * scale
+  RelPos rel;
+  int32_t tau;  // log codes of 2^(1 / tau); 0: uniform codes
+  int32_t largest_code;
+  float p_scale;
+  double out_scale;  // value of accumulator 1
+};
+
+constexpr int64_t kTileRows = 24;
+
+// One instruction set's implementation. A tile is `rows` <= kTileRows rows of batch entry `batch` from `first_row` on;
+// `scratch` holds *_scratch bytes, aligned to 64. None of these throws.
+struct TileKernels {
+  const char* name;
+  int64_t panel;
+  size_t (*float_scratch)(const FloatJob&);
+  void (*float_tile)(const FloatJob&, int64_t batch, int64_t first_row, int64_t rows, void* scratch);
+  size_t (*code_scratch)(const CodeJob&);
+  void (*code_tile)(const CodeJob&, int64_t batch, int64_t first_row, int64_t rows, void* scratch);
+};
+
+const TileKernels& baseline_tile_kernels();
+const TileKernels& avx2_tile_kernels();
+const TileKernels& avx512_tile_kernels();
+
+}  // namespace samq

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tile kernels, written once; tile_*.cc compile them for one instruction set each.
+#pragma once
+
+#include "simd.h"
+#include "tile.h"
+
+namespace samq {
+namespace {
+
+constexpr int64_t kRegisterRows = 6;   // rows that a register tile holds: 12 accumulators of 16 registers
+constexpr int64_t kFloatChunk = 512;   // keys of one pass of A V: a panel's part stays in the first cache
+constexpr int64_t kCodeChunk = 256;    // the same in integers: 256 * 2^15 * 255 < 2^31
+
+constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Hands out parts of the scratch memory; with a null base it only adds up their sizes.
+struct Scratch {
+  char* base;
+  size_t used = 0;
+  template <class T>
+  T* take(int64_t count) {
+    char* const at = base + used;
+    used += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    return base == nullptr ? nullptr : reinterpret_cast<T*>(at);
+  }
+};
+
+// c [R][panel] (+)= a [R][depth] . b [depth][panel]
+template <int R>
+SAMQ_INLINE void multiply(const float* a, int64_t lda, const float* b, int64_t depth, float* c, int64_t ldc, bool add) {
+  Floats low[R], high[R];
+  for (int r = 0; r < R; ++r) {
+    low[r] = add ? load(c + r * ldc) : Floats{};
+    high[r] = add ? load(c + r * ldc + kLanes) : Floats{};
+  }
+  for (int64_t i = 0; i < depth; ++i, b += kPanel) {
+    const Floats b_low = load(b), b_high = load(b + kLanes);
+    for (int r = 0; r < R; ++r) {
+      const Floats x = splat(a[r * lda + i]);
+      low[r] += x * b_low;
+      high[r] += x * b_high;
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    store(c + r * ldc, low[r]);
+    store(c + r * ldc + kLanes, high[r]);
+  }
+}
+
+// c [R][panel] = a [R][pairs][2] . b [pairs][panel][2], exact
+template <int R>
+SAMQ_INLINE void multiply(const int16_t* a, int64_t lda, const int16_t* b, int64_t pairs, int32_t* c, int64_t ldc, bool) {
+  Ints low[R] = {}, high[R] = {};
+  for (int64_t i = 0; i < pairs; ++i, b += 2 * kPanel) {
+    const Ints b_low = load_ints(b), b_high = load_ints(b + 2 * kLanes);
+    for (int r = 0; r < R; ++r) {
+      const Ints x = splat_int(*reinterpret_cast<const IntInMemory*>(a + r * lda + 2 * i));
+      low[r] = add_pair_products(low[r], x, b_low);
+      high[r] = add_pair_products(high[r], x, b_high);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    store_ints(c + r * ldc, low[r]);
+    store_ints(c + r * ldc + kLanes, high[r]);
+  }
+}
+
+// All rows of one panel, in groups of kRegisterRows.
+template <class In, class Out>
+SAMQ_INLINE void multiply_rows(int64_t rows, const In* a, int64_t lda, const In* b, int64_t depth, Out* c, int64_t ldc,
+                               bool add = false) {
+  for (; rows >= kRegisterRows; rows -= kRegisterRows, a += kRegisterRows * lda, c += kRegisterRows * ldc)
+    multiply<kRegisterRows>(a, lda, b, depth, c, ldc, add);
+  switch (rows) {
+    case 5: return multiply<5>(a, lda, b, depth, c, ldc, add);
+    case 4: return multiply<4>(a, lda, b, depth, c, ldc, add);
+    case 3: return multiply<3>(a, lda, b, depth, c, ldc, add);
+    case 2: return multiply<2>(a, lda, b, depth, c, ldc, add);
+    case 1: return multiply<1>(a, lda, b, depth, c, ldc, add);
+    default: return;
+  }
+}
+
+struct RelPosScratch {
+  float* q;     // [d]
+  float* h;     // [hk_padded]
+  float* w;     // [wk_padded]
+  float* bias;  // [N padded + lanes]
+};
+
+RelPosScratch take_rel_pos(Scratch& scratch, const RelPos& rel, const Sizes& sizes) {
+  if (rel.hq == 0) return {};
+  const int64_t keys = padded(sizes.keys, kPanel) + kLanes;
+  return {scratch.take<float>(sizes.depth), scratch.take<float>(rel.hk_padded), scratch.take<float>(rel.wk_padded),
+          scratch.take<float>(keys)};
+}
+
+// bias[y' wk + x'] = q . table_h[y, y'] + q . table_w[x, x'] of query row (y, x)
+void rel_pos_bias(const RelPos& rel, int64_t depth, int64_t row, const float* q, const RelPosScratch& made) {
+  const float* table_h = rel.table_h + row / rel.wq * depth * rel.hk_padded;
+  const float* table_w = rel.table_w + row % rel.wq * depth * rel.wk_padded;
+  for (int64_t j = 0; j < rel.hk_padded; j += kPanel)
+    multiply<1>(q, depth, table_h + j * depth, depth, made.h + j, 0, false);
+  for (int64_t j = 0; j < rel.wk_padded; j += kPanel)
+    multiply<1>(q, depth, table_w + j * depth, depth, made.w + j, 0, false);
+  for (int64_t y = 0; y < rel.hk; ++y) {  // a last vector runs into the next row, which is written after it
+    const Floats h = splat(made.h[y]);
+    float* const line = made.bias + y * rel.wk;
+    for (int64_t x = 0; x < rel.wk; x += kLanes) store(line + x, load(made.w + x) + h);
+  }
+}
+
+// x = scale * x + bias in place, -inf in the padding; the largest. Read is load or a conversion from int32.
+template <class Read>
+SAMQ_INLINE float scale_row(float* x, int64_t keys, float scale, const float* bias, const Read& read) {
+  const int64_t end = padded(keys, kPanel);
+  Floats best = splat(-__builtin_inff());
+  for (int64_t i = keys; i < end; ++i) x[i] = 0;
+  if (bias != nullptr) {
+    for (int64_t i = 0; i < keys; i += kLanes) {
+      const Floats y = read(x + i) * scale + load(bias + i);
+      store(x + i, y);
+      if (i + kLanes <= keys) best = larger(y, best);
+    }
+  } else {
+    for (int64_t i = 0; i < keys; i += kLanes) {
+      const Floats y = read(x + i) * scale;
+      store(x + i, y);
+      if (i + kLanes <= keys) best = larger(y, best);
+    }
+  }
+  float largest = largest_of(best);
+  for (int64_t i = keys / kLanes * kLanes; i < keys; ++i) largest = x[i] > largest ? x[i] : largest;
+  for (int64_t i = keys; i < end; ++i) x[i] = -__builtin_inff();
+  return largest;
+}
+
+// sum of e^(x - largest); keeps the powers in x if Keep
+template <bool Keep>
+SAMQ_INLINE float sum_powers(float* x, int64_t keys, float largest) {
+  Floats total[2] = {};
+  for (int64_t i = 0; i < padded(keys, kPanel); i += kPanel) {
+    for (int half = 0; half < 2; ++half) {
+      float* const at = x + i + half * kLanes;
+      const Floats power = exp_of(load(at) - largest);
+      total[half] += power;
+      if (Keep) store(at, power);
+    }
+  }
+  return sum_of(total[0] + total[1]);
+}
+
+// ---- float ----
+
+struct FloatScratch {
+  float *x, *out;
+  RelPosScratch rel;
+};
+
+FloatScratch take_float(Scratch& scratch, const FloatJob& job) {
+  return {scratch.take<float>(kTileRows * padded(job.sizes.keys, kPanel)),
+          scratch.take<float>(kTileRows * padded(job.sizes.value_depth, kPanel)),
+          take_rel_pos(scratch, job.rel, job.sizes)};
+}
+
+size_t float_scratch(const FloatJob& job) {
+  Scratch scratch{nullptr};
+  take_float(scratch, job);
+  return scratch.used;
+}
+
+void float_tile(const FloatJob& job, int64_t batch, int64_t first_row, int64_t rows, void* memory) {
+  const auto [unused_batch, all_rows, keys, depth, value_depth] = job.sizes;
+  (void)unused_batch;
+  const int64_t line = padded(keys, kPanel), width = padded(value_depth, kPanel);
+  Scratch scratch{static_cast<char*>(memory)};
+  const FloatScratch made = take_float(scratch, job);
+  const float* const q = job.q + (batch * all_rows + first_row) * depth;
+  const float* const k = job.k_panels + batch * line * depth;
+  for (int64_t j = 0; j < line; j += kPanel) multiply_rows(rows, q, depth, k + j * depth, depth, made.x + j, line);
+
+  float sums[kTileRows];
+  for (int64_t r = 0; r < rows; ++r) {
+    float* const x = made.x + r * line;
+    if (job.rel.hq != 0) rel_pos_bias(job.rel, depth, first_row + r, q + r * depth, made.rel);
+    const float largest = scale_row(x, keys, job.scale, made.rel.bias, [](const float* p) { return load(p); });
+    sums[r] = sum_powers<true>(x, keys, largest);
+  }
+
+  const float* const v = job.v_panels + batch * width * keys;
+  for (int64_t from = 0; from < keys; from += kFloatChunk) {
+    const int64_t count = keys - from < kFloatChunk ? keys - from : kFloatChunk;
+    for (int64_t c = 0; c < width; c += kPanel)
+      multiply_rows(rows, made.x + from, line, v + c * keys + from * kPanel, count, made.out + c, width, from != 0);
+  }
+  float* const out = job.out + (batch * all_rows + first_row) * value_depth;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < value_depth; ++c) out[r * value_depth + c] = made.out[r * width + c] / sums[r];
+}
+
+// ---- codes ----
+
+struct CodeScratch {
+  float* x;           // [rows][N]: products, then logits, then (uniform codes) powers
+  int16_t* q;         // [rows][d]: q - zero point
+  int16_t* weights;   // [planes][rows][chunk]
+  int32_t* products;  // [planes * rows][dv]
+  int64_t* sums;      // [rows][dv]
+  RelPosScratch rel;
+};
+
+CodeScratch take_code(Scratch& scratch, const CodeJob& job) {
+  const int64_t width = padded(job.sizes.value_depth, kPanel);
+  return {scratch.take<float>(kTileRows * padded(job.sizes.keys, kPanel)),
+          scratch.take<int16_t>(kTileRows * padded(job.sizes.depth, 2)),
+          scratch.take<int16_t>(2 * kTileRows * kCodeChunk),
+          scratch.take<int32_t>(2 * kTileRows * width),
+          scratch.take<int64_t>(kTileRows * width),
+          take_rel_pos(scratch, job.rel, job.sizes)};
+}
+
+size_t code_scratch(const CodeJob& job) {
+  Scratch scratch{nullptr};
+  take_code(scratch, job);
+  return scratch.used;
+}
+
+// The nearest code in [0, largest], half to even.
+SAMQ_INLINE Ints to_code(Floats x, float largest) {
+  x = smaller(larger(x, Floats{}), splat(largest));
+  return (Ints)(x + kRounder) - kRounderBits;
+}
+
+// Weight of a log code, 2^30 being 1: table[r] >> n with n = ceil(c / tau), r = tau n - c.
+struct LogWeights {
+  Ints table[4];
+  int32_t tau, shift;  // tau = 2^shift
+
+  explicit LogWeights(int32_t step) : table{}, tau(step), shift(step == 4 ? 2 : step - 1) {
+    static constexpr int32_t kQuarters[4] = {1073741824, 1276901417, 1518500250, 1805811301};  // 2^30 * 2^(i / 4)
+    for (int32_t i = 0; i < 4; ++i) table[i] = splat_int(kQuarters[i * (4 / tau) % 4]);
+  }
+
+  SAMQ_INLINE Ints weight(Ints code, const LogWeights& w) {
+    const Ints n = (code + (w.tau - 1)) >> w.shift;
+    const Ints r = (n << w.shift) - code;
+    Ints entry = w.table[0];
+    for (int32_t i = 1; i < 4; ++i) entry = r == i ? w.table[i] : entry;
+    return entry >> (n > 31 ? splat_int(31) : n);
+  }
+};
+
+// weights [2 planes][rows][chunk] of keys [from, from + count): W = 65536 plane0 + plane1
+SAMQ_INLINE void log_weights(const CodeJob& job, const LogWeights& table, const CodeScratch& made, int64_t rows,
+                             int64_t from, int64_t count, const float* largest, const float* offsets) {
+  const int64_t line = padded(job.sizes.keys, kPanel);
+  const float slope = static_cast<float>(job.tau) * 1.44269504f, top = static_cast<float>(job.largest_code);
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* const x = made.x + r * line + from;
+    int16_t* const high = made.weights + r * kCodeChunk;
+    int16_t* const low = high + rows * kCodeChunk;
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const Ints code = to_code((largest[r] - load(x + i)) * slope + offsets[r], top);
+      const Ints weight = LogWeights::weight(code, table);
+      const Ints upper = (weight + 32768) >> 16;
+      store_shorts(high + i, upper);
+      store_shorts(low + i, weight - (upper << 16));
+    }
+  }
+}
+
+// weights [1 plane][rows][chunk]: the uniform codes themselves
+SAMQ_INLINE void uniform_weights(const CodeJob& job, const CodeScratch& made, int64_t rows, int64_t from, int64_t count,
+                                 const float* factors) {
+  const int64_t line = padded(job.sizes.keys, kPanel);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const Floats p = load(made.x + r * line + from + i) * factors[r];
+      store_shorts(made.weights + r * kCodeChunk + i, to_code(p, static_cast<float>(job.largest_code)));
+    }
+}
+
+void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t rows, void* memory) {
+  const auto [unused_batch, all_rows, keys, depth, value_depth] = job.sizes;
+  (void)unused_batch;
+  const int64_t line = padded(keys, kPanel), width = padded(value_depth, kPanel);
+  const int64_t depth_pairs = padded(depth, 2) / 2, key_pairs = padded(keys, 2) / 2;
+  Scratch scratch{static_cast<char*>(memory)};
+  const CodeScratch made = take_code(scratch, job);
+
+  const uint8_t* const q = job.q + (batch * all_rows + first_row) * depth;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < depth; ++c)
+      made.q[r * 2 * depth_pairs + c] = static_cast<int16_t>(q[r * depth + c] - job.q_zero_point);
+    if (depth % 2) made.q[r * 2 * depth_pairs + depth] = 0;
+  }
+  const int16_t* const k = job.k_panels + batch * line * 2 * depth_pairs;
+  int32_t* const products = reinterpret_cast<int32_t*>(made.x);
+  for (int64_t j = 0; j < line; j += kPanel)
+    multiply_rows(rows, made.q, 2 * depth_pairs, k + j * 2 * depth_pairs, depth_pairs, products + j, line);
+
+  // Softmax: of log codes only the sum is needed, code = tau (log2 sum + (largest - x) log2 e) + tau log2 p_scale.
+  float largest[kTileRows], factors[kTileRows];
+  for (int64_t r = 0; r < rows; ++r) {
+    float* const x = made.x + r * line;
+    if (job.rel.hq != 0) {
+      for (int64_t c = 0; c < depth; ++c)
+        made.rel.q[c] = static_cast<float>(q[r * depth + c] - job.q_zero_point) * job.q_scale;
+      rel_pos_bias(job.rel, depth, first_row + r, made.rel.q, made.rel);
+    }
+    largest[r] = scale_row(x, keys, job.logit_scale, made.rel.bias, [](const float* p) { return to_floats(load_ints(p)); });
+    if (job.tau != 0)
+      factors[r] = static_cast<float>(job.tau) * __builtin_log2f(sum_powers<false>(x, keys, largest[r]) * job.p_scale);
+    else
+      factors[r] = 1.0f / (sum_powers<true>(x, keys, largest[r]) * job.p_scale);
+  }
+
+  const LogWeights table(job.tau != 0 ? job.tau : 1);
+  const int64_t planes = job.tau != 0 ? 2 : 1;
+  const int16_t* const v = job.v_panels + batch * width * 2 * key_pairs;
+  for (int64_t i = 0; i < rows * width; ++i) made.sums[i] = 0;
+  for (int64_t from = 0; from < keys; from += kCodeChunk) {
+    const int64_t count = keys - from < kCodeChunk ? keys - from : kCodeChunk;
+    if (job.tau != 0)
+      log_weights(job, table, made, rows, from, count, largest, factors);
+    else
+      uniform_weights(job, made, rows, from, count, factors);
+    for (int64_t c = 0; c < width; c += kPanel)
+      multiply_rows(planes * rows, made.weights, kCodeChunk, v + c * 2 * key_pairs + from * kPanel, (count + 1) / 2,
+                    made.products + c, width);
+    if (planes == 2) {
+      const int32_t* const low = made.products + rows * width;
+      for (int64_t i = 0; i < rows * width; ++i) made.sums[i] += static_cast<int64_t>(made.products[i]) * 65536 + low[i];
+    } else {
+      for (int64_t i = 0; i < rows * width; ++i) made.sums[i] += made.products[i];
+    }
+  }
+  float* const out = job.out + (batch * all_rows + first_row) * value_depth;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < value_depth; ++c)
+      out[r * value_depth + c] = static_cast<float>(static_cast<double>(made.sums[r * width + c]) * job.out_scale);
+}
+
+}  // namespace
+
+#define SAMQ_NAME_(isa) isa##_tile_kernels
+#define SAMQ_NAME(isa) SAMQ_NAME_(isa)
+#define SAMQ_TEXT_(isa) #isa
+#define SAMQ_TEXT(isa) SAMQ_TEXT_(isa)
+
+const TileKernels& SAMQ_NAME(SAMQ_ISA)() {
+  static const TileKernels kernels{SAMQ_TEXT(SAMQ_ISA), kPanel, float_scratch, float_tile, code_scratch, code_tile};
+  return kernels;
+}
+
+}  // namespace samq
