@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,9 @@ def _read_safetensors(file: Path) -> StateDict:
 
 def _read_torch(file: Path) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on pickle protocols
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if _is_pickle(file):
             raise UserError(
@@ -56,7 +59,9 @@ def _read_torch(file: Path) -> Any:
                 "save the weights with torch.save(model.state_dict(), ...)"
             ) from error
         raise _not_a_checkpoint(file) from error
-    except (EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler raises errors of any kind on files that are no pickles
         raise _not_a_checkpoint(file) from error
 
 
