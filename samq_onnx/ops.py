@@ -16,10 +16,10 @@ Functions with a lower-case first letter only serve the other bodies and have no
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import onnx_ir as ir
-from onnxscript import opset17 as op
-from onnxscript import script
+from onnxscript import opset17, script
 from onnxscript.values import OnnxFunction, Opset
 
 from samq_onnx.errors import UserError
@@ -39,6 +39,7 @@ FRACTION = 2.0**30  # fixed point of ShiftLutMatMul
 LARGEST_SHIFT = 63
 FLOAT, UINT8, INT32, INT64, DOUBLE, UINT64 = 1, 2, 6, 7, 11, 13
 
+op: Any = opset17
 samq = Opset(DOMAIN, VERSION)
 
 
@@ -231,13 +232,15 @@ def add_functions(model: ir.Model) -> None:
         return
     opset = model.opset_imports.get("", 0)
     if opset < LOWEST_OPSET:
-        raise UserError(f"the model has opset {opset}, samq functions need {LOWEST_OPSET}; export it with a newer opset")
+        raise UserError(
+            f"the model has opset {opset}, samq functions need {LOWEST_OPSET}; export it with a newer opset"
+        )
     done: set[str] = set()
     while wanted - done:
         name = min(wanted - done)
         if name not in FUNCTIONS:
             raise UserError(f"node type {DOMAIN}.{name} is not one of this version; use {', '.join(FUNCTIONS)}")
-        function = ir.from_proto(FUNCTIONS[name].to_function_proto())
+        function = ir.serde.deserialize_function(FUNCTIONS[name].to_function_proto())
         function.opset_imports[""] = opset
         model.functions[function.identifier()] = function
         wanted |= _used(function)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of a single samq node, inputs for them, and their numpy reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from samq_onnx import ops, reference
+from samq_onnx.runtime import open_session
+
+Feed = Mapping[str, Any]
+
+
+def build(op: str, feed: Feed, attributes: Mapping[str, int | float], *, opset: int = 17) -> onnx.ModelProto:
+    """A model whose inputs are those of ``feed``, in order, all dimensions dynamic; its output is called out."""
+    inputs = [
+        ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(x.dtype)), shape=ir.Shape([None] * x.ndim))
+        for name, x in feed.items()
+    ]
+    node = ir.node(op, inputs, attributes, domain=ops.DOMAIN, name=f"the_{op}")
+    out = node.outputs[0]
+    out.name, out.shape = "out", ir.Shape([None] * feed[next(iter(feed))].ndim)
+    out.type = ir.TensorType(ir.DataType.UINT8 if op == "LogQuantize" else ir.DataType.FLOAT)
+    graph = ir.Graph(inputs, [out], nodes=[node], opset_imports={"": opset}, name=op)
+    model = ir.Model(graph, ir_version=10)
+    ops.add_functions(model)
+    return ir.to_proto(model)
+
+
+def run(op: str, feed: Feed, attributes: Mapping[str, int | float], *, native: bool, threads: int = 1) -> np.ndarray:
+    """The output of the node."""
+    model = build(op, feed, attributes).SerializeToString()
+    return open_session(model, native=native, threads=threads).run(None, dict(feed))[0]
+
+
+def scalar(value: float, dtype: type = np.float32) -> np.ndarray:
+    """A rank-0 array."""
+    return np.array(value, dtype)
+
+
+def float_feed(shape: tuple[int, ...], keys: int, depth: int, seed: int = 0, spread: float = 1.0) -> dict[str, Any]:
+    """q [*shape, d], k and v [*shape[:-1], keys, d], normal."""
+    random = np.random.default_rng(seed)
+    key_shape = (*shape[:-1], keys, depth)
+    return {
+        "q": spread * random.standard_normal((*shape, depth), dtype=np.float32),
+        "k": spread * random.standard_normal(key_shape, dtype=np.float32),
+        "v": random.standard_normal(key_shape, dtype=np.float32),
+    }
+
+
+def code_feed(shape: tuple[int, ...], keys: int, depth: int, seed: int = 0, p_scale: float = 0.9) -> dict[str, Any]:
+    """Codes over their whole ranges with zero points off the middle; logits spread over some tens."""
+    random = np.random.default_rng(seed)
+    key_shape = (*shape[:-1], keys, depth)
+    return {
+        "q": random.integers(0, 256, (*shape, depth), dtype=np.uint8),
+        "q_scale": scalar(0.02),
+        "q_zero_point": scalar(131, np.uint8),
+        "k": random.integers(-128, 128, key_shape, dtype=np.int8),
+        "k_scale": scalar(0.03),
+        "k_zero_point": scalar(-7, np.int8),
+        "v": random.integers(-128, 128, key_shape, dtype=np.int8),
+        "v_scale": scalar(0.01),
+        "v_zero_point": scalar(5, np.int8),
+        "p_scale": scalar(p_scale),
+    }
+
+
+def tables(hq: int, wq: int, hk: int, wk: int, depth: int, seed: int = 0) -> dict[str, Any]:
+    """table_h [hq, hk, d] and table_w [wq, wk, d]."""
+    random = np.random.default_rng(seed + 1)
+    return {
+        "table_h": 0.3 * random.standard_normal((hq, hk, depth), dtype=np.float32),
+        "table_w": 0.3 * random.standard_normal((wq, wk, depth), dtype=np.float32),
+    }
+
+
+def plain(feed: Feed) -> dict[str, Any]:
+    """Rank-0 arrays as Python numbers, for the reference."""
+    return {name: x.item() if x.ndim == 0 else x for name, x in feed.items()}
+
+
+def code_logits(feed: Feed, scale: float) -> np.ndarray:
+    """The reference's logits of a feed of codes."""
+    names = ("q", "q_scale", "q_zero_point", "k", "k_scale", "k_zero_point", "table_h", "table_w")
+    return reference.quantized_logits(**{name: x for name, x in plain(feed).items() if name in names}, scale=scale)
