@@ -102,9 +102,13 @@ class Sample:
 
 def interior_point(mask: np.ndarray) -> tuple[float, float]:
     """The pixel (x, y) of a mask bool [H, W] farthest from everything outside it; the first in reading order."""
-    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    y, x = np.unravel_index(int(distance.argmax()), mask.shape)
-    return float(x), float(y)
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    if not found:
+        raise UserError("an empty mask has no interior point")
+    rows, columns = found[0]
+    distance = ndimage.distance_transform_edt(np.pad(mask[rows, columns], 1))
+    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    return float(columns.start + x - 1), float(rows.start + y - 1)
 
 
 def image_paths(folder: str | os.PathLike[str]) -> list[Path]:

@@ -103,6 +103,11 @@ def test_interior_point_keeps_away_from_the_edge_of_the_image() -> None:
     mask = np.zeros((20, 30), bool)
     mask[:9, :9] = True
     assert data.interior_point(mask) == (4, 4)
+    mask[:] = False
+    mask[12:17, 20:27] = True
+    assert data.interior_point(mask) == (22, 14)
+    with pytest.raises(UserError, match="empty mask"):
+        data.interior_point(np.zeros((3, 3), bool))
 
 
 def test_broken_annotations(tmp_path: Path) -> None:
