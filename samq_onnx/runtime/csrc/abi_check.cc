@@ -25,8 +25,11 @@ SAMQ_MEMBER(start_version, GetStartVersion)
 SAMQ_MEMBER(release_alias_map, ReleaseAliasMap)
 #undef SAMQ_MEMBER
 
-static_assert(samq::ort::kFloat == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
-static_assert(samq::ort::kUint8 == ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8);
-static_assert(samq::ort::kInt8 == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8);
-static_assert(samq::ort::kInvalidArgument == ORT_INVALID_ARGUMENT);
-static_assert(samq::ort::kRuntimeException == ORT_RUNTIME_EXCEPTION);
+#define SAMQ_VALUE(ours, official) \
+  static_assert(static_cast<int>(samq::ort::ours) == static_cast<int>(official), #official " has another value");
+SAMQ_VALUE(kFloat, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)
+SAMQ_VALUE(kUint8, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8)
+SAMQ_VALUE(kInt8, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8)
+SAMQ_VALUE(kInvalidArgument, ORT_INVALID_ARGUMENT)
+SAMQ_VALUE(kRuntimeException, ORT_RUNTIME_EXCEPTION)
+#undef SAMQ_VALUE

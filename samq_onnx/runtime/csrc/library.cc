@@ -42,8 +42,9 @@ SAMQ_EXPORT samq::ort::Status* RegisterCustomOps(samq::ort::SessionOptions* opti
     if (api != nullptr) functions = ort::read_functions(api);
     return api != nullptr;
   }();
-  if (!ready) {  // older than the table's first version that has what we need: there is no way to make a Status
-    std::fprintf(stderr, "samq: ONNX Runtime %s is too old, 1.18 is needed\n", base->version_string());
+  if (!ready) {  // too old to make a Status with; models still run, by their function bodies
+    std::fprintf(stderr, "samq: ONNX Runtime %s is too old for the native kernels, 1.18 is needed\n",
+                 base->version_string());
     return nullptr;
   }
   return guarded([options] {

@@ -14,6 +14,7 @@ namespace samq::ort {
 constexpr uint32_t kApiVersion = 18;
 
 struct Api;
+struct CustomOp;
 struct CustomOpDomain;
 struct InferContext;
 struct KernelContext;
@@ -28,8 +29,8 @@ struct ApiBase {
   const char* (*version_string)();
 };
 
-enum ElementType : int32_t { kAnyType = 0, kFloat = 1, kUint8 = 2, kInt8 = 3 };
-enum ErrorCode : int32_t { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
+enum ElementType : int32_t { kFloat = 1, kUint8 = 2, kInt8 = 3 };
+enum ErrorCode : int32_t { kInvalidArgument = 2, kRuntimeException = 6 };
 
 // X(slot, name in the official table, our name, result, parameters). Status* is null for success.
 #define SAMQ_ORT_FUNCTIONS(X)                                                                                     \
