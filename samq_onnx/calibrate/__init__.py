@@ -7,13 +7,14 @@ from samq_onnx.calibrate.attention import AttentionStats
 from samq_onnx.calibrate.observers import OBSERVERS
 from samq_onnx.calibrate.quantizer import fake_quantize, qparams, weight_scales
 from samq_onnx.calibrate.run import Collector, run
-from samq_onnx.calibrate.stats import ChannelStats, KeySamples, TensorStats
+from samq_onnx.calibrate.stats import ChannelStats, Gram, KeySamples, TensorStats
 
 __all__ = [
     "OBSERVERS",
     "AttentionStats",
     "ChannelStats",
     "Collector",
+    "Gram",
     "KeySamples",
     "TensorStats",
     "fake_quantize",

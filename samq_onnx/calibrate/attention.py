@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of post-softmax maps, on sampled query rows, so that no map is ever held whole.
-
-AGQ (PTQ4SAM eq. 14) picks the base 2^(1/tau) and the scale s of its log codes by the error they leave in the
-attention output: E(tau, s) = || (A^ - A) V ||^2. The sum over query rows is estimated from evenly spread rows; E is
-accumulated over the feeds on a grid of s, and the pair with the least total error wins.
-"""
+"""Statistics of post-softmax maps, on sampled query rows, so that no map is ever held whole."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from samq_onnx.calibrate.agq import LogError
 from samq_onnx.calibrate.stats import TensorStats
 
-__all__ = ["TAUS", "AttentionStats"]
+__all__ = ["AttentionStats"]
 
-TAUS = (1, 2, 4)
-ENTRIES = 200_000  # map entries of one feed that are looked at
-SCALE_STEPS = 10
-STEPS_PER_OCTAVE = 4
+ENTRIES = 131_072  # map entries of one feed that are looked at
+GOLDEN = 0.6180339887498949  # multiples of it are spread evenly modulo one, and follow no row or column of an image
 
 
 class AttentionStats:
     """Collector over q [..., M, d], k [..., N, d], v [..., N, d] of one attention site.
 
+    Looks at evenly spread query rows of every map (head, window, prompt), other rows in each map and feed.
+
+    Args:
+        tensors: names of q, k, v. scale: of the attention.
+        tables: relative position tables [Hq, Hk, d] and [Wq, Wk, d], or None.
+        bits: of the codes.
+
     Attributes:
-        probabilities: `TensorStats` of the post-softmax values.
-        errors: float64 [tau, scale], total squared output error. scales: float64 [scale].
+        probabilities: `TensorStats` of the post-softmax values. log_error: `LogError` of AGQ's candidates.
     """
 
     def __init__(
@@ -37,46 +37,42 @@ class AttentionStats:
         bits: int,
     ) -> None:
         self.tensors = tensors
-        self.scale, self.tables, self.bits = scale, tables, bits
+        self.scale, self.tables = scale, tables
         self.probabilities = TensorStats(f"probabilities of {tensors[0]}")
-        self.scales = np.zeros(0)
-        self.errors = np.zeros((len(TAUS), SCALE_STEPS))
+        self.log_error = LogError(bits)
+        self._maps_seen = 0
 
     def update(self, *arrays: np.ndarray) -> None:
         q, k, v = (array.reshape(-1, *array.shape[-2:]) for array in arrays)
-        maps = q.shape[0]
         wanted = max(1, ENTRIES // k.shape[1])  # rows over all maps
-        chosen = np.linspace(0, maps - 1, min(maps, wanted)).astype(int)
-        q, k, v = q[chosen], k[chosen], v[chosen]
-        rows = np.linspace(0, q.shape[1] - 1, min(q.shape[1], max(1, wanted // len(chosen)))).astype(int)
-        probabilities = self._probabilities(q, k, rows)
+        if len(q) > wanted:
+            chosen = np.linspace(0, len(q) - 1, wanted).astype(int)
+            q, k, v = q[chosen], k[chosen], v[chosen]
+        maps, queries = q.shape[:2]
+        count = min(queries, max(1, wanted // maps))
+        phase = np.arange(self._maps_seen, self._maps_seen + maps) * GOLDEN % 1
+        self._maps_seen += maps
+        rows = ((np.arange(count) + phase[:, None]) * queries / count).astype(int)
+        probabilities = self._probabilities(np.take_along_axis(q, rows[..., None], axis=1), k, rows)
         self.probabilities.update(probabilities)
-        if not self.scales.size:
-            self.scales = probabilities.max() * 2.0 ** (-np.arange(SCALE_STEPS) / STEPS_PER_OCTAVE)
-        logarithm = np.log2(np.maximum(probabilities, 1e-20))
-        top = 2**self.bits - 1
-        for row, tau in enumerate(TAUS):
-            values = np.exp2(-np.arange(top + 1, dtype=np.float32) / tau)
-            for column, scale in enumerate(self.scales):
-                codes = np.clip(np.rint(tau * (np.float32(np.log2(scale)) - logarithm)), 0, top).astype(np.uint8)
-                difference = values[codes] * np.float32(scale) - probabilities
-                self.errors[row, column] += float(np.square(difference @ v, dtype=np.float64).sum())
+        self.log_error.update(probabilities, v)
 
     def _probabilities(self, q: np.ndarray, k: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        sampled = q[:, rows]
-        logits = np.float32(self.scale) * (sampled @ k.transpose(0, 2, 1))
+        """softmax(scale q kT + rel_h + rel_w) [maps, r, N] of the queries q [maps, r, d] at ``rows`` [maps, r]."""
+        logits = np.float32(self.scale) * (q @ k.transpose(0, 2, 1))
         if self.tables is not None:
             table_h, table_w = self.tables
             y, x = np.divmod(rows, len(table_w))
-            by_row = np.einsum("brc,rkc->brk", sampled, table_h[y], optimize=True)
-            by_column = np.einsum("brc,rkc->brk", sampled, table_w[x], optimize=True)
-            shape = (*logits.shape[:2], table_h.shape[1], table_w.shape[1])
-            logits = (logits.reshape(shape) + by_row[..., None] + by_column[..., None, :]).reshape(logits.shape)
+            by_row = (table_h[y] @ q[..., None])[..., 0]
+            by_column = (table_w[x] @ q[..., None])[..., 0]
+            grid = logits.reshape(*rows.shape, table_h.shape[1], table_w.shape[1])  # a view
+            grid += by_row[..., None]
+            grid += by_column[..., None, :]
         logits -= logits.max(axis=-1, keepdims=True)
-        exponential = np.exp(logits)
-        return exponential / exponential.sum(axis=-1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(axis=-1, keepdims=True)
+        return logits
 
     def best(self) -> tuple[int, float]:
-        """tau and s with the least error in the attention output."""
-        row, column = np.unravel_index(int(self.errors.argmin()), self.errors.shape)
-        return TAUS[int(row)], float(self.scales[int(column)])
+        """tau and s of the log codes with the least error in the attention output."""
+        return self.log_error.best()

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cut a model into blocks where a single activation crosses, so that one block at a time can be run.
 
-In graph order, a cut is possible behind a node if just one activation made so far is read later. Inputs of the graph
-do not count: they are at hand in every block. A SAM encoder falls apart at each residual sum; a decoder, whose tokens
-and image run side by side, stays whole.
+In graph order, a cut is possible behind a node if just one activation made so far is read later. Two kinds of values
+do not count, as they are at hand in every block: inputs of the graph, and what is computed from constants alone (it
+is computed again). A SAM encoder falls apart at each residual sum, into attention halves and MLP halves; a decoder,
+whose tokens and image run side by side, stays whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
 __all__ = ["Block", "cut"]
 
-SMALLEST = 8  # nodes; a block of fewer joins the next one
+SMALLEST = 6  # nodes; fewer join the next block. The MLP half of a transformer block has seven
 
 
 @dataclasses.dataclass
@@ -23,83 +24,122 @@ class Block:
     """A piece of a model as a model of its own.
 
     Attributes:
-        model: reads ``feed_inputs`` and, but for the first block, ``carried_in``.
-        taps: names of requested tensors among its outputs.
+        model: reads ``feed_inputs`` and, but for the first block, ``carried_in``; gives all else that is wanted.
+        groups: which of the requested groups of tensors are complete here, each in one block only.
+        feed_inputs: graph inputs that the block reads or that its groups hold.
         carried_in, carried_out: the crossing tensors at its two ends, None at the ends of the model.
     """
 
     model: ir.Model
+    groups: list[int]
     feed_inputs: list[str]
-    taps: list[str]
     carried_in: str | None
     carried_out: str | None
 
 
-def _crossings(nodes: Sequence[ir.Node]) -> list[ir.Value | None]:
-    """For each node the activation that crosses behind it, if it is the only one."""
-    position = {node: index for index, node in enumerate(nodes)}
-    last_use: dict[ir.Value, int] = {}
+def _reads(node: ir.Node) -> Iterator[ir.Value]:
+    """Inputs of a node, and what its subgraphs read."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs = [attribute.as_graph()]
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = list(attribute.as_graphs())
+        else:
+            continue
+        for graph in graphs:
+            for inner in ir.traversal.RecursiveGraphIterator(graph):
+                yield from (value for value in inner.inputs if value is not None)
+
+
+def _activations(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> set[ir.Value]:
+    """Values made from an input of the graph."""
+    active = set(inputs)
     for node in nodes:
-        for value in node.outputs:
-            uses = [position[user] for user, _ in value.uses() if user in position]
-            if uses:
-                last_use[value] = max(uses)
+        if any(value in active for value in _reads(node)):
+            active.update(node.outputs)
+    return active.difference(inputs)
+
+
+def _crossings(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> list[ir.Value | None]:
+    """For each node the activation that crosses behind it, if there is exactly one."""
+    activations = _activations(nodes, inputs)
+    last_read: dict[ir.Value, int] = {}
+    for index, node in enumerate(nodes):
+        for value in _reads(node):
+            if value in activations:
+                last_read[value] = index
     alive: set[ir.Value] = set()
     found: list[ir.Value | None] = []
     for index, node in enumerate(nodes):
-        alive |= {value for value in node.outputs if last_use.get(value, -1) > index}
-        alive = {value for value in alive if last_use[value] > index}
+        alive.update(value for value in node.outputs if value in last_read)
+        alive = {value for value in alive if last_read[value] > index}
         found.append(next(iter(alive)) if len(alive) == 1 else None)
     return found
 
 
-def cut(model: ir.Model, groups: Iterable[Sequence[str]]) -> list[Block]:
+def _ends(crossings: Sequence[ir.Value | None], spans: Sequence[tuple[int, int]], last: int) -> list[int]:
+    """Indices of the last nodes of the blocks; no cut falls within a span."""
+    within = {index for first, final in spans for index in range(first, final)}
+    ends = []
+    start = 0
+    for index in range(last):
+        long_enough = index + 1 - start >= SMALLEST and last - index >= SMALLEST
+        if crossings[index] is not None and index not in within and long_enough:
+            ends.append(index)
+            start = index + 1
+    return [*ends, last]
+
+
+def cut(model: ir.Model, groups: Sequence[Sequence[str]]) -> list[Block]:
     """Blocks of ``model`` in order, up to the last requested tensor.
 
     Args:
         groups: names of tensors wanted; those of one group come out of the same block.
+
+    Raises:
+        ValueError: the model has no such tensor.
     """
     nodes = list(model.graph)
-    place = {value.name: index for index, node in enumerate(nodes) for value in node.outputs}
-    spans = [[place[name] for name in group if name in place] for group in groups]
-    wanted = {name for group in groups for name in group}
-    last = max((max(span) for span in spans if span), default=0)
-    joined = {index for span in spans if span for index in range(min(span), max(span))}
-    crossings = _crossings(nodes)
-    ends = []
-    start = 0
-    for index in range(last):
-        if crossings[index] is not None and index not in joined and index + 1 - start >= SMALLEST:
-            ends.append(index)
-            start = index + 1
-    blocks = []
+    inputs = {value.name: value for value in model.graph.inputs if not value.is_initializer()}
+    made = {value.name: (index, value) for index, node in enumerate(nodes) for value in node.outputs}
+    for group in groups:
+        for name in group:
+            if name not in made and name not in inputs:
+                raise ValueError(f"the model has no tensor {name}")
+    places = [[made[name][0] for name in group if name in made] or [0] for group in groups]
+    spans = [(min(place), max(place)) for place in places]
+    crossings = _crossings(nodes, list(inputs.values()))
+    ends = _ends(crossings, spans, max((final for _, final in spans), default=0))
+    blocks: list[Block] = []
     start, carried = 0, None
-    inputs = {value.name: value for value in model.graph.inputs}
-    for end in [*ends, last]:
-        crossing = crossings[end] if end != last else None
-        made = [value for node in nodes[start : end + 1] for value in node.outputs]
-        taps = [value for value in made if value.name in wanted]
-        if start == 0:
-            taps = [value for name, value in inputs.items() if name in wanted] + taps
-        outputs = [value for value in taps if value.name not in inputs]
+    for end in ends:
+        crossing = crossings[end] if end != ends[-1] else None
+        mine = [index for index, (first, _) in enumerate(spans) if start <= first <= end]
+        wanted = {name for index in mine for name in groups[index]}
+        outputs = [made[name][1] for name in sorted(wanted & made.keys())]
         if crossing is not None and crossing not in outputs:
             outputs.append(crossing)
-        sources = [carried] if carried is not None else []
-        read = {value for node in nodes[start : end + 1] for value in node.inputs if value in model.graph.inputs}
-        feed_inputs = [value for value in model.graph.inputs if value in read]
-        graph = ir.convenience.extract(model.graph, [*sources, *feed_inputs], outputs)
-        for value in graph.outputs:
-            value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-        graph.opset_imports.update(model.opset_imports)
-        piece = ir.Model(graph, ir_version=model.ir_version, functions=[f.clone() for f in model.functions.values()])
+        if not outputs:  # only inputs of the graph are wanted
+            outputs = [nodes[end].outputs[0]]
+        read = {value for node in nodes[start : end + 1] for value in _reads(node)}
+        feed_inputs = [value for value in inputs.values() if value in read or value.name in wanted]
         blocks.append(
             Block(
-                piece,
+                _extract(model, [*([carried] if carried is not None else []), *feed_inputs], outputs),
+                mine,
                 [value.name or "" for value in feed_inputs],
-                [value.name or "" for value in taps],
                 carried.name if carried is not None else None,
                 crossing.name if crossing is not None else None,
             )
         )
         start, carried = end + 1, crossing
     return blocks
+
+
+def _extract(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
+    graph = ir.convenience.extract(model.graph, inputs, outputs)
+    for value in (*graph.inputs, *graph.outputs):
+        value.type = value.type or ir.TensorType(ir.DataType.FLOAT)  # shape inference stops at our own operators
+    graph.opset_imports.update(model.opset_imports)
+    return ir.Model(graph, ir_version=model.ir_version, functions=[f.clone() for f in model.functions.values()])

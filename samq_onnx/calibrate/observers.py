@@ -7,16 +7,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from samq_onnx.calibrate.quantizer import fake_quantize, qparams
+from samq_onnx.calibrate.quantizer import SMALLEST_SCALE, fake_quantize, power, qparams
 from samq_onnx.calibrate.stats import TensorStats
 
-__all__ = ["OBSERVERS", "avg_minmax", "minmax", "omse", "percentile"]
+__all__ = ["OBSERVERS", "avg_minmax", "least_error", "minmax", "omse", "percentile"]
 
 Range = tuple[float, float]
 PERCENTILES = (0.99, 0.999, 0.9999, 0.99999)
 NORM = 2.4  # exponent of the error, as in PTQ4SAM's MSE observers
-STEPS = 40  # range ends tried on each side
-COARSE_BINS = 1024
+COARSE_RATIOS = 0.7 ** np.arange(14)  # range ends tried on each side first: from the extremes to a hundredth of them
+FINE_STEPS = 7  # range ends tried on each side around the best so far
+REFINEMENTS = 2
+CANDIDATES = 16  # tried at once: their errors stay in the cache
 
 
 def minmax(stats: TensorStats, bits: int) -> Range:
@@ -35,37 +37,62 @@ def _quantile(stats: TensorStats, share: float) -> float:
     return float(np.interp(share, np.concatenate([[0.0], cumulative]), edges))
 
 
-def _error(stats: TensorStats, low: float, high: float, bits: int, norm: float) -> float:
-    centres = stats.centres
-    error = np.abs(fake_quantize(centres, *qparams(low, high, bits), bits) - centres) ** norm
-    return float((stats.counts * error).sum())
-
-
 def percentile(stats: TensorStats, bits: int) -> Range:
     """The central share of the values, 98 % to 99.998 %, whose range has the least squared error."""
     ranges = [(_quantile(stats, 1 - share), _quantile(stats, share)) for share in PERCENTILES]
-    return min(ranges, key=lambda ends: _error(stats, *ends, bits, 2.0))
+
+    def error(ends: Range) -> float:
+        rounded = fake_quantize(stats.centres, *qparams(*ends, bits), bits)
+        return float(stats.counts @ np.square(rounded - stats.centres))
+
+    return min(ranges, key=error)
+
+
+def _errors(
+    values: np.ndarray, counts: np.ndarray, low: np.ndarray, high: np.ndarray, bits: int, norm: float
+) -> np.ndarray:
+    """Total |x - x^|^norm of each range (low, high) [candidates] over ``values`` seen ``counts`` times."""
+    top = 2**bits - 1
+    scale = np.maximum((high - low) / top, SMALLEST_SCALE).astype(np.float32)
+    zero = np.clip(-np.rint(low / scale), 0, top).astype(np.float32)
+    found = np.empty(len(scale))
+    for start in range(0, len(scale), CANDIDATES):
+        part = slice(start, start + CANDIDATES)
+        step, offset = scale[part, None], zero[part, None]
+        work = values * (1.0 / step)
+        np.rint(work, out=work)
+        np.clip(work, -offset, top - offset, out=work)
+        work *= step
+        work -= values
+        found[part] = power(work, norm) @ counts
+    return found
+
+
+def least_error(stats: TensorStats, bits: int, norm: float) -> Range:
+    """The range that leaves the least mean |x - x^|^norm, both ends searched together, coarsely and then finely.
+
+    PTQ4SAM's two-sided search walks width and shift of the range instead; the candidates are of the same kind.
+    """
+    seen = stats.counts > 0
+    values, counts = stats.centres[seen].astype(np.float32), stats.counts[seen].astype(np.float32)
+    bottom, peak = minmax(stats, bits)
+    bottom, peak = min(bottom, 0.0), max(peak, 0.0)
+    low_shares = high_shares = COARSE_RATIOS
+    for refinement in range(1 + REFINEMENTS):
+        lows = bottom * low_shares if bottom else np.zeros(1)
+        highs = peak * high_shares if peak else np.zeros(1)
+        low, high = (grid.ravel() for grid in np.meshgrid(lows, highs))
+        best = int(_errors(values, counts, low, high, bits, norm).argmin())
+        reach = 0.7 if refinement == 0 else 0.7 ** (2 / (FINE_STEPS - 1))
+        around = np.geomspace(reach, 1 / reach, FINE_STEPS)
+        low_shares = np.minimum(1.0, around * low[best] / bottom) if bottom else around
+        high_shares = np.minimum(1.0, around * high[best] / peak) if peak else around
+    return float(low[best]), float(high[best])
 
 
 def omse(stats: TensorStats, bits: int) -> Range:
-    """The range whose codes have the least mean |x - x^|^2.4, both ends searched together on a grid."""
-    low, high = minmax(stats, bits)
-    merge = max(1, len(stats.counts) // COARSE_BINS)
-    pad = -len(stats.counts) % merge
-    counts = np.pad(stats.counts, (0, pad)).reshape(-1, merge).sum(axis=1)
-    centres = (np.arange(len(counts)) * merge + stats.first + merge / 2) * stats.width
-    counts, centres = counts[counts > 0], centres[counts > 0]
-    shares = np.arange(1, STEPS + 1) / STEPS
-    lows = low * shares if low < 0 else np.zeros(1)
-    highs = high * shares if high > 0 else np.zeros(1)
-    grid_low, grid_high = (grid.ravel()[:, None] for grid in np.meshgrid(lows, highs))
-    top = 2**bits - 1
-    scale = np.maximum((grid_high - grid_low) / top, 1e-8)
-    zero = np.clip(-np.rint(grid_low / scale), 0, top)
-    codes = np.clip(np.rint(centres / scale) + zero, 0, top)
-    errors = (np.abs((codes - zero) * scale - centres) ** NORM) @ counts
-    best = int(errors.argmin())
-    return float(grid_low[best, 0]), float(grid_high[best, 0])
+    """The range that leaves the least mean |x - x^|^2.4."""
+    return least_error(stats, bits, NORM)
 
 
 OBSERVERS: dict[str, Callable[[TensorStats, int], Range]] = {

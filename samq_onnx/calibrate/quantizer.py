@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["fake_quantize", "qparams", "weight_scales"]
+__all__ = ["WEIGHT_RANGES", "fake_quantize", "power", "qparams", "weight_scales"]
 
 SMALLEST_SCALE = 1e-8
+WEIGHT_RANGES = ("minmax", "mse")
 WEIGHT_NORM = 2.4  # exponent of the error that weight ranges minimise, as in PTQ4SAM's released code
-WEIGHT_RATIOS = np.linspace(0.35, 1.0, 66)
+WEIGHT_RATIOS = np.linspace(1.0, 0.2, 17, dtype=np.float32)  # of the scale that clips nothing, tried first
+WEIGHT_STEPS = np.linspace(0.04, -0.04, 9, dtype=np.float32)  # tried around the best of these
+CHUNK = 1 << 16  # weights searched at once: what the search needs of them stays in the cache
+TINY = np.float32(1e-30)
 
 
 def qparams(low: float, high: float, bits: int) -> tuple[float, int]:
@@ -29,24 +33,59 @@ def fake_quantize(x: np.ndarray, scale: float, zero_point: int, bits: int) -> np
     return (codes - zero_point) * scale
 
 
-def weight_scales(weight: np.ndarray, out_axis: int, bits: int, *, how: str) -> np.ndarray:
-    """Scale per output channel, float64 [out], of symmetric codes in [-2^(bits-1), 2^(bits-1) - 1].
+def power(error: np.ndarray, norm: float) -> np.ndarray:
+    """|error|^norm of float32, in place; several times faster than ``np.power``."""
+    np.abs(error, out=error)
+    np.maximum(error, TINY, out=error)
+    np.log(error, out=error)
+    error *= np.float32(norm)
+    return np.exp(error, out=error)
+
+
+def weight_scales(weight: np.ndarray, out_axis: int | None, bits: int, *, how: str) -> np.ndarray:
+    """Scales of symmetric codes in [-2^(bits-1), 2^(bits-1) - 1].
 
     Args:
-        how: ``minmax``, or ``mse`` for the best of 66 shrunken ranges by mean |w - w^|^2.4.
+        out_axis: axis of the output channels, None for one scale in all.
+        how: ``minmax``, the smallest scale that clips nothing, or ``mse``, the one between that and a fifth of it
+            with the least mean |w - w^|^2.4, to a hundredth.
+
+    Returns:
+        Float64 [out], or [1].
     """
-    rows = np.moveaxis(weight, out_axis, 0).reshape(weight.shape[out_axis], -1).astype(np.float32)
+    rows = weight.reshape(1, -1) if out_axis is None else np.moveaxis(weight, out_axis, 0)
+    rows = np.ascontiguousarray(rows.reshape(len(rows), -1), np.float32)
     top = 2 ** (bits - 1)
     widest = np.maximum(np.maximum(rows.max(axis=1) / (top - 1), -rows.min(axis=1) / top), SMALLEST_SCALE)
     if how == "minmax":
         return widest.astype(np.float64)
     if how != "mse":
-        raise ValueError(f"unknown weight range {how!r}")
-    best, least = widest.copy(), np.full(len(rows), np.inf)
-    for ratio in WEIGHT_RATIOS:
-        scale = (widest * ratio)[:, None]
-        error = np.abs(np.clip(np.rint(rows / scale), -top, top - 1) * scale - rows)
-        score = np.power(error, WEIGHT_NORM, out=error).mean(axis=1)
-        better = score < least
-        best[better], least[better] = scale[better, 0], score[better]
-    return best.astype(np.float64)
+        raise ValueError(f"unknown weight range {how!r}, known are {', '.join(WEIGHT_RANGES)}")
+    coarse = _best_ratio(rows, widest, np.broadcast_to(WEIGHT_RATIOS, (len(rows), len(WEIGHT_RATIOS))), top)
+    fine = _best_ratio(rows, widest, np.minimum(1.0, coarse[:, None] + WEIGHT_STEPS), top)
+    return (widest * fine).astype(np.float64)
+
+
+def _best_ratio(rows: np.ndarray, widest: np.ndarray, ratios: np.ndarray, top: int) -> np.ndarray:
+    """Of each row's ``ratios`` [out, candidates] the one that makes ``widest`` [out] fit ``rows`` [out, in] best."""
+    errors = np.zeros(ratios.shape)
+    scales = widest[:, None] * ratios
+    chunk_rows = max(1, CHUNK // rows.shape[1])
+    for start in range(0, len(rows), chunk_rows):
+        part = slice(start, start + chunk_rows)
+        for column in range(0, rows.shape[1], CHUNK):
+            _add_errors(errors[part], rows[part, column : column + CHUNK], scales[part], top)
+    return ratios[np.arange(len(rows)), errors.argmin(axis=1)]
+
+
+def _add_errors(errors: np.ndarray, rows: np.ndarray, scales: np.ndarray, top: int) -> None:
+    """Add to ``errors`` [out, candidate] what each candidate scale leaves of ``rows`` [out, in]."""
+    work = np.empty_like(rows)
+    for candidate in range(scales.shape[1]):
+        scale = scales[:, candidate, None]
+        np.multiply(rows, 1.0 / scale, out=work)
+        np.rint(work, out=work)
+        np.clip(work, -top, top - 1, out=work)
+        work *= scale
+        work -= rows
+        errors[:, candidate] += power(work, WEIGHT_NORM).sum(axis=1)

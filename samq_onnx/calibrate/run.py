@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 from tqdm import tqdm
 
 from samq_onnx.calibrate.blocks import Block, cut
@@ -22,6 +23,10 @@ from samq_onnx.errors import UserError
 from samq_onnx.runtime import open_session
 
 __all__ = ["Collector", "run"]
+
+LARGEST_BLOCK = 2_000_000_000  # bytes of weights; a protobuf holds less than 2 GiB
+
+Feed = Mapping[str, np.ndarray]
 
 
 class Collector(Protocol):
@@ -33,17 +38,9 @@ class Collector(Protocol):
     def update(self, *arrays: np.ndarray) -> None: ...
 
 
-def _resident_memory() -> str:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return "unknown memory"
-    return f"{pages * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB"
-
-
 def run(
     model: ir.Model,
-    feeds: Sequence[Mapping[str, np.ndarray]],
+    feeds: Sequence[Feed],
     collectors: Sequence[Collector],
     *,
     label: str,
@@ -55,40 +52,66 @@ def run(
         model: float model, samq nodes allowed; not changed.
         feeds: inputs by graph input name, fetched one at a time.
         label: shown in front of the progress bar.
+        progress: show a bar where a person watches: time left, block, memory in use.
 
     Raises:
-        UserError: there is no input, or a tensor is not finite.
+        UserError: there is no input, or a tensor is not finite, or a block is too large for one ONNX file.
+        ValueError: a collector wants a tensor that the model does not have.
     """
     if not len(feeds):
         raise UserError("there are no calibration inputs; give a folder with images")
+    if not collectors:
+        return
     blocks = cut(model, [collector.tensors for collector in collectors])
-    # tqdm's None: only where a person watches
+    # disable=None: tqdm asks whether stderr is a terminal
     bar = tqdm(total=len(blocks) * len(feeds), desc=label, unit="step", disable=None if progress else True, leave=False)
     with bar, tempfile.TemporaryDirectory(prefix="samq-calibrate-") as scratch:
-        for number, block in enumerate(blocks):
-            here = set(block.taps)
-            mine = [collector for collector in collectors if set(collector.tensors) <= here]
-            _run_block(block, feeds, mine, Path(scratch), bar)
-            bar.set_postfix_str(f"block {number + 1} of {len(blocks)}, {_resident_memory()}")
+        for number, block in enumerate(blocks, 1):
+            bar.set_postfix_str(f"block {number} of {len(blocks)}, {_resident_memory()}", refresh=False)
+            _run_block(block, feeds, [collectors[index] for index in block.groups], Path(scratch), bar)
 
 
-def _run_block(
-    block: Block, feeds: Sequence[Mapping[str, np.ndarray]], collectors: Sequence[Collector], scratch: Path, bar: tqdm
-) -> None:
-    session = open_session(ir.to_proto(block.model).SerializeToString())
-    wanted = [output.name for output in session.get_outputs()]
+def _run_block(block: Block, feeds: Sequence[Feed], collectors: Sequence[Collector], scratch: Path, bar: tqdm) -> None:
+    session = _open(block.model)
+    outputs = [output.name for output in session.get_outputs()]
+    wanted = sorted({name for collector in collectors for name in collector.tensors})
     for index in range(len(feeds)):
         spilled = scratch / f"{index}.npy"
-        inputs: dict[str, np.ndarray] = {}
+        tensors: dict[str, np.ndarray] = {}
         if block.feed_inputs:
             feed = feeds[index]
-            inputs = {name: feed[name] for name in block.feed_inputs}
+            tensors = {name: feed[name] for name in block.feed_inputs}
         if block.carried_in is not None:
-            inputs[block.carried_in] = np.load(spilled, allow_pickle=False)
-        found = dict(inputs)
-        found.update(zip(wanted, session.run(wanted, inputs), strict=True))
+            tensors[block.carried_in] = np.load(spilled, allow_pickle=False)
+            spilled.unlink()
+        tensors.update(zip(outputs, session.run(outputs, tensors), strict=True))
+        for name in wanted:
+            if not np.isfinite(tensors[name].sum(dtype=np.float64)):
+                raise UserError(
+                    f"tensor {name} is not finite on calibration input {index + 1}; check the model and that image"
+                )
         for collector in collectors:
-            collector.update(*(found[name] for name in collector.tensors))
+            collector.update(*(tensors[name] for name in collector.tensors))
         if block.carried_out is not None:
-            np.save(spilled, found[block.carried_out], allow_pickle=False)
+            np.save(spilled, tensors[block.carried_out], allow_pickle=False)
         bar.update()
+
+
+def _open(model: ir.Model) -> ort.InferenceSession:
+    weights = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
+    if weights > LARGEST_BLOCK:
+        raise UserError(
+            f"{weights / 1e9:.1f} GB of the model's weights lie where it cannot be cut, 2 GB can be calibrated; "
+            "split the model"
+        )
+    return open_session(ir.to_proto(model).SerializeToString())
+
+
+def _resident_memory() -> str:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return "unknown memory"
+    return f"{pages * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB"

@@ -3,14 +3,28 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from samq_onnx.errors import UserError
-
-__all__ = ["ChannelStats", "KeySamples", "TensorStats"]
+__all__ = ["ChannelStats", "Gram", "KeySamples", "TensorStats", "stride"]
 
 BINS = 4096  # at most, halved by merging neighbours when the range outgrows them
-SAMPLES = 1_000_000  # values of one feed that enter the histogram, evenly spread
+HISTOGRAM_SAMPLES = 500_000  # values of one feed that enter the histogram
+KEY_SAMPLES = 32_768
+GRAM_ROWS = 2_048  # of one feed
+
+
+def stride(size: int, wanted: int) -> int:
+    """A step that picks about ``wanted`` of ``size`` values, evenly over every axis of the array they come from.
+
+    A step that has a factor in common with the number of channels would see the same few channels over and over,
+    so the next step is taken that has none in common with the size.
+    """
+    step = max(1, size // wanted)
+    while math.gcd(step, size) > 1:
+        step += 1
+    return step
 
 
 class TensorStats:
@@ -19,8 +33,9 @@ class TensorStats:
     Bins are multiples of a common width; when the range outgrows them the width doubles, so one pass is enough.
 
     Attributes:
-        lows, highs: minimum and maximum of each feed.
-        width: bin width. first: number of the first bin, whose lower edge is first * width. counts: float64.
+        lows, highs: minimum and maximum of each feed, of all its values.
+        width: bin width. first: number of the first bin, whose lower edge is first * width.
+        counts: float64 [bins], of evenly spread values.
     """
 
     def __init__(self, tensor: str) -> None:
@@ -29,38 +44,37 @@ class TensorStats:
         self.highs: list[float] = []
         self.width = 0.0
         self.first = 0
-        self.counts = np.zeros(0)
+        self.counts: np.ndarray = np.zeros(0)
 
     @property
     def centres(self) -> np.ndarray:
-        """Middle of each bin, float64."""
+        """Middle of each bin, float64 [bins]."""
         return (np.arange(len(self.counts)) + self.first + 0.5) * self.width
 
     def update(self, *arrays: np.ndarray) -> None:
         (array,) = arrays
         low, high = float(array.min()), float(array.max())
-        if not np.isfinite([low, high]).all():
-            raise UserError(f"tensor {self.tensors[0]} is not finite on calibration input {len(self.lows) + 1}; check the model")
         self.lows.append(low)
         self.highs.append(high)
         values = array.ravel()
-        values = values[:: max(1, values.size // SAMPLES)]
+        values = values[:: stride(values.size, HISTOGRAM_SAMPLES)]
         if not self.width:
             self.width = max(high - low, abs(high) * 1e-6, 1e-12) / (BINS // 2)
-            self.first = int(np.floor(low / self.width))
+            self.first = math.floor(low / self.width)
         self._grow(low, high)
-        bins = np.floor(values / self.width).astype(np.int64) - self.first
+        bins = np.floor(values * (1.0 / self.width)).astype(np.int64) - self.first
         self.counts += np.bincount(np.clip(bins, 0, len(self.counts) - 1), minlength=len(self.counts))
 
     def _grow(self, low: float, high: float) -> None:
+        """Make the bins cover [low, high] with as few doublings of their width as will do."""
         while True:
-            first = min(int(np.floor(low / self.width)), self.first)
-            last = max(int(np.floor(high / self.width)), self.first + len(self.counts) - 1)
+            first = min(math.floor(low / self.width), self.first)
+            last = max(math.floor(high / self.width), self.first + len(self.counts) - 1)
             if last - first < BINS:
                 break
             half = np.arange(self.first, self.first + len(self.counts)) // 2
-            self.first = int(self.first // 2)
-            self.counts = np.bincount(half - self.first, weights=self.counts) if len(half) else self.counts
+            self.first //= 2
+            self.counts = np.bincount(half - self.first, weights=self.counts)
             self.width *= 2
         grown = np.zeros(last - first + 1)
         grown[self.first - first : self.first - first + len(self.counts)] = self.counts
@@ -68,26 +82,43 @@ class TensorStats:
 
 
 class ChannelStats:
-    """Mean of each channel (last axis) over everything seen, float64 [channels]."""
+    """Extremes and mean of each channel over everything seen.
 
-    def __init__(self, tensor: str) -> None:
+    Args:
+        axis: of the channels.
+
+    Attributes:
+        low, high: float [channels].
+    """
+
+    def __init__(self, tensor: str, axis: int = -1) -> None:
         self.tensors = (tensor,)
+        self.axis = axis
+        self.low = self.high = np.zeros(0)
         self._sum = np.zeros(0)
         self._rows = 0
 
     def update(self, *arrays: np.ndarray) -> None:
-        rows = arrays[0].reshape(-1, arrays[0].shape[-1])
-        total = rows.sum(axis=0, dtype=np.float64)
-        self._sum = self._sum + total if self._rows else total
+        rows = np.moveaxis(arrays[0], self.axis, -1)
+        rows = rows.reshape(-1, rows.shape[-1])
+        low, high, total = rows.min(axis=0), rows.max(axis=0), rows.sum(axis=0, dtype=np.float64)
+        if self._rows:
+            low, high, total = np.minimum(low, self.low), np.maximum(high, self.high), total + self._sum
+        self.low, self.high, self._sum = low, high, total
         self._rows += len(rows)
 
     @property
     def mean(self) -> np.ndarray:
+        """Float64 [channels]."""
         return self._sum / self._rows
 
 
 class KeySamples:
-    """The keys of the first feed, on which BIG's peaks are looked for (PTQ4SAM's released code does the same)."""
+    """Keys of the first feed, on which BIG's peaks are looked for (PTQ4SAM's released code does the same).
+
+    Attributes:
+        values: float32 [samples], evenly spread.
+    """
 
     def __init__(self, tensor: str) -> None:
         self.tensors = (tensor,)
@@ -96,4 +127,31 @@ class KeySamples:
     def update(self, *arrays: np.ndarray) -> None:
         if not self.values.size:
             values = arrays[0].ravel()
-            self.values = values[:: max(1, values.size // SAMPLES)].copy()
+            self.values = values[:: stride(values.size, KEY_SAMPLES)].copy()
+
+
+class Gram:
+    """Second moments of the input [..., channels] of a linear.
+
+    Attributes:
+        matrix: sum of x xT over evenly spread rows x, float64 [channels, channels]. rows: number of rows seen.
+    """
+
+    def __init__(self, tensor: str) -> None:
+        self.tensors = (tensor,)
+        self.matrix = np.zeros((0, 0))
+        self._sum = np.zeros(0)
+        self.rows = 0
+
+    def update(self, *arrays: np.ndarray) -> None:
+        rows = arrays[0].reshape(-1, arrays[0].shape[-1])
+        rows = rows[:: stride(len(rows), GRAM_ROWS)].astype(np.float32)
+        product, total = rows.T @ rows, rows.sum(axis=0, dtype=np.float64)
+        self.matrix = self.matrix + product if self.rows else product.astype(np.float64)
+        self._sum = self._sum + total if self.rows else total
+        self.rows += len(rows)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Float64 [channels]."""
+        return self._sum / self.rows
