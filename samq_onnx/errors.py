@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 __all__ = ["UserError", "main_guard"]
 
@@ -14,7 +15,13 @@ class UserError(Exception):
     """Something the user can put right. The message is one line: what is wrong, where, what to do."""
 
 
-def main_guard(main: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str] | None], int]:
+class Main(Protocol):
+    """A command: takes its arguments, or those of the process, and returns an exit status."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+def main_guard(main: Callable[[Sequence[str] | None], int]) -> Main:
     """Wrap a command's ``main``: a `UserError` or a failing file operation becomes one line and exit status 2."""
 
     @functools.wraps(main)

@@ -24,6 +24,7 @@ from samq_onnx.calibrate import (
     run,
     weight_scales,
 )
+from samq_onnx.models import is_decoder
 from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
 from samq_onnx.passes.fold.edit import constant, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
@@ -75,7 +76,8 @@ def quantize_model(model: ir.Model, feeds: Feeds, recipe: Recipe, *, label: str 
     chosen, kept = split_linears(structure)
     plan = _calibrate(model, structure, chosen, feeds, recipe, label)
     plan.kept_float.update(kept)
-    if recipe.compensate:
+    # a decoder's error lies in few tokens and a rare foreground, which mean errors over all rows do not see
+    if recipe.compensate and not is_decoder(model):
         _compensate(model, chosen, plan, feeds, label)
     comparable = _comparable(structure, chosen)
     refused = structure.refused + lower_linears(structure, model.graph, plan)
@@ -137,6 +139,7 @@ def _calibrate(
             scale=site.scale,
             tables=tuple(t.const_value.numpy() for t in site.tables) if site.tables else None,  # type: ignore[union-attr]
             bits=recipe.activation_bits,
+            finest=recipe.finest_tau,
         )
     collectors: list[Collector] = [*ranges.values(), *maps.values()]
     run(model, feeds, collectors, label=f"{label}: ranges")
@@ -162,11 +165,13 @@ def _calibrate(
     for site in structure.attentions:
         q, k, v = (uniform(ranges[name], bits) for name in _operands(site))
         stats = maps[site.name]
-        if recipe.log_probabilities:
-            tau, scale = stats.best()
-            probabilities: LogCodes | Uniform = LogCodes(scale, tau, bits)
+        if not recipe.log_probabilities:
+            probabilities: LogCodes | Uniform = uniform(stats.probabilities, bits)
+        elif recipe.nearest_probabilities and stats.uniform_is_nearer:
+            probabilities = Uniform(stats.uniform_scale, 0, bits)
         else:
-            probabilities = uniform(stats.probabilities, bits)
+            tau, scale = stats.best()
+            probabilities = LogCodes(scale, tau, bits)
         plan.attentions[site.name] = AttentionPlan(q, k, v, probabilities)
     return plan
 

@@ -22,6 +22,8 @@ class Recipe:
         observer: how activation ranges follow from statistics, a key of `samq_onnx.calibrate.OBSERVERS`.
         weight_range: ``minmax`` or ``mse``, per output channel.
         log_probabilities: post-softmax maps as AGQ log codes (PTQ4SAM section 3.3) instead of uniform ones.
+        finest_tau: largest tau of the log codes; the paper stops at 4, 8-bit codes can afford finer steps.
+        nearest_probabilities: per site the log or the uniform codes, whichever leaves less error in A V.
         sign: fold bimodal keys (BIG, PTQ4SAM section 3.2).
         key_centring: move the mean of the keys out of the range to be quantized; exact.
         compensate: round weights one input channel after the other, each rounding error made good by the
@@ -36,6 +38,8 @@ class Recipe:
     log_probabilities: bool
     sign: bool
     key_centring: bool = True
+    finest_tau: int = 4
+    nearest_probabilities: bool = False
     compensate: bool = False
 
 
@@ -49,6 +53,8 @@ METHODS: dict[str, dict[str, object]] = {
         "weight_range": "mse",
         "log_probabilities": True,
         "sign": True,
+        "finest_tau": 16,
+        "nearest_probabilities": True,
         "compensate": True,
     },
 }

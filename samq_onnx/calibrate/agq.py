@@ -5,7 +5,7 @@ The codes stand for A^ = s 2^(-c / tau), c in 0 .. 2^bits - 1 (the paper's clamp
 scale are chosen by the error they leave in the attention output, E(tau, s) = || (A^ - A) V ||^2 (eq. 14), summed
 over feeds on a grid of s.
 
-On the grid s = 2^(anchor - j / 8), clamping a code is clamping a value: with L = -log2 A, unclamped codes of all s
+On the grid s = 2^(anchor - j / 16), clamping a code is clamping a value: with L = -log2 A, unclamped codes of all s
 that differ by a whole number of codes stand for the same values, and only the ends [s 2^(-top / tau), s] differ. So
 one rounding serves many candidates, and their errors meet V in one product.
 """
@@ -18,9 +18,9 @@ import numpy as np
 
 __all__ = ["TAUS", "LogError"]
 
-TAUS = (1, 2, 4)
-PER_OCTAVE = 8
-OCTAVES = 5  # from above the first feed's largest probability to well below it
+TAUS = (1, 2, 4, 8, 16)  # the paper's are 1, 2 and 4; 8-bit codes can afford finer steps
+PER_OCTAVE = 16
+OCTAVES = 3  # from above the first feed's largest probability to well below it
 SMALLEST = np.float32(1e-30)
 
 
@@ -31,10 +31,11 @@ class LogError:
         scales: float64 [candidates]. errors: float64 [taus, candidates].
     """
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, finest: int) -> None:
+        self.taus = tuple(tau for tau in TAUS if tau <= finest)
         self.top = 2**bits - 1
         self.scales = np.zeros(0)
-        self.errors = np.zeros((len(TAUS), OCTAVES * PER_OCTAVE))
+        self.errors = np.zeros((len(self.taus), OCTAVES * PER_OCTAVE))
 
     def update(self, probabilities: np.ndarray, v: np.ndarray) -> None:
         """Add a feed: float32 probabilities [maps, rows, N] and v [maps, N, d]."""
@@ -42,7 +43,7 @@ class LogError:
             anchor = min(0, math.ceil(math.log2(probabilities.max())) + 1)
             self.scales = 2.0 ** (anchor - np.arange(OCTAVES * PER_OCTAVE) / PER_OCTAVE)
         logarithm = np.log2(np.maximum(probabilities, SMALLEST))
-        for row, tau in enumerate(TAUS):
+        for row, tau in enumerate(self.taus):
             per_code = PER_OCTAVE // tau
             for first in range(per_code):
                 scales = self.scales[first::per_code]
@@ -65,4 +66,4 @@ class LogError:
     def best(self) -> tuple[int, float]:
         """tau and s with the least error."""
         row, column = np.unravel_index(int(self.errors.argmin()), self.errors.shape)
-        return TAUS[int(row)], float(self.scales[int(column)])
+        return self.taus[int(row)], float(self.scales[int(column)])

@@ -22,10 +22,12 @@ class AttentionStats:
     Args:
         tensors: names of q, k, v. scale: of the attention.
         tables: relative position tables [Hq, Hk, d] and [Wq, Wk, d], or None.
-        bits: of the codes.
+        bits: of the codes. finest: largest tau among AGQ's candidates.
 
     Attributes:
         probabilities: `TensorStats` of the post-softmax values. log_error: `LogError` of AGQ's candidates.
+        uniform_scale: of uniform codes over [0, p], p the power of two above the first feed's largest probability.
+        uniform_error: what these codes leave in the attention output, as `LogError` counts it.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class AttentionStats:
         scale: float,
         tables: tuple[np.ndarray, np.ndarray] | None,
         bits: int,
+        finest: int,
     ) -> None:
         self.tensors = tensors
         self.scale, self.tables = scale, tables
         self.probabilities = TensorStats(f"probabilities of {tensors[0]}")
-        self.log_error = LogError(bits)
+        self.log_error = LogError(bits, finest)
+        self.uniform_scale = self.uniform_error = 0.0
         self._maps_seen = 0
 
     def update(self, *arrays: np.ndarray) -> None:
@@ -56,6 +60,10 @@ class AttentionStats:
         probabilities = self._probabilities(np.take_along_axis(q, rows[..., None], axis=1), k, rows)
         self.probabilities.update(probabilities)
         self.log_error.update(probabilities, v)
+        self.uniform_scale = min(1.0, float(self.log_error.scales[0])) / self.log_error.top
+        codes = np.minimum(np.rint(probabilities / np.float32(self.uniform_scale)), self.log_error.top)
+        moved = (codes * np.float32(self.uniform_scale) - probabilities) @ v
+        self.uniform_error += float(np.square(moved, dtype=np.float64).sum())
 
     def _probabilities(self, q: np.ndarray, k: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """softmax(scale q kT + rel_h + rel_w) [maps, r, N] of the queries q [maps, r, d] at ``rows`` [maps, r]."""
@@ -76,3 +84,8 @@ class AttentionStats:
     def best(self) -> tuple[int, float]:
         """tau and s of the log codes with the least error in the attention output."""
         return self.log_error.best()
+
+    @property
+    def uniform_is_nearer(self) -> bool:
+        """Whether uniform codes leave less error in the attention output than the best log codes."""
+        return self.uniform_error < self.log_error.errors.min()

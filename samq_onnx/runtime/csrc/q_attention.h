@@ -29,8 +29,8 @@ struct LogCodes {
   static constexpr const char* kRelPosName = "QAttentionRelPos";
   static constexpr double kUnit = 1.0 / (1 << 30);
   static int32_t tau(const Attributes& attributes) {
-    const int64_t tau = attributes.integer("tau", 1, 4);
-    if (tau == 3) throw Failure("attribute tau must be 1, 2 or 4, got 3");
+    const int64_t tau = attributes.integer("tau", 1, 16);
+    if ((tau & (tau - 1)) != 0) throw Failure("attribute tau must be 1, 2, 4, 8 or 16, got " + std::to_string(tau));
     return static_cast<int32_t>(tau);
   }
 };
