@@ -16,6 +16,8 @@ import math
 
 import numpy as np
 
+from samq_onnx.calibrate.products import small_products
+
 __all__ = ["TAUS", "LogError"]
 
 TAUS = (1, 2, 4, 8, 16)  # the paper's are 1, 2 and 4; 8-bit codes can afford finer steps
@@ -60,7 +62,7 @@ class LogError:
         for column, scale in enumerate(scales):
             np.clip(values, np.float32(scale * 2.0 ** (-self.top / tau)), np.float32(scale), out=difference[:, column])
         difference -= probabilities[:, None]
-        moved = difference.reshape(maps, -1, keys) @ v
+        moved = small_products(difference.reshape(maps, -1, keys), v)
         return np.square(moved, out=moved).reshape(maps, len(scales), -1).sum(axis=(0, 2), dtype=np.float64)
 
     def best(self) -> tuple[int, float]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from samq_onnx.calibrate.agq import LogError
+from samq_onnx.calibrate.products import small_products
 from samq_onnx.calibrate.stats import TensorStats
 
 __all__ = ["AttentionStats"]
@@ -62,12 +63,12 @@ class AttentionStats:
         self.log_error.update(probabilities, v)
         self.uniform_scale = min(1.0, float(self.log_error.scales[0])) / self.log_error.top
         codes = np.minimum(np.rint(probabilities / np.float32(self.uniform_scale)), self.log_error.top)
-        moved = (codes * np.float32(self.uniform_scale) - probabilities) @ v
+        moved = small_products(codes * np.float32(self.uniform_scale) - probabilities, v)
         self.uniform_error += float(np.square(moved, dtype=np.float64).sum())
 
     def _probabilities(self, q: np.ndarray, k: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """softmax(scale q kT + rel_h + rel_w) [maps, r, N] of the queries q [maps, r, d] at ``rows`` [maps, r]."""
-        logits = np.float32(self.scale) * (q @ k.transpose(0, 2, 1))
+        logits = np.float32(self.scale) * small_products(q, k.transpose(0, 2, 1))
         if self.tables is not None:
             table_h, table_w = self.tables
             y, x = np.divmod(rows, len(table_w))

@@ -106,7 +106,10 @@ def _open(model: ir.Model) -> ort.InferenceSession:
             f"{weights / 1e9:.1f} GB of the model's weights lie where it cannot be cut, 2 GB can be calibrated; "
             "split the model"
         )
-    return open_session(ir.to_proto(model).SerializeToString())
+    options = ort.SessionOptions()
+    # idle threads would take the cores from the collectors
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return open_session(ir.to_proto(model).SerializeToString(), options=options)
 
 
 def _resident_memory() -> str:
