@@ -25,7 +25,7 @@ def trace(part: Part, path: Path) -> None:
         torch.onnx.export(
             part.module,
             part.sample,
-            path,
+            str(path),  # a Path would not get files beside it
             input_names=list(part.inputs),
             output_names=list(part.outputs),
             dynamic_axes={name: axes for name, shape in shapes.items() if (axes := _dynamic(shape))},
