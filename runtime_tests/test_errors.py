@@ -46,8 +46,8 @@ def test_shapes_that_do_not_fit(op: str, feed: dict[str, Any], attributes: dict[
 
 
 @pytest.mark.parametrize(("attributes", "message"), [
-    ({"scale": 1.0, "tau": 3, "bits": 8}, "tau must be 1, 2 or 4"),
-    ({"scale": 1.0, "tau": 8, "bits": 8}, "tau must be from 1 to 4"),
+    ({"scale": 1.0, "tau": 3, "bits": 8}, "tau must be 1, 2, 4, 8 or 16"),
+    ({"scale": 1.0, "tau": 32, "bits": 8}, "tau must be from 1 to 16"),
     ({"scale": 1.0, "tau": 2, "bits": 9}, "bits must be from 1 to 8"),
     ({"scale": 1.0, "bits": 8}, "tau"),
 ])  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make demo``: quantize the bundled SAM-Nano at three widths and show it against float, in a table and in pictures."""
+"""``make demo``: quantize the bundled SAM-Nano at three widths and show it against float, as table and pictures."""
 
 from __future__ import annotations
 

@@ -103,7 +103,11 @@ def _einsum(run: _Run) -> int:
         return 0
     terms = equation.s.decode().split("->")[0].replace(" ", "").split(",")
     shapes = [shape for _, shape in run.inputs]
-    sizes = {letter: size for term, shape in zip(terms, shapes, strict=True) for letter, size in zip(term, shape, strict=True)}
+    sizes = {
+        letter: size
+        for term, shape in zip(terms, shapes, strict=True)
+        for letter, size in zip(term, shape, strict=True)
+    }
     return math.prod(sizes.values())
 
 

@@ -49,7 +49,11 @@ def model_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a model file and of the external data files it names."""
     digest = hashlib.sha256()
     file = Path(path)
-    names = {Path(t.path) for v in ir.load(file).graph.initializers.values() if isinstance(t := v.const_value, ir.ExternalTensor)}
+    names = {
+        Path(t.path)
+        for v in ir.load(file).graph.initializers.values()
+        if isinstance(t := v.const_value, ir.ExternalTensor)
+    }
     for part in (file, *sorted(names)):
         with part.open("rb") as stream:
             while block := stream.read(1 << 22):

@@ -42,7 +42,9 @@ def _calibration_sha256(folder: Path) -> str:
 def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | None) -> Feeds:
     if is_decoder(model):
         if encoder is None:
-            raise UserError(f"{source}: a decoder is calibrated on an encoder's embeddings; give --encoder ENCODER.onnx")
+            raise UserError(
+                f"{source}: a decoder is calibrated on an encoder's embeddings; give --encoder ENCODER.onnx"
+            )
         load_model(encoder)
         shapes = {value.name or "": list(value.shape or ()) for value in model.graph.inputs}
         sizes = {name: [d if isinstance(d, int) else 0 for d in shape] for name, shape in shapes.items()}
@@ -108,7 +110,7 @@ def quantize(
     model.metadata_props["samq_onnx.calibration.sha256"] = _calibration_sha256(calibration)
     _save(model, output)
     fusion = fusion_report(output, feeds[0])
-    report = {
+    report: dict[str, Any] = {
         "model": os.fspath(source),
         "output": os.fspath(output),
         "recipe": dataclasses.asdict(chosen),

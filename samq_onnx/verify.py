@@ -91,7 +91,9 @@ def verify(quantized: Path, reference: Path, feed: Mapping[str, np.ndarray] | No
         raise UserError(f"{quantized}: not written by samq_onnx.quantize; give a quantized model")
     io = [[(v.name, v.dtype) for v in side] for g in (model, original) for side in (g.graph.inputs, g.graph.outputs)]
     if io[:2] != io[2:]:
-        raise UserError(f"{quantized} and {reference} have different inputs or outputs; give the float model it came from")
+        raise UserError(
+            f"{quantized} and {reference} have different inputs or outputs; give the float model it came from"
+        )
     feed = feed or _feed(original)
     simplify(original)
     structure = lift(original)

@@ -48,9 +48,7 @@ def lift(model: ir.Model) -> Structure:
     return structure
 
 
-def _site(
-    model: ir.Model, node: ir.Node, linears: dict[ir.Value, Linear], refused: list[str]
-) -> AttentionSite:
+def _site(model: ir.Model, node: ir.Node, linears: dict[ir.Value, Linear], refused: list[str]) -> AttentionSite:
     site = AttentionSite(node)
     for name, operand in zip(("q", "k", "v"), node.inputs[:3], strict=True):
         assert operand is not None

@@ -102,7 +102,11 @@ def _collect(value: ir.Value, factor: float, terms: _Terms) -> None:
 def _table(term: ir.Value, factor: float, query: ir.Value) -> tuple[int, ir.Value]:
     """Which query axis (1 row, 2 column) a relative position term belongs to, and its table."""
     unsqueeze = term.producer()
-    einsum = unsqueeze.inputs[0].producer() if unsqueeze and unsqueeze.op_type == "Unsqueeze" and unsqueeze.inputs[0] else None
+    einsum = (
+        unsqueeze.inputs[0].producer()
+        if unsqueeze and unsqueeze.op_type == "Unsqueeze" and unsqueeze.inputs[0]
+        else None
+    )
     if einsum is None or einsum.op_type != "Einsum" or len(einsum.inputs) != 2 or factor != 1.0:
         raise _Refusal("the scores have a term that is no decomposed relative position")
     rows, table = einsum.inputs
@@ -135,7 +139,7 @@ def _match(softmax: ir.Node) -> Match:
         raise _Refusal("its softmax is not over the last axis")
     probabilities = softmax.outputs[0]
     while True:
-        uses = probabilities.uses()
+        uses = tuple(probabilities.uses())
         if len(uses) != 1 or probabilities.is_graph_output():
             raise _Refusal("its probabilities are read more than once")
         product, index = uses[0]

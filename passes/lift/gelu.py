@@ -15,12 +15,12 @@ def _by_erf(erf: ir.Node) -> Gelu | None:
     if divide is None or divide.op_type not in ("Div", "Mul") or divide.inputs[0] is None:
         return None
     x = divide.inputs[0]
-    uses = erf.outputs[0].uses()
+    uses = tuple(erf.outputs[0].uses())
     if len(uses) != 1 or uses[0][0].op_type != "Add":
         return None
     value, seen_x = uses[0][0].outputs[0], False
     for _ in range(2):  # times x and times one half
-        uses = value.uses()
+        uses = tuple(value.uses())
         if len(uses) != 1 or uses[0][0].op_type != "Mul":
             return None
         node, index = uses[0]

@@ -17,7 +17,7 @@ def _is_constant(value: ir.Value | None, rank: int | None = None) -> bool:
 
 
 def _separate_bias(output: ir.Value, channels: int) -> tuple[ir.Node, ir.Value] | None:
-    uses = output.uses()
+    uses = tuple(output.uses())
     if len(uses) != 1 or output.is_graph_output():
         return None
     node, index = uses[0]
@@ -38,7 +38,7 @@ def _linear(node: ir.Node) -> Linear | None:
         if not _is_constant(weight, rank=2):
             return None
         assert weight.const_value is not None
-        found = _separate_bias(node.outputs[0], int(weight.const_value.shape[1]))
+        found = _separate_bias(node.outputs[0], weight.const_value.numpy().shape[1])
         if found is None:
             return Linear(node, None, x, weight, None, node.outputs[0], 1)
         return Linear(node, found[0], x, weight, found[1], found[0].outputs[0], 1)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recognise LayerNorm: the operator itself, and its spelling by means (SAM's LayerNorm2d over the channel axis).
 
-    mean = ReduceMean(x);  centred = x - mean;  y = centred / sqrt(ReduceMean(centred ^ 2) + eps) * scale + bias
+mean = ReduceMean(x);  centred = x - mean;  y = centred / sqrt(ReduceMean(centred ^ 2) + eps) * scale + bias
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _other(node: ir.Node, value: ir.Value) -> ir.Value | None:
 
 
 def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    uses = value.uses()
+    uses = tuple(value.uses())
     return uses[0][0] if len(uses) == 1 and uses[0][0].op_type == op_type else None
 
 

@@ -37,7 +37,7 @@ class Linear:
     @property
     def out_features(self) -> int:
         assert self.weight.const_value is not None
-        return int(self.weight.const_value.shape[self.out_axis])
+        return self.weight.const_value.numpy().shape[self.out_axis]
 
     @property
     def in_features(self) -> int:

@@ -72,7 +72,9 @@ def trace_projection(
     options.log_severity_level = 4
     numbers = np.broadcast_to(np.arange(linear.out_features, dtype=np.float32), dims)
     try:
-        session = ort.InferenceSession(ir.to_proto(piece).SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            ir.to_proto(piece).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         (found,) = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(numbers)})
     except Exception as error:  # onnxruntime raises its own kinds
         return f"its reshaping cannot be followed ({str(error).splitlines()[0][:80]})"

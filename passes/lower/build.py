@@ -36,7 +36,9 @@ class Builder:
         while unique in self.graph.initializers:
             unique, suffix = f"{name}_{suffix}", suffix + 1
         held = ir.tensor(tensor, name=unique) if isinstance(tensor, np.ndarray) else tensor
-        value = ir.Value(name=unique, type=ir.TensorType(held.dtype), shape=ir.Shape(held.shape), const_value=held)
+        value = ir.Value(
+            name=unique, type=ir.TensorType(held.dtype), shape=ir.Shape(held.numpy().shape), const_value=held
+        )
         held.name = unique
         self.graph.register_initializer(value)
         return value
@@ -85,8 +87,6 @@ class Builder:
             output = ir.Value(
                 name=f"{codes.value.name}_float", type=ir.TensorType(ir.DataType.FLOAT), shape=codes.value.shape
             )
-            self.node(
-                "DequantizeLinear", [codes.value, codes.scale, codes.zero_point], output, codes.value.producer()
-            )
+            self.node("DequantizeLinear", [codes.value, codes.scale, codes.zero_point], output, codes.value.producer())
             self._floats[codes.value] = output
         return self._floats[codes.value]

@@ -67,9 +67,7 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan) -> str | None:
     name = linear.weight.name
     if plan.weight.bits <= 4:
         packed = builder.constant(f"{name}_int4", ir.tensor(codes, dtype=ir.DataType.INT4))
-        stored = ir.Value(
-            name=f"{packed.name}_int8", type=ir.TensorType(ir.DataType.INT8), shape=ir.Shape(codes.shape)
-        )
+        stored = ir.Value(name=f"{packed.name}_int8", type=ir.TensorType(ir.DataType.INT8), shape=ir.Shape(codes.shape))
         builder.node("Cast", [packed], stored, None, {"to": int(ir.DataType.INT8)})
     else:
         stored = builder.constant(f"{name}_int8", codes)

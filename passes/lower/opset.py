@@ -14,7 +14,7 @@ from onnxscript import version_converter
 
 from samq_onnx.errors import UserError
 
-__all__ = ["QDQ_OPSET", "INT4_OPSET", "raise_opset"]
+__all__ = ["INT4_OPSET", "QDQ_OPSET", "raise_opset"]
 
 QDQ_OPSET = 13
 INT4_OPSET = 21
@@ -49,5 +49,7 @@ def raise_opset(model: ir.Model, weight_bits: int) -> None:
         _axes_to_input(model)
     version_converter.convert_version(model, needed)
     if model.opset_imports.get("", 0) < needed:
-        raise UserError(f"the model has opset {current} and cannot be raised to {needed}; export it with opset {needed}")
+        raise UserError(
+            f"the model has opset {current} and cannot be raised to {needed}; export it with opset {needed}"
+        )
     model.ir_version = max(model.ir_version, 10 if needed == INT4_OPSET else 8)

@@ -22,14 +22,14 @@ PARTS = ["encoder", "decoder"]
 
 @pytest.fixture(params=PARTS)
 def part(request: pytest.FixtureRequest, nano: Path) -> tuple[ir.Model, Structure, Feed, list[np.ndarray]]:
-    """A lifted model, its structure, an input and the float outputs."""
+    """A lifted model, its structure, an input and its outputs before any fold."""
     path = nano / f"{request.param}.onnx"
     feed = request.getfixturevalue(f"{request.param}_feed")
     model = load_model(path)
     simplify(model)
     structure = lift(model)
     ops.add_functions(model)
-    return model, structure, feed, run_model(path, feed)
+    return model, structure, feed, run_model(model, feed)
 
 
 def _random_means(structure: Structure) -> dict[str, np.ndarray]:

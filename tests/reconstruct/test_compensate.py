@@ -27,7 +27,9 @@ def layer() -> tuple[np.ndarray, np.ndarray, np.ndarray, InputMoments, np.ndarra
     return x, weight, bias, moments, quantized, scale
 
 
-def _error(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, xq: np.ndarray, wq: np.ndarray, bq: np.ndarray) -> float:
+def _error(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, xq: np.ndarray, wq: np.ndarray, bq: np.ndarray
+) -> float:
     return float(np.mean((x @ weight + bias - xq @ wq - bq) ** 2))
 
 

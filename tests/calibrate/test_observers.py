@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from samq_onnx.calibrate import OBSERVERS, TensorStats, fake_quantize, qparams
+from samq_onnx.calibrate.observers import PERCENTILES, least_error
+
+
+def _stats(*feeds: np.ndarray) -> TensorStats:
+    stats = TensorStats("x")
+    for feed in feeds:
+        stats.update(feed.astype(np.float32))
+    return stats
+
+
+def _error(x: np.ndarray, ends: tuple[float, float], bits: int, exponent: float) -> float:
+    return float(np.mean(np.abs(fake_quantize(x, *qparams(*ends, bits), bits) - x) ** exponent))
+
+
+NORMAL = norm.ppf((np.arange(200_000) + 0.5) / 200_000)
+HEAVY = np.concatenate([np.linspace(-1, 1, 99_800), 60 * norm.ppf((np.arange(200) + 0.5) / 200)])
+SKEWED = np.exp(NORMAL) - 0.3
+
+
+def test_minmax_and_its_average_over_feeds() -> None:
+    stats = _stats(np.array([-1.0, 2.0]), np.array([-3.0, 5.0]))
+    assert OBSERVERS["minmax"](stats, 8) == (-3.0, 5.0)
+    assert OBSERVERS["avg_minmax"](stats, 8) == (-2.0, 3.5)
+
+
+def test_omse_of_a_normal_tensor_at_four_bits() -> None:
+    """PTQ4SAM's search gives about +-2.71: a width of 15 steps, whatever its codes do to the two ends."""
+    low, high = OBSERVERS["omse"](_stats(NORMAL), 4)
+    assert high - low == pytest.approx(2 * 2.71, rel=0.03)
+
+
+def test_omse_keeps_extreme_outliers() -> None:
+    low, high = OBSERVERS["omse"](_stats(HEAVY), 4)
+    assert low < 0.6 * HEAVY.min() and high > 0.6 * HEAVY.max()
+
+
+@pytest.mark.parametrize("data", [NORMAL, HEAVY, SKEWED, np.abs(NORMAL), -np.abs(NORMAL)])
+@pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.parametrize("exponent", [2.0, 2.4])
+def test_least_error_is_as_good_as_a_dense_search(data: np.ndarray, bits: int, exponent: float) -> None:
+    x = np.sort(data)[:: data.size // 4000]
+    ends = least_error(_stats(x), bits, exponent)
+    low, high = min(x.min(), 0.0), max(x.max(), 0.0)
+    shares = np.geomspace(0.01, 1, 60)
+    lows = low * shares if low else np.zeros(1)
+    highs = high * shares if high else np.zeros(1)
+    dense = min(_error(x, (one, two), bits, exponent) for one in lows[::2] for two in highs[::2])
+    assert _error(x, ends, bits, exponent) <= 1.03 * dense
+
+
+def test_percentile_takes_the_share_with_the_least_squared_error() -> None:
+    stats = _stats(NORMAL)
+    for bits in (4, 8):
+        ends = [tuple(np.quantile(NORMAL, [1 - share, share])) for share in PERCENTILES]
+        best = min(ends, key=lambda pair: _error(NORMAL, pair, bits, 2.0))
+        assert OBSERVERS["percentile"](stats, bits) == pytest.approx(best, abs=2 * stats.width)
+    assert OBSERVERS["percentile"](stats, 4)[1] < 3 < OBSERVERS["percentile"](stats, 8)[1]
+
+
+@pytest.mark.parametrize("name", sorted(OBSERVERS))
+def test_a_tensor_of_zeros_has_a_range(name: str) -> None:
+    low, high = OBSERVERS[name](_stats(np.zeros(10)), 8)
+    assert qparams(low, high, 8)[0] > 0

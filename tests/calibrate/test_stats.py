@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from samq_onnx.calibrate import ChannelStats, Gram, KeySamples, TensorStats
+
+
+def test_histogram_grows_with_the_range_in_one_pass() -> None:
+    random = np.random.default_rng(0)
+    feeds = [random.normal(size=5000) * 10.0**power for power in (-3, 0, 2)] + [np.full(100, -900.0)]
+    stats = TensorStats("x")
+    for feed in feeds:
+        stats.update(feed.astype(np.float32))
+    everything = np.concatenate(feeds)
+    assert stats.lows == pytest.approx([feed.min() for feed in feeds])
+    assert stats.highs == pytest.approx([feed.max() for feed in feeds])
+    assert stats.counts.sum() == everything.size
+    assert 1024 <= len(stats.counts) <= 4096
+    edges = (np.arange(len(stats.counts) + 1) + stats.first) * stats.width
+    expected = np.searchsorted(np.sort(everything), edges[1:])
+    assert np.abs(np.cumsum(stats.counts) - expected).max() <= 3  # float32 rounding at the edges
+
+
+def test_histogram_of_a_constant_and_of_zeros_first() -> None:
+    stats = TensorStats("x")
+    stats.update(np.zeros((2, 3), np.float32))
+    stats.update(np.full((2, 3), 5.0, np.float32))
+    assert stats.counts.sum() == 12
+    assert stats.counts[stats.counts > 0].tolist() == [6, 6]
+    assert stats.centres[stats.counts > 0] == pytest.approx([0, 5], abs=stats.width)
+
+
+@pytest.mark.parametrize("channels", [768, 1024, 3072])
+def test_samples_see_every_channel_alike(channels: int) -> None:
+    """A plain step through a large tensor would meet the same few channels again and again."""
+    x = np.zeros((4_000_000 // channels, channels), np.float32)
+    x[:, 1::4] = 7.0
+    stats, keys = TensorStats("x"), KeySamples("x")
+    stats.update(x)
+    keys.update(x)
+    share = stats.counts[stats.centres > 3].sum() / stats.counts.sum()
+    assert share == pytest.approx(0.25, abs=0.01)
+    assert (keys.values > 3).mean() == pytest.approx(0.25, abs=0.01)
+
+
+def test_keys_are_those_of_the_first_feed() -> None:
+    keys = KeySamples("k")
+    keys.update(np.ones((2, 3)))
+    keys.update(np.zeros((2, 3)))
+    assert keys.values.tolist() == [1.0] * 6
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_channel_statistics(axis: int) -> None:
+    feeds = [np.random.default_rng(seed).normal(size=(2, 5, 7, 3)) + seed for seed in range(3)]
+    stats = ChannelStats("x", axis)
+    for feed in feeds:
+        stats.update(feed)
+    rows = np.concatenate([np.moveaxis(feed, axis, -1).reshape(-1, feed.shape[axis]) for feed in feeds])
+    assert stats.mean == pytest.approx(rows.mean(axis=0))
+    assert stats.low == pytest.approx(rows.min(axis=0))
+    assert stats.high == pytest.approx(rows.max(axis=0))
+
+
+def test_gram_matrix() -> None:
+    feeds = [np.random.default_rng(seed).normal(size=(1, 20, 50, 6)).astype(np.float32) for seed in range(3)]
+    gram = Gram("x")
+    for feed in feeds:
+        gram.update(feed)
+    rows = np.concatenate(feeds).reshape(-1, 6).astype(np.float64)
+    assert gram.rows == len(rows) == 3000
+    assert gram.matrix.dtype == np.float64
+    np.testing.assert_allclose(gram.matrix, rows.T @ rows, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(gram.mean, rows.mean(axis=0), atol=1e-6)
+    gram.update(np.ones((64, 64, 6), np.float32))
+    assert gram.rows < 3000 + 2500
