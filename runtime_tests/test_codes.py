@@ -77,6 +77,6 @@ def test_shift_lut_matmul(tau: int, bits: int, native: bool) -> None:
 
 
 def test_a_weight_is_its_power_of_two_but_for_truncation() -> None:
-    for tau in (1, 2, 4):
+    for tau in (1, 2, 4, 8, 16):
         weights = reference.code_weights(tau, 8) * 2.0**-reference.FRACTION_BITS
         np.testing.assert_allclose(weights, 2.0 ** (-np.arange(256) / tau), rtol=0, atol=2.0**-29)

@@ -8,7 +8,8 @@ numpy integers.
 Shapes: q [..., M, d], k [..., N, d], v [..., N, dv] -> [..., M, dv] float32; rank 3 or more, the leading dimensions
 of all three equal. Scales and zero points are scalars. Relative position takes q as [..., Hq*Wq, d] and float tables
 table_h [Hq, Hk, d], table_w [Wq, Wk, d], keys in row-major order, N = Hk*Wk (segment-anything's decomposed form).
-Attributes: ``scale`` multiplies q kT; ``tau`` in {1, 2, 4} and ``bits`` in 1..8 are those of PTQ4SAM eq. 8.
+Attributes: ``scale`` multiplies q kT; ``tau`` (a power of two up to 16; the paper stops at 4) and ``bits`` in 1..8 are
+those of PTQ4SAM eq. 8.
 Functions with a lower-case first letter only serve the other bodies and have no kernel.
 """
 

@@ -3,7 +3,7 @@
 
 Relative position tables mark the encoder; a site there is windowed if its batch holds more than its heads. Without
 tables, the token count of the image marks the decoder: queries shorter than keys read the image, queries longer than
-keys update it, and equal ones are self-attention among tokens. The last reading without a later update is the final one.
+keys update it, and equal ones are self-attention among tokens. The last reading with no update behind it is final.
 """
 
 from __future__ import annotations

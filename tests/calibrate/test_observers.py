@@ -61,7 +61,7 @@ def test_percentile_takes_the_share_with_the_least_squared_error() -> None:
     for bits in (4, 8):
         ends = [tuple(np.quantile(NORMAL, [1 - share, share])) for share in PERCENTILES]
         best = min(ends, key=lambda pair: _error(NORMAL, pair, bits, 2.0))
-        assert OBSERVERS["percentile"](stats, bits) == pytest.approx(best, abs=2 * stats.width)
+        assert OBSERVERS["percentile"](stats, bits) == pytest.approx(best, abs=3 * stats.width)
     assert OBSERVERS["percentile"](stats, 4)[1] < 3 < OBSERVERS["percentile"](stats, 8)[1]
 
 

@@ -10,7 +10,7 @@ from samq_onnx.calibrate import fake_quantize, qparams, weight_scales
 def test_qparams_and_round_trip_of_a_worked_example() -> None:
     scale, zero_point = qparams(-1.0, 2.0, 4)
     assert scale == pytest.approx(0.2) and zero_point == 5
-    x = np.array([-1.2, -0.4, 0, 0.07, 0.5, 1.9, 3])
+    x = np.array([-1.2, -0.4, 0, 0.07, 0.5, 1.9, 3], np.float32)  # 1.9 / 0.2 is half-way
     assert fake_quantize(x, 0.2, 5, 4) == pytest.approx([-1.0, -0.4, 0, 0, 0.4, 2.0, 2.0])
 
 
@@ -50,7 +50,8 @@ def test_mse_weight_scales_are_as_good_as_an_exhaustive_search(bits: int) -> Non
     exhaustive = np.min([error(widest * ratio) for ratio in np.linspace(0.2, 1, 161)], axis=0)
     found = error(weight_scales(rows, 0, bits, how="mse"))
     assert (found <= exhaustive * 1.05).all()
-    assert found.mean() < 0.95 * error(widest).mean()
+    if bits == 4:  # eight bits are rarely worth clipping for
+        assert found.mean() < 0.8 * error(widest).mean()
 
 
 def test_one_scale_for_all_channels() -> None:

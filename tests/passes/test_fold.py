@@ -34,7 +34,7 @@ def part(request: pytest.FixtureRequest, nano: Path) -> tuple[ir.Model, Structur
 
 def _random_means(structure: Structure) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    return {site.name: random.normal(0, 5, (site.heads, site.head_dim)) for site in structure.attentions}
+    return {site.name: random.normal(0, 0.5, (site.heads, site.head_dim)) for site in structure.attentions}
 
 
 def test_attention_scale(part) -> None:  # type: ignore[no-untyped-def]
