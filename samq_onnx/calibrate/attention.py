@@ -45,7 +45,7 @@ class AttentionStats:
         self.probabilities = TensorStats(f"probabilities of {tensors[0]}")
         self.log_error = LogError(bits, finest)
         self.uniform_scale = self.uniform_error = 0.0
-        self._maps_seen = 0
+        self._rows_seen = 0
 
     def update(self, *arrays: np.ndarray) -> None:
         q, k, v = (array.reshape(-1, *array.shape[-2:]) for array in arrays)
@@ -55,9 +55,12 @@ class AttentionStats:
             q, k, v = q[chosen], k[chosen], v[chosen]
         maps, queries = q.shape[:2]
         count = min(queries, max(1, wanted // maps))
-        phase = np.arange(self._maps_seen, self._maps_seen + maps) * GOLDEN % 1
-        self._maps_seen += maps
-        rows = ((np.arange(count) + phase[:, None]) * queries / count).astype(int)
+        if count == queries:
+            rows = np.broadcast_to(np.arange(queries), (maps, queries))
+        else:
+            numbers = np.arange(self._rows_seen, self._rows_seen + maps * count).reshape(maps, count)
+            rows = (numbers * GOLDEN % 1 * queries).astype(int)
+            self._rows_seen += maps * count
         probabilities = self._probabilities(np.take_along_axis(q, rows[..., None], axis=1), k, rows)
         self.probabilities.update(probabilities)
         self.log_error.update(probabilities, v)

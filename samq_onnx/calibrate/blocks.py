@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cut a model into blocks where a single activation crosses, so that one block at a time can be run.
 
-In graph order, a cut is possible behind a node if just one activation made so far is read later. Two kinds of values
-do not count, as they are at hand in every block: inputs of the graph, and what is computed from constants alone (it
-is computed again). A SAM encoder falls apart at each residual sum, into attention halves and MLP halves; a decoder,
-whose tokens and image run side by side, stays whole.
+In graph order, a cut is possible behind a node if just one activation is read later: inputs of the graph count, so
+that each is fetched once; what is computed from constants alone does not, it is computed again. A SAM encoder falls
+apart at each residual sum, into attention halves and MLP halves; a decoder, whose tokens and image run side by side,
+stays whole.
 """
 
 from __future__ import annotations
@@ -53,28 +53,29 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _activations(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> set[ir.Value]:
-    """Values made from an input of the graph."""
+    """Inputs of the graph and all that is made from them."""
     active = set(inputs)
     for node in nodes:
         if any(value in active for value in _reads(node)):
             active.update(node.outputs)
-    return active.difference(inputs)
+    return active
 
 
 def _crossings(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> list[ir.Value | None]:
-    """For each node the activation that crosses behind it, if there is exactly one."""
+    """For each node the activation that crosses behind it, if there is exactly one and a node made it."""
     activations = _activations(nodes, inputs)
     last_read: dict[ir.Value, int] = {}
     for index, node in enumerate(nodes):
         for value in _reads(node):
             if value in activations:
                 last_read[value] = index
-    alive: set[ir.Value] = set()
+    alive = {value for value in inputs if value in last_read}
     found: list[ir.Value | None] = []
     for index, node in enumerate(nodes):
         alive.update(value for value in node.outputs if value in last_read)
         alive = {value for value in alive if last_read[value] > index}
-        found.append(next(iter(alive)) if len(alive) == 1 else None)
+        crossing = next(iter(alive)) if len(alive) == 1 else None
+        found.append(crossing if crossing is not None and crossing.producer() is not None else None)
     return found
 
 

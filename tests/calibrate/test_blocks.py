@@ -40,9 +40,9 @@ def _carried(blocks: list[Block]) -> list[str | None]:
 
 def test_cuts_fall_on_residual_sums() -> None:
     model = _three_residuals()
-    blocks = cut(model, [["r1_a"], ["r2_d"], ["r3_e"]])
+    blocks = cut(model, [["r1_a"], ["r2_d"], ["r3_e"], ["y"]])
     assert _carried(blocks) == ["r1", "r2", None]
-    assert [block.groups for block in blocks] == [[0], [1], [2]]
+    assert [block.groups for block in blocks] == [[0], [1], [2, 3]]
     assert [block.feed_inputs for block in blocks] == [["x"], [], []]
     assert all("weight" in block.model.graph.initializers for block in blocks)
     assert len(list(model.graph)) == 3 * SMALLEST + 1  # left as it was
@@ -54,14 +54,15 @@ def test_nothing_is_run_behind_the_last_tensor_wanted() -> None:
 
 
 def test_tensors_of_a_group_come_out_of_one_block() -> None:
-    blocks = cut(_three_residuals(), [["r1_d", "r2_b"], ["r3_e"]])
+    blocks = cut(_three_residuals(), [["r1_d", "r2_b"], ["y"]])
     assert _carried(blocks) == ["r2", None]
     assert {value.name for value in blocks[0].model.graph.outputs} == {"r1_d", "r2_b", "r2"}
 
 
 def test_an_input_of_the_graph_can_be_wanted() -> None:
-    blocks = cut(_three_residuals(), [["x"], ["x", "r3_e"]])
-    assert [block.groups for block in blocks] == [[0, 1]]
+    blocks = cut(_three_residuals(), [["x"], ["x", "y"]])
+    assert [block.groups for block in blocks] == [[0], [], [1]]
+    assert [block.feed_inputs for block in blocks] == [["x"], [], ["x"]]
     (block,) = cut(_three_residuals(), [["x"]])
     assert block.groups == [0] and block.feed_inputs == ["x"]
 
