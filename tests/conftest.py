@@ -23,9 +23,9 @@ def run_model(model: ir.Model | Path | str, feed: Feed, *, native: bool = True) 
 
 
 def relative_error(expected: list[np.ndarray], actual: list[np.ndarray]) -> float:
-    """Largest absolute difference over the largest magnitude, worst output."""
+    """Norm of the difference over the norm of the expected values, worst output."""
     return max(
-        float(np.abs(one - two).max() / max(np.abs(one).max(), 1e-12))
+        float(np.linalg.norm(one - two) / max(np.linalg.norm(one), 1e-12))
         for one, two in zip(expected, actual, strict=True)
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from samq_onnx import assets, quantize
+from samq_onnx import assets, quantize, verify
 from samq_onnx.plan import QuantPlan
 from samq_onnx.runtime import open_session
 from tests.conftest import Feed, relative_error, run_model
@@ -59,6 +59,21 @@ def test_native_kernels_and_bodies_agree(quantized, encoder_feed: Feed) -> None:
     native = run_model(folder / "encoder.onnx", encoder_feed)
     body = run_model(folder / "encoder.onnx", encoder_feed, native=False)
     assert relative_error(body, native) < 0.1
+
+
+def test_verify_sees_small_differences_only(quantized, nano: Path) -> None:  # type: ignore[no-untyped-def]
+    folder, report = quantized
+    wide = report["encoder"]["recipe"]["weight_bits"] == 8
+    found = verify.verify(folder / "encoder.onnx", nano / "encoder.onnx")
+    assert found["same"]
+    assert len(found["site_sqnr_db"]) >= 20
+    assert found["output_sqnr_db"]["image_embeddings"] > (20 if wide else 3)
+
+
+def test_verify_refuses_another_float_model(quantized, nano: Path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = quantized
+    assert verify.main([str(folder / "encoder.onnx"), "--reference", str(nano / "decoder.onnx")]) == 2
+    assert "differ in inputs or outputs" in capsys.readouterr().err
 
 
 def test_most_of_the_encoder_runs_in_integers(quantized) -> None:  # type: ignore[no-untyped-def]
