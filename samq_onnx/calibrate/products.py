@@ -13,12 +13,18 @@ import numpy as np
 __all__ = ["small_products"]
 
 ON_ONE_THREAD = 250_000  # multiplications
+FEWEST_ROWS = 8  # of one product, so that what it reads of ``right`` is used more than once
 
 
 def small_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """left [batch, rows, inner] @ right [batch, inner, columns], float32, a few of ``inner`` at a time."""
-    step = max(1, ON_ONE_THREAD // (left.shape[1] * right.shape[2]))
-    total = left[..., :step] @ right[:, :step]
-    for start in range(step, left.shape[2], step):
-        total += left[..., start : start + step] @ right[:, start : start + step]
+    """left [batch, rows, inner] @ right [batch, inner, columns], float32, some rows and some of ``inner`` at a time."""
+    batch, rows, inner = left.shape
+    columns = right.shape[2]
+    row_step = min(rows, max(FEWEST_ROWS, ON_ONE_THREAD // (inner * columns)))
+    step = max(1, ON_ONE_THREAD // (row_step * columns))
+    total = np.zeros((batch, rows, columns), np.float32)
+    for row in range(0, rows, row_step):
+        part = slice(row, row + row_step)
+        for start in range(0, inner, step):
+            total[:, part] += left[:, part, start : start + step] @ right[:, start : start + step]
     return total
