@@ -127,7 +127,13 @@ COUNTERS = {
     **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "ConvInteger", "QLinearConv"), _conv),
     "ConvTranspose": _conv_transpose,
     "Einsum": _einsum,
-    **dict.fromkeys(("Attention", "AttentionRelPos", "QAttention", "QAttentionRelPos"), _attention),
+    **dict.fromkeys(
+        (
+            *("Attention", "AttentionRelPos", "QAttention", "QAttentionRelPos"),
+            *("UniformAttention", "UniformAttentionRelPos"),
+        ),
+        _attention,
+    ),
 }
 
 
