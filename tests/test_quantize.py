@@ -79,7 +79,8 @@ def test_verify_refuses_another_float_model(quantized, nano: Path, capsys: pytes
 def test_most_of_the_encoder_runs_in_integers(quantized) -> None:  # type: ignore[no-untyped-def]
     _, report = quantized
     assert report["encoder"]["fusion"]["integer_share"] > 0.8
-    assert report["encoder"]["fusion"]["operators"]["QAttentionRelPos"][0] > 0
+    attention = [macs for name, macs in report["encoder"]["fusion"]["operators"].items() if "Attention" in name]
+    assert attention and all(whole > 0 and real == 0 for whole, real in attention)
 
 
 def test_four_bit_weights_are_packed(quantized) -> None:  # type: ignore[no-untyped-def]
@@ -87,7 +88,7 @@ def test_four_bit_weights_are_packed(quantized) -> None:  # type: ignore[no-unty
     types = {tensor.data_type for tensor in onnx.load(folder / "encoder.onnx").graph.initializer}
     narrow = report["encoder"]["recipe"]["weight_bits"] == 4
     assert (onnx.TensorProto.INT4 in types) == narrow
-    assert report["encoder"]["bytes_after"] < report["encoder"]["bytes_before"] / (4 if narrow else 2.5)
+    assert report["encoder"]["bytes_after"] < report["encoder"]["bytes_before"] / (3 if narrow else 2)
 
 
 def test_metadata_says_how_the_file_was_made(quantized) -> None:  # type: ignore[no-untyped-def]
