@@ -41,6 +41,12 @@ class Match:
     scale: float
     tables: tuple[ir.Value, ir.Value] | None
 
+    @property
+    def key_perm(self) -> list[int]:
+        """The permutation that takes ``k`` to [..., N, d]: that of ``transpose`` without its last swap."""
+        perm = list(self.transpose.attributes["perm"].as_ints())
+        return [*perm[:-2], perm[-1], perm[-2]]
+
 
 @dataclasses.dataclass
 class _Terms:
@@ -183,9 +189,7 @@ def match_attention(softmax: ir.Node) -> Match | str:
 
 def outline(graph: ir.Graph, match: Match, kind: str) -> ir.Node:
     """Put one node in the place of a matched attention; nodes that only it needed become dead."""
-    perm = list(match.transpose.attributes["perm"].as_ints())
-    perm[-2:] = perm[-1], perm[-2]
-    k = match.k
+    perm, k = match.key_perm, match.k
     if perm != sorted(perm):
         keys = ir.node("Transpose", [k], {"perm": perm})
         graph.insert_before(match.product, keys)

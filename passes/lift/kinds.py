@@ -30,9 +30,7 @@ def _static(match: Match) -> tuple[list[int], list[int]] | None:
         if not all(isinstance(d, int) for d in dims):
             return None
         shapes.append([int(d) for d in dims])  # type: ignore[arg-type]
-    perm = list(match.transpose.attributes["perm"].as_ints())
-    perm[-2:] = perm[-1], perm[-2]
-    return shapes[0], [shapes[1][axis] for axis in perm]
+    return shapes[0], [shapes[1][axis] for axis in match.key_perm]
 
 
 def _measured(model: ir.Model, matches: Sequence[Match]) -> Shapes:
