@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from samq_onnx import images
 from samq_onnx.errors import UserError
@@ -101,14 +100,12 @@ class Sample:
 
 
 def interior_point(mask: np.ndarray) -> tuple[float, float]:
-    """The pixel (x, y) of a mask bool [H, W] farthest from everything outside it; the first in reading order."""
-    found = ndimage.find_objects(mask.astype(np.uint8))
-    if not found:
+    """The centre (x, y) of the pixel of a mask bool [H, W] nearest to its centroid; the first in reading order."""
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
         raise UserError("an empty mask has no interior point")
-    rows, columns = found[0]
-    distance = ndimage.distance_transform_edt(np.pad(mask[rows, columns], 1))
-    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-    return float(columns.start + x - 1), float(rows.start + y - 1)
+    nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+    return float(columns[nearest]) + 0.5, float(rows[nearest]) + 0.5
 
 
 def image_paths(folder: str | os.PathLike[str]) -> list[Path]:

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from samq_onnx import data, images
 
-__all__ = ["DecoderFeeds", "EncoderFeeds"]
+__all__ = ["DecoderFeeds", "EncoderFeeds", "Part"]
 
-PROMPTS_PER_IMAGE = 4  # instances; each gives one box prompt and one point prompt
+PROMPTS_PER_IMAGE = 8  # instances; each gives one box prompt and one point prompt
 BOX_LABELS = (2.0, 3.0)
 FOREGROUND, PADDING = 1.0, -1.0
 
@@ -39,13 +39,26 @@ class _Feeds(Sequence[Feed]):
     def __getitem__(self, index: slice) -> Sequence[Feed]: ...
     def __getitem__(self, index: int | slice) -> Feed | Sequence[Feed]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return Part(self, range(*index.indices(len(self))))
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self._make(index % len(self))
 
     def __iter__(self) -> Iterator[Feed]:
         return (self._make(index) for index in range(len(self)))
+
+
+class Part(_Feeds):
+    """The feeds of another sequence at the given indices."""
+
+    def __init__(self, whole: Sequence[Feed], indices: Sequence[int]) -> None:
+        self._whole, self._indices = whole, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def _make(self, index: int) -> Feed:
+        return self._whole[self._indices[index]]
 
 
 class EncoderFeeds(_Feeds):
@@ -65,7 +78,7 @@ class EncoderFeeds(_Feeds):
 class DecoderFeeds(_Feeds):
     """Prompts on the images of a folder as decoder inputs, their embeddings kept on disk.
 
-    Each image gives box and point prompts from up to four annotated instances (evenly spread over its
+    Each image gives box and point prompts from up to eight annotated instances (evenly spread over its
     list), or from a grid of points when the folder has no annotations.
     """
 

@@ -16,7 +16,7 @@ from samq_onnx import ops
 from samq_onnx.calibrate import (
     OBSERVERS,
     AttentionStats,
-    ChannelStats,
+    ChannelMean,
     Collector,
     KeySamples,
     TensorStats,
@@ -24,6 +24,7 @@ from samq_onnx.calibrate import (
     run,
     weight_scales,
 )
+from samq_onnx.feeds import Part
 from samq_onnx.models import is_decoder
 from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
 from samq_onnx.passes.fold.edit import constant, replace_constant
@@ -31,11 +32,12 @@ from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simpli
 from samq_onnx.passes.lower import lower_attention, lower_linears, raise_opset
 from samq_onnx.plan import AttentionPlan, LinearPlan, LogCodes, QuantPlan, Uniform, Weight
 from samq_onnx.recipe import Recipe
-from samq_onnx.reconstruct import InputMoments, compensate
+from samq_onnx.reconstruct import InputMoments, Learned, NotLearnable, compensate
 from samq_onnx.scope import split_linears
 
 __all__ = ["Outcome", "quantize_model"]
 
+OBSERVED_PROMPTS = 128
 FOLD_FEEDS = 8  # feeds that decide the exact folds; any choice leaves the float function as it is
 CONV_OUTPUT_BITS = 8  # a convolution needs codes at its output to run in integers; 8 bits cost no accuracy
 
@@ -53,15 +55,19 @@ class Outcome:
     linears: int
     folds: list[FoldReport]
     refused: list[str]
+    learned: Learned | None
 
 
-def quantize_model(model: ir.Model, feeds: Feeds, recipe: Recipe, *, label: str = "model") -> Outcome:
+def quantize_model(
+    model: ir.Model, feeds: Feeds, recipe: Recipe, *, targets: Feeds | None = None, label: str = "model"
+) -> Outcome:
     """Quantize a float model, in place.
 
     Args:
         model: the float model; its inputs and outputs stay as they are.
         feeds: calibration inputs, graph input name -> array.
         recipe: what to do.
+        targets: the same inputs as the float model would get them, where ``feeds`` come from a quantized encoder.
         label: what progress bars call the model.
 
     Raises:
@@ -72,15 +78,24 @@ def quantize_model(model: ir.Model, feeds: Feeds, recipe: Recipe, *, label: str 
     structure = lift(model)
     if structure.attentions:
         ops.add_functions(model)
-    folds = _fold(model, structure, feeds, recipe, label)
+    decoder = is_decoder(model)
+    observed = _some(feeds) if decoder else feeds
+    folds = _fold(model, structure, observed, recipe, label)
     chosen, kept = split_linears(structure)
-    plan = _calibrate(model, structure, chosen, feeds, recipe, label)
+    plan = _calibrate(model, structure, chosen, observed, recipe, label)
     plan.kept_float.update(kept)
+    refused = list(structure.refused)
+    learned = None
+    if recipe.learn:
+        try:
+            learned = _learn(model, structure, plan, feeds, targets or feeds, label)
+        except NotLearnable as reason:
+            refused.append(f"nothing learned: {reason}")
     # a decoder's error lies in few tokens and a rare foreground, which mean errors over all rows do not see
-    if recipe.compensate and not is_decoder(model):
+    if recipe.compensate and learned is None and not decoder:
         _compensate(model, chosen, plan, feeds, label)
     comparable = _comparable(structure, chosen)
-    refused = structure.refused + lower_linears(structure, model.graph, plan)
+    refused += lower_linears(structure, model.graph, plan)
     lower_attention(structure, model.graph, plan)
     common.RemoveUnusedNodesPass()(model)
     ops.add_functions(model)
@@ -88,7 +103,13 @@ def quantize_model(model: ir.Model, feeds: Feeds, recipe: Recipe, *, label: str 
     kinds: dict[str, int] = {}
     for site in structure.attentions:
         kinds[site.kind] = kinds.get(site.kind, 0) + 1
-    return Outcome(model, plan, kinds, structure.is_sam, len(plan.linears), folds, refused)
+    return Outcome(model, plan, kinds, structure.is_sam, len(plan.linears), folds, refused, learned)
+
+
+def _some(feeds: Feeds) -> Feeds:
+    """As many prompts as statistics need, drawn from all images."""
+    chosen = np.random.default_rng(0).permutation(len(feeds))[:OBSERVED_PROMPTS]
+    return Part(feeds, sorted(chosen.tolist()))
 
 
 def _operands(site: AttentionSite) -> tuple[str, str, str]:
@@ -103,11 +124,11 @@ def _fold(model: ir.Model, structure: Structure, feeds: Feeds, recipe: Recipe, l
     wanted = [site for site in structure.attentions if site.k is not None] if recipe.key_centring or recipe.sign else []
     if not wanted:
         return reports
-    means: dict[str, ChannelStats] = {}
+    means: dict[str, ChannelMean] = {}
     samples: dict[str, KeySamples] = {}
     for site in wanted:
         assert site.k is not None and site.k.linear.output.name
-        means[site.name] = ChannelStats(site.k.linear.output.name)
+        means[site.name] = ChannelMean(site.k.linear.output.name)
         samples[site.name] = KeySamples(_operands(site)[1])
     run(model, feeds[:FOLD_FEEDS], [*means.values(), *samples.values()], label=f"{label}: keys")
     key_mean = {
@@ -195,6 +216,14 @@ def _compensate(model: ir.Model, chosen: list[Linear], plan: QuantPlan, feeds: F
         replace_constant(linear.weight, made if linear.out_axis else made.T)
         if linear.bias is not None and made_bias is not None:
             replace_constant(linear.bias, made_bias)
+
+
+def _learn(model: ir.Model, structure: Structure, plan: QuantPlan, feeds: Feeds, targets: Feeds, label: str) -> Learned:
+    try:
+        from samq_onnx.reconstruct.learn import learn  # torch is optional
+    except ImportError as error:
+        raise NotLearnable("torch is not installed; run: pip install samq_onnx[learn]") from error
+    return learn(model, structure, plan, feeds, targets, label=label)
 
 
 def _comparable(structure: Structure, chosen: list[Linear]) -> list[str]:

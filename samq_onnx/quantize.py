@@ -81,12 +81,24 @@ def _print_outcome(outcome: Outcome) -> None:
         print(f"  fold {fold.name}: {len(fold.done)} done, {len(fold.refused)} refused")
         for line in fold.refused:
             print(f"    refused {line}")
+    if outcome.learned is not None:
+        learned = outcome.learned
+        print(
+            f"  learned from the float model on {learned.inputs} inputs: "
+            f"loss {learned.loss_before:.3f} -> {learned.loss_after:.3f}"
+        )
     for line in outcome.refused:
         print(f"  refused: {line}")
 
 
 def quantize(
-    source: Path, output: Path, calibration: Path, chosen: Recipe, *, encoder: Path | None = None
+    source: Path,
+    output: Path,
+    calibration: Path,
+    chosen: Recipe,
+    *,
+    encoder: Path | None = None,
+    quantized_encoder: Path | None = None,
 ) -> dict[str, Any]:
     """Quantize one ONNX file; prints what happened and returns it as a report.
 
@@ -94,6 +106,7 @@ def quantize(
         source: float model. output: where the quantized model goes.
         calibration: folder of images, with or without annotations.
         chosen: the recipe. encoder: float encoder, for the embeddings a decoder is calibrated on.
+        quantized_encoder: the encoder that the quantized decoder will work with, where it is another one.
 
     Raises:
         UserError: unusable model, calibration folder or output path; nothing is written.
@@ -104,8 +117,9 @@ def quantize(
         raise UserError(f"{output}: the output would replace the float model; choose another path with -o")
     check_writable(output)
     print(f"{source}: {chosen.method} W{chosen.weight_bits}A{chosen.activation_bits}")
-    feeds = _feeds(source, model, calibration, encoder)
-    outcome = quantize_model(model, feeds, chosen, label=source.stem)
+    feeds = _feeds(source, model, calibration, quantized_encoder or encoder)
+    targets = _feeds(source, model, calibration, encoder) if quantized_encoder and chosen.learn else None
+    outcome = quantize_model(model, feeds, chosen, targets=targets, label=source.stem)
     model.metadata_props["samq_onnx.float_model.sha256"] = model_sha256(source)
     model.metadata_props["samq_onnx.calibration.sha256"] = _calibration_sha256(calibration)
     _save(model, output)
@@ -120,6 +134,7 @@ def quantize(
         "kept_float": outcome.plan.kept_float,
         "folds": [dataclasses.asdict(fold) for fold in outcome.folds],
         "refused": outcome.refused,
+        "learned": dataclasses.asdict(outcome.learned) if outcome.learned else None,
         "bytes_before": _bytes(source),
         "bytes_after": _bytes(output),
         "fusion": fusion.to_json(),
@@ -139,9 +154,17 @@ def quantize_folder(source: Path, output: Path, calibration: Path, chosen: Recip
     """Quantize ``encoder.onnx`` and ``decoder.onnx`` of a folder into a folder of the same shape."""
     for name in (ENCODER, DECODER):
         load_model(source / name)
+    encoder = source / ENCODER, output / ENCODER
     return {
-        "encoder": quantize(source / ENCODER, output / ENCODER, calibration, chosen),
-        "decoder": quantize(source / DECODER, output / DECODER, calibration, chosen, encoder=source / ENCODER),
+        "encoder": quantize(*encoder, calibration, chosen),
+        "decoder": quantize(
+            source / DECODER,
+            output / DECODER,
+            calibration,
+            chosen,
+            encoder=encoder[0],
+            quantized_encoder=encoder[1],
+        ),
     }
 
 

@@ -9,6 +9,7 @@ from samq_onnx.errors import UserError
 
 __all__ = ["BITS", "DEFAULT_METHOD", "METHODS", "Recipe", "recipe"]
 
+LOSSLESS = ("w8a8",)  # widths that lose nothing worth learning
 BITS = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a4": (4, 4)}
 
 
@@ -28,6 +29,7 @@ class Recipe:
         key_centring: move the mean of the keys out of the range to be quantized; exact.
         compensate: round weights one input channel after the other, each rounding error made good by the
             channels that follow, and correct biases (GPTQ, Frantar et al. 2023), instead of to the nearest code.
+        learn: teach the quantized model what the float one gives, by gradients; needs torch.
     """
 
     method: str
@@ -41,6 +43,7 @@ class Recipe:
     finest_tau: int = 4
     nearest_probabilities: bool = False
     compensate: bool = False
+    learn: bool = False
 
 
 METHODS: dict[str, dict[str, object]] = {
@@ -56,6 +59,7 @@ METHODS: dict[str, dict[str, object]] = {
         "finest_tau": 16,
         "nearest_probabilities": True,
         "compensate": True,
+        "learn": True,
     },
 }
 DEFAULT_METHOD = "samq"
@@ -72,4 +76,6 @@ def recipe(method: str = DEFAULT_METHOD, bits: str = "w8a8") -> Recipe:
     if bits not in BITS:
         raise UserError(f"unknown width {bits!r}; choose one of {', '.join(BITS)}")
     weight_bits, activation_bits = BITS[bits]
-    return Recipe(method=method, weight_bits=weight_bits, activation_bits=activation_bits, **METHODS[method])  # type: ignore[arg-type]
+    choices = dict(METHODS[method])
+    choices["learn"] = bool(choices.get("learn")) and bits not in LOSSLESS
+    return Recipe(method=method, weight_bits=weight_bits, activation_bits=activation_bits, **choices)  # type: ignore[arg-type]

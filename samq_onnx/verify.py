@@ -18,7 +18,7 @@ from samq_onnx import assets, images, ops
 from samq_onnx.data import image_paths
 from samq_onnx.errors import UserError, main_guard
 from samq_onnx.files import check_writable, write_json
-from samq_onnx.models import is_decoder, load_model, square_image_input
+from samq_onnx.models import is_decoder, load_model, model_sha256, square_image_input
 from samq_onnx.passes.lift import lift, simplify
 from samq_onnx.runtime import open_session
 
@@ -89,11 +89,8 @@ def verify(quantized: Path, reference: Path, feed: Mapping[str, np.ndarray] | No
     model, original = load_model(quantized), load_model(reference)
     if "samq_onnx.comparable" not in model.metadata_props:
         raise UserError(f"{quantized}: not written by samq_onnx.quantize; give a quantized model")
-    io = [[(v.name, v.dtype) for v in side] for g in (model, original) for side in (g.graph.inputs, g.graph.outputs)]
-    if io[:2] != io[2:]:
-        raise UserError(
-            f"{quantized} and {reference} have different inputs or outputs; give the float model it came from"
-        )
+    if model.metadata_props.get("samq_onnx.float_model.sha256") != model_sha256(reference):
+        raise UserError(f"{quantized} was not made from {reference}; give the float model it came from")
     feed = feed or _feed(original)
     simplify(original)
     structure = lift(original)

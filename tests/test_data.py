@@ -99,13 +99,14 @@ def test_prompts_do_not_need_pycocotools(tmp_path: Path, monkeypatch: pytest.Mon
         instance.mask()
 
 
-def test_interior_point_keeps_away_from_the_edge_of_the_image() -> None:
+def test_interior_point_is_the_pixel_of_the_mask_nearest_its_centroid() -> None:
     mask = np.zeros((20, 30), bool)
-    mask[:9, :9] = True
-    assert data.interior_point(mask) == (4, 4)
-    mask[:] = False
     mask[12:17, 20:27] = True
-    assert data.interior_point(mask) == (22, 14)
+    assert data.interior_point(mask) == (23.5, 14.5)
+    mask[13:16, 21:26] = False  # a ring: its centroid is outside
+    x, y = data.interior_point(mask)
+    assert mask[int(y), int(x)]
+    assert (x, y) == (23.5, 12.5)
     with pytest.raises(UserError, match="empty mask"):
         data.interior_point(np.zeros((3, 3), bool))
 

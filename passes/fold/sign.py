@@ -18,6 +18,7 @@ import numpy as np
 from scipy.signal import find_peaks
 from scipy.stats import gaussian_kde
 
+from samq_onnx.calibrate.stats import stride
 from samq_onnx.passes.fold.edit import FoldReport, constant, private_to_attention, replace_constant, scale_outputs
 from samq_onnx.passes.lift import Structure
 
@@ -38,7 +39,7 @@ def is_bimodal(keys: np.ndarray) -> bool:
     values are left out first.
     """
     values = keys.ravel()
-    values = values[:: max(1, values.size // KDE_SAMPLES)].astype(np.float64)
+    values = values[:: stride(values.size, KDE_SAMPLES)].astype(np.float64)
     low, high = np.quantile(values, [TRIM, 1 - TRIM])
     values = values[(values >= low) & (values <= high)]
     if values.size < KDE_POINTS or high <= low:

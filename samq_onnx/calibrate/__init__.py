@@ -6,19 +6,19 @@ from __future__ import annotations
 from samq_onnx.calibrate.attention import AttentionStats
 from samq_onnx.calibrate.observers import OBSERVERS
 from samq_onnx.calibrate.quantizer import fake_quantize, qparams, weight_scales
-from samq_onnx.calibrate.run import Collector, run
-from samq_onnx.calibrate.stats import ChannelStats, Gram, KeySamples, TensorStats
+from samq_onnx.calibrate.run import Collector, resident_memory, run
+from samq_onnx.calibrate.stats import ChannelMean, KeySamples, TensorStats
 
 __all__ = [
     "OBSERVERS",
     "AttentionStats",
-    "ChannelStats",
+    "ChannelMean",
     "Collector",
-    "Gram",
     "KeySamples",
     "TensorStats",
     "fake_quantize",
     "qparams",
+    "resident_memory",
     "run",
     "weight_scales",
 ]

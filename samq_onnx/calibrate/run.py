@@ -22,7 +22,7 @@ from samq_onnx.calibrate.blocks import Block, cut
 from samq_onnx.errors import UserError
 from samq_onnx.runtime import open_session
 
-__all__ = ["Collector", "run"]
+__all__ = ["Collector", "resident_memory", "run"]
 
 LARGEST_BLOCK = 2_000_000_000  # bytes of weights; a protobuf holds less than 2 GiB
 
@@ -67,7 +67,7 @@ def run(
     bar = tqdm(total=len(blocks) * len(feeds), desc=label, unit="step", disable=None if progress else True, leave=False)
     with bar, tempfile.TemporaryDirectory(prefix="samq-calibrate-") as scratch:
         for number, block in enumerate(blocks, 1):
-            bar.set_postfix_str(f"block {number} of {len(blocks)}, {_resident_memory()}", refresh=False)
+            bar.set_postfix_str(f"block {number} of {len(blocks)}, {resident_memory()}", refresh=False)
             _run_block(block, feeds, [collectors[index] for index in block.groups], Path(scratch), bar)
 
 
@@ -112,7 +112,8 @@ def _open(model: ir.Model) -> ort.InferenceSession:
     return open_session(ir.to_proto(model).SerializeToString(), options=options)
 
 
-def _resident_memory() -> str:
+def resident_memory() -> str:
+    """Memory that this process holds, for a progress bar."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):

@@ -7,12 +7,11 @@ import math
 
 import numpy as np
 
-__all__ = ["ChannelStats", "Gram", "KeySamples", "TensorStats", "stride"]
+__all__ = ["ChannelMean", "KeySamples", "TensorStats", "stride"]
 
 BINS = 4096  # at most, halved by merging neighbours when the range outgrows them
 HISTOGRAM_SAMPLES = 500_000  # values of one feed that enter the histogram
 KEY_SAMPLES = 32_768
-GRAM_ROWS = 2_048  # of one feed
 
 
 def stride(size: int, wanted: int) -> int:
@@ -81,30 +80,23 @@ class TensorStats:
         self.first, self.counts = first, grown
 
 
-class ChannelStats:
-    """Extremes and mean of each channel over everything seen.
+class ChannelMean:
+    """Mean of each channel over everything seen.
 
     Args:
         axis: of the channels.
-
-    Attributes:
-        low, high: float [channels].
     """
 
     def __init__(self, tensor: str, axis: int = -1) -> None:
         self.tensors = (tensor,)
         self.axis = axis
-        self.low = self.high = np.zeros(0)
-        self._sum = np.zeros(0)
+        self._sum = np.zeros(())
         self._rows = 0
 
     def update(self, *arrays: np.ndarray) -> None:
         rows = np.moveaxis(arrays[0], self.axis, -1)
         rows = rows.reshape(-1, rows.shape[-1])
-        low, high, total = rows.min(axis=0), rows.max(axis=0), rows.sum(axis=0, dtype=np.float64)
-        if self._rows:
-            low, high, total = np.minimum(low, self.low), np.maximum(high, self.high), total + self._sum
-        self.low, self.high, self._sum = low, high, total
+        self._sum = self._sum + rows.sum(axis=0, dtype=np.float64)
         self._rows += len(rows)
 
     @property
@@ -128,30 +120,3 @@ class KeySamples:
         if not self.values.size:
             values = arrays[0].ravel()
             self.values = values[:: stride(values.size, KEY_SAMPLES)].copy()
-
-
-class Gram:
-    """Second moments of the input [..., channels] of a linear.
-
-    Attributes:
-        matrix: sum of x xT over evenly spread rows x, float64 [channels, channels]. rows: number of rows seen.
-    """
-
-    def __init__(self, tensor: str) -> None:
-        self.tensors = (tensor,)
-        self.matrix = np.zeros((0, 0))
-        self._sum = np.zeros(0)
-        self.rows = 0
-
-    def update(self, *arrays: np.ndarray) -> None:
-        rows = arrays[0].reshape(-1, arrays[0].shape[-1])
-        rows = rows[:: stride(len(rows), GRAM_ROWS)].astype(np.float32)
-        product, total = rows.T @ rows, rows.sum(axis=0, dtype=np.float64)
-        self.matrix = self.matrix + product if self.rows else product.astype(np.float64)
-        self._sum = self._sum + total if self.rows else total
-        self.rows += len(rows)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Float64 [channels]."""
-        return self._sum / self.rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from samq_onnx.calibrate.stats import stride
 from samq_onnx.plan import Uniform
 
 __all__ = ["InputMoments"]
@@ -30,7 +31,7 @@ class InputMoments:
     def update(self, *arrays: np.ndarray) -> None:
         (array,) = arrays
         rows = array.reshape(-1, array.shape[-1])
-        rows = rows[:: max(1, len(rows) // ROWS_PER_FEED)].astype(np.float32)
+        rows = rows[:: stride(len(rows), ROWS_PER_FEED)].astype(np.float32)
         codes = self.codes
         integers = np.clip(np.rint(rows / np.float32(codes.scale)) + codes.zero_point, 0, 2**codes.bits - 1)
         quantized = ((integers - codes.zero_point) * np.float32(codes.scale)).astype(np.float32)

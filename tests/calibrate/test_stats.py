@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samq_onnx.calibrate import ChannelStats, Gram, KeySamples, TensorStats
+from samq_onnx.calibrate import ChannelMean, KeySamples, TensorStats
 
 
 def test_histogram_grows_with_the_range_in_one_pass() -> None:
@@ -55,24 +55,8 @@ def test_keys_are_those_of_the_first_feed() -> None:
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_channel_statistics(axis: int) -> None:
     feeds = [np.random.default_rng(seed).normal(size=(2, 5, 7, 3)) + seed for seed in range(3)]
-    stats = ChannelStats("x", axis)
+    stats = ChannelMean("x", axis)
     for feed in feeds:
         stats.update(feed)
     rows = np.concatenate([np.moveaxis(feed, axis, -1).reshape(-1, feed.shape[axis]) for feed in feeds])
     assert stats.mean == pytest.approx(rows.mean(axis=0))
-    assert stats.low == pytest.approx(rows.min(axis=0))
-    assert stats.high == pytest.approx(rows.max(axis=0))
-
-
-def test_gram_matrix() -> None:
-    feeds = [np.random.default_rng(seed).normal(size=(1, 20, 50, 6)).astype(np.float32) for seed in range(3)]
-    gram = Gram("x")
-    for feed in feeds:
-        gram.update(feed)
-    rows = np.concatenate(feeds).reshape(-1, 6).astype(np.float64)
-    assert gram.rows == len(rows) == 3000
-    assert gram.matrix.dtype == np.float64
-    np.testing.assert_allclose(gram.matrix, rows.T @ rows, rtol=1e-4, atol=1e-2)
-    np.testing.assert_allclose(gram.mean, rows.mean(axis=0), atol=1e-6)
-    gram.update(np.ones((64, 64, 6), np.float32))
-    assert gram.rows < 3000 + 2500

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codes of a plan simulated in torch, with parameters that learn.
+
+Rounding passes the gradient on (straight-through); scales and zero points get the gradients of LSQ and LSQ+
+(Esser et al. 2020, eq. 3; Bhalgat et al. 2020, eq. 5). Scales are held as logarithms, so that they stay positive.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from samq_onnx.plan import LogCodes, Uniform, Weight
+
+__all__ = ["ActivationCodes", "ProbabilityCodes", "WeightCodes"]
+
+SMALLEST_PROBABILITY = 1e-30
+
+
+class _Uniform(torch.autograd.Function):
+    """(clamp(round(x / scale + zero), low, high) - zero) * scale."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, low: int, high: int) -> Any:
+        exact = x / scale + zero
+        codes = exact.round().clamp_(low, high)
+        inside = (exact >= low - 0.5) & (exact <= high + 0.5)
+        codes -= zero
+        ctx.save_for_backward(inside, torch.where(inside, codes - exact + zero, codes), scale, zero)
+        return codes * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (gradient,) = gradients
+        inside, by_scale, scale, zero = ctx.saved_tensors
+        passed = gradient * inside
+        to_scale = (gradient * by_scale).sum_to_size(scale.shape)
+        to_zero = ((passed - gradient) * scale).sum_to_size(zero.shape)
+        return passed, to_scale, to_zero, None, None
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0]
+
+
+class ActivationCodes(torch.nn.Module):
+    """Per-tensor asymmetric codes; ``log_scale`` and ``zero`` learn."""
+
+    def __init__(self, codes: Uniform) -> None:
+        super().__init__()
+        self.bits = codes.bits
+        self.log_scale = torch.nn.Parameter(torch.tensor(math.log(codes.scale)))
+        self.zero = torch.nn.Parameter(torch.tensor(float(codes.zero_point)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        top = 2**self.bits - 1
+        zero = _Round.apply(self.zero.clamp(0, top))
+        return _Uniform.apply(x, self.log_scale.exp(), zero, 0, top)
+
+    def learned(self) -> Uniform:
+        """The codes as they are now."""
+        top = 2**self.bits - 1
+        return Uniform(self.log_scale.exp().item(), int(self.zero.clamp(0, top).round().item()), self.bits)
+
+
+class WeightCodes(torch.nn.Module):
+    """Symmetric codes of a weight along ``out_axis``; ``weight`` and ``log_scale`` learn."""
+
+    def __init__(self, weight: np.ndarray, codes: Weight, out_axis: int) -> None:
+        super().__init__()
+        self.bits = codes.bits
+        shape = [1] * weight.ndim
+        shape[out_axis] = len(codes.scale)
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+        self.log_scale = torch.nn.Parameter(torch.tensor(np.log(np.array(codes.scale, np.float32))).reshape(shape))
+
+    def forward(self) -> torch.Tensor:
+        top = 2 ** (self.bits - 1)
+        return _Uniform.apply(self.weight, self.log_scale.exp(), torch.zeros(()), -top, top - 1)
+
+    def learned(self) -> Weight:
+        """The codes as they are now."""
+        return Weight(tuple(self.log_scale.detach().exp().ravel().tolist()), self.bits)
+
+
+class ProbabilityCodes(torch.nn.Module):
+    """Post-softmax codes, log or uniform; the scale learns, tau stays."""
+
+    def __init__(self, codes: LogCodes | Uniform) -> None:
+        super().__init__()
+        self.codes = codes
+        self.log_scale = torch.nn.Parameter(torch.tensor(math.log(codes.scale)))
+
+    def forward(self, p: torch.Tensor) -> torch.Tensor:
+        scale, top = self.log_scale.exp(), 2**self.codes.bits - 1
+        if isinstance(self.codes, Uniform):
+            return _Uniform.apply(p, scale, torch.zeros(()), 0, top)
+        tau = self.codes.tau
+        with torch.no_grad():
+            codes = (-tau * torch.log2((p / scale).clamp_min(SMALLEST_PROBABILITY))).round().clamp(0, top)
+            level = torch.exp2(-codes / tau)
+        return p + (level * scale - p).detach() + level * (scale - scale.detach())
+
+    def learned(self) -> LogCodes | Uniform:
+        """The codes as they are now."""
+        scale = self.log_scale.exp().item()
+        if isinstance(self.codes, Uniform):
+            return Uniform(scale, 0, self.codes.bits)
+        return LogCodes(scale, self.codes.tau, self.codes.bits)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verify command refuses what it cannot compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from samq_onnx import assets, quantize, verify
+from tests import nets
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float model, its quantized form, models that do not belong to it, and a text."""
+    folder = tmp_path_factory.mktemp("verify")
+    for name, model in {
+        "float": nets.build("convolutional"),
+        "larger": nets.build("convolutional", 2 * nets.SIDE),
+        "other": nets.build("transformer_mlp"),
+    }.items():
+        onnx.save(model, folder / f"{name}.onnx")
+    calibration = ["--calib", str(assets.calibration_images())]
+    assert quantize.main([str(folder / "float.onnx"), "-o", str(folder / "quantized.onnx"), *calibration]) == 0
+    renamed = nets.build("convolutional")
+    renamed.graph.node[-1].output[0] = renamed.graph.output[0].name = "scores"
+    onnx.save(renamed, folder / "renamed.onnx")
+    (folder / "text.onnx").write_text("this is not a model")
+    return folder
+
+
+def test_the_float_model_it_came_from_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert verify.main(["quantized.onnx", "--reference", "float.onnx"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("quantized", "reference", "report", "reason"),
+    [
+        ("missing.onnx", "float.onnx", "report.json", "missing.onnx: no such file"),
+        ("quantized.onnx", "missing.onnx", "report.json", "missing.onnx: no such file"),
+        ("text.onnx", "float.onnx", "report.json", "text.onnx: not an ONNX model"),
+        ("quantized.onnx", "text.onnx", "report.json", "text.onnx: not an ONNX model"),
+        ("float.onnx", "float.onnx", "report.json", "float.onnx: not written by samq_onnx.quantize"),
+        ("quantized.onnx", "renamed.onnx", "report.json", "the float model it came from"),
+        ("quantized.onnx", "larger.onnx", "report.json", "the float model it came from"),
+        ("quantized.onnx", "other.onnx", "report.json", "the float model it came from"),
+        ("quantized.onnx", "float.onnx", "text.onnx/report.json", "cannot write"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    quantized: str,
+    reference: str,
+    report: str,
+    reason: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    before = sorted(folder.iterdir())
+    assert verify.main([quantized, "--reference", reference, "--json", report]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and reason in errors
+    assert sorted(folder.iterdir()) == before
