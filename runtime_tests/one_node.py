@@ -81,12 +81,27 @@ def tables(hq: int, wq: int, hk: int, wk: int, depth: int, seed: int = 0) -> dic
     }
 
 
+def code_tables(hq: int, wq: int, hk: int, wk: int, depth: int, seed: int = 0) -> dict[str, Any]:
+    """s16 codes of table_h [hq, hk, d] and table_w [wq, wk, d] over their whole range, with scales."""
+    random = np.random.default_rng(seed + 1)
+    return {
+        "table_h": random.integers(-32767, 32768, (hq, hk, depth), dtype=np.int16),
+        "table_h_scale": scalar(1.1e-5),
+        "table_w": random.integers(-32767, 32768, (wq, wk, depth), dtype=np.int16),
+        "table_w_scale": scalar(0.7e-5),
+    }
+
+
 def plain(feed: Feed) -> dict[str, Any]:
     """Rank-0 arrays as Python numbers, for the reference."""
     return {name: x.item() if x.ndim == 0 else x for name, x in feed.items()}
 
 
-def code_logits(feed: Feed, scale: float) -> np.ndarray:
-    """The reference's logits of a feed of codes."""
-    names = ("q", "q_scale", "q_zero_point", "k", "k_scale", "k_zero_point", "table_h", "table_w")
-    return reference.quantized_logits(**{name: x for name, x in plain(feed).items() if name in names}, scale=scale)
+def float_logits(feed: Feed, scale: float) -> np.ndarray:
+    """scale * q kT + rel_h + rel_w in float64, of what a feed of codes stands for."""
+    given = plain(feed)
+    q, k = (given[f"{x}_scale"] * (given[x].astype(np.float64) - given[f"{x}_zero_point"]) for x in "qk")
+    logits = scale * (q @ k.swapaxes(-1, -2))
+    if "table_h" in given:
+        logits = logits + reference.rel_pos(q, *(given[f"{x}_scale"] * given[x] for x in ("table_h", "table_w")))
+    return logits

@@ -9,9 +9,7 @@ import pytest
 from runtime_tests.one_node import run, scalar
 from samq_onnx import reference
 
-NATIVE_BOUND = 2.0**-23
-BODY_BOUND = 4e-6  # of sum p |v|
-TIE = 2e-4
+TIE = 1e-5  # in code steps: the ratio p / p_scale is rounded to float32
 
 # Softmax values and what 4-bit AGQ codes with s = 0.9 make of them; small ones end at the largest code.
 PROBABILITIES = [1, 0.8, 0.5, 0.3, 0.143, 0.05, 0.01, 0.004, 0.0002, 0]
@@ -40,24 +38,24 @@ def test_published_values(tau: int, native: bool) -> None:
     np.testing.assert_allclose(out.ravel(), QUANTIZED[tau], rtol=1e-6)
 
 
-@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize(("tau", "bits"), [(1, 8), (2, 6), (4, 4), (4, 8)])
-def test_log_quantize(tau: int, bits: int, native: bool) -> None:
+def test_log_quantize(tau: int, bits: int) -> None:
     p = np.random.default_rng(0).random((2, 3, 40, 50), dtype=np.float32) ** 12
     p[0, 0, 0, :3] = 0, 1, 1e-38
     p_scale = scalar(0.7)
-    codes = run("LogQuantize", {"p": p, "p_scale": p_scale}, {"tau": tau, "bits": bits}, native=native)
+    codes = reference.log_quantize(p, p_scale.item(), tau=tau, bits=bits)
+    for native in (True, False):
+        actual = run("LogQuantize", {"p": p, "p_scale": p_scale}, {"tau": tau, "bits": bits}, native=native)
+        np.testing.assert_array_equal(actual, codes)
     with np.errstate(divide="ignore"):
         steps = -tau * np.log2(p.astype(np.float64) / p_scale)
     lowest, highest = (np.clip(np.rint(steps + x), 0, 2**bits - 1) for x in (-TIE, TIE))
     assert np.all((codes >= lowest) & (codes <= highest))
     assert codes[0, 0, 0, 0] == 2**bits - 1
-    assert np.mean(codes == reference.log_quantize(p.astype(np.float64), p_scale.item(), tau=tau, bits=bits)) > 0.999
 
 
-@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize(("tau", "bits"), [(1, 8), (2, 6), (4, 4), (4, 8)])
-def test_shift_lut_matmul(tau: int, bits: int, native: bool) -> None:
+def test_shift_lut_matmul(tau: int, bits: int) -> None:
     random = np.random.default_rng(1)
     codes = random.integers(0, 2**bits, (2, 2, 9, 301), dtype=np.uint8)
     v = random.integers(-128, 128, (2, 2, 301, 13), dtype=np.int8)
@@ -68,12 +66,11 @@ def test_shift_lut_matmul(tau: int, bits: int, native: bool) -> None:
         "v_scale": scalar(0.02),
         "v_zero_point": scalar(-9, np.int8),
     }
-    out = run("ShiftLutMatMul", feed, {"tau": tau, "bits": bits}, native=native)
     given = (feed["p_scale"].item(), feed["v_scale"].item())
     expected = reference.shift_lut_matmul(codes, v, *given, -9, tau=tau, bits=bits)
-    magnitude = reference.shift_lut_matmul(codes, np.abs(v.astype(np.int64) + 9), *given, 0, tau=tau, bits=bits)
-    bound = NATIVE_BOUND if native else BODY_BOUND
-    np.testing.assert_array_less(np.abs(out - expected), bound * magnitude + 1e-30)
+    for native in (True, False):
+        out = run("ShiftLutMatMul", feed, {"tau": tau, "bits": bits}, native=native)
+        np.testing.assert_array_equal(out, expected)
 
 
 def test_a_weight_is_its_power_of_two_but_for_truncation() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime_tests.one_node import build, code_feed, float_feed, run, scalar, tables
+from runtime_tests.one_node import build, code_feed, code_tables, float_feed, run, scalar, tables
 from samq_onnx.errors import UserError
 from samq_onnx.runtime import open_session
 
@@ -31,6 +31,7 @@ CODES = code_feed((2, 6), 6, 8)
     ("AttentionRelPos", FLOATS | tables(2, 2, 2, 3, 8), {"scale": 1.0}, "the tables must be for 6 queries"),
     ("AttentionRelPos", FLOATS | tables(2, 3, 2, 2, 8), {"scale": 1.0}, "the tables must be for 6 keys"),
     ("AttentionRelPos", FLOATS | tables(2, 3, 2, 3, 7), {"scale": 1.0}, "table_h must be [queries, keys, 8]"),
+    ("QAttentionRelPos", code_feed((2, 6), 6, 257) | code_tables(2, 3, 2, 3, 257), LOG, "q of at most 256"),
     ("QAttention", changed(CODES, q_scale=np.ones(2, np.float32)), LOG, "q_scale must hold one number"),
     ("QAttention", changed(CODES, p_scale=scalar(0.0)), LOG, "p_scale must be above 0"),
     ("QAttention", changed(CODES, p_scale=scalar(np.nan)), LOG, "p_scale must be above 0"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention on codes: native kernels and function bodies against the numpy integer reference and the float graph."""
+"""Attention on codes: kernels, function bodies and numpy reference to the last bit, and all near float attention."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime_tests.one_node import Feed, code_feed, code_logits, plain, run, scalar, tables
+from runtime_tests.one_node import code_feed, code_tables, float_logits, plain, run, scalar
 from samq_onnx import reference
 
-# The kernel's products are exact; its output is one float32 rounding away from the reference.
-NATIVE_BOUND = 2.0**-23
-# The body multiplies probabilities by v in float32: off by this share of sum p |v|.
-BODY_BOUND = 4e-6
-# A probability this near to the border between two codes (in code steps) may get either.
+# A probability this near to the border between two codes (in code steps) may get either: what float32 logits and the
+# fixed-point powers may be off.
 TIE = 2e-4
+OUTPUT_BOUND = 2.0**-23  # of the weighted sum of |v|: the output is rounded once
 
 SHAPES = [
     ((1, 1), 1, 1),
@@ -31,47 +29,49 @@ GRIDS = [
     ((3, 196), 14, 14, 14, 14, 64),
     ((2, 15), 3, 5, 7, 2, 5),
     ((1, 2, 64), 4, 16, 8, 33, 80),
+    ((1, 9), 3, 3, 64, 64, 64),
 ]
 
 
-def log_bounds(feed: Feed, scale: float, tau: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Largest admissible error of kernel and body for each output."""
+def check_bits(op: str, feed: dict[str, Any], attributes: dict[str, Any], expected: np.ndarray) -> None:
+    """Native kernel and function body must give ``expected`` to the last bit."""
+    for native in (True, False):
+        actual = run(op, feed, attributes, native=native)
+        assert actual.dtype == expected.dtype
+        np.testing.assert_array_equal(actual, expected, err_msg="native" if native else "body")
+
+
+def check_log(op: str, feed: dict[str, Any], scale: float, tau: int, bits: int) -> None:
+    """The same bits three times, and the codes of float64 probabilities but for ties."""
     given = plain(feed)
+    expected = reference.q_attention(**given, scale=scale, tau=tau, bits=bits)
+    check_bits(op, feed, {"scale": scale, "tau": tau, "bits": bits}, expected)
     with np.errstate(divide="ignore"):
-        steps = -tau * np.log2(reference.softmax(code_logits(feed, scale)) / given["p_scale"])
+        steps = -tau * np.log2(reference.softmax(float_logits(feed, scale)) / given["p_scale"])
     weights = reference.code_weights(tau, bits)
 
     def weigh(x: np.ndarray) -> np.ndarray:
         return weights[np.clip(np.rint(x), 0, 2**bits - 1).astype(np.int64)]
 
-    values = np.abs(given["v"].astype(np.int64) - given["v_zero_point"])
+    centred = given["v"].astype(np.int64) - given["v_zero_point"]
     unit = given["p_scale"] * given["v_scale"] * 2.0**-reference.FRACTION_BITS
-    ties = np.abs(weigh(steps - TIE) - weigh(steps + TIE)) @ values * unit
-    total = weigh(steps) @ values * unit
-    return ties + NATIVE_BOUND * total + 1e-30, ties + BODY_BOUND * total + 1e-30
-
-
-def check_log(op: str, feed: dict[str, Any], scale: float, tau: int, bits: int) -> None:
-    expected = reference.q_attention(**plain(feed), scale=scale, tau=tau, bits=bits)
-    attributes = {"scale": scale, "tau": tau, "bits": bits}
-    for native, bound in zip((True, False), log_bounds(feed, scale, tau, bits), strict=True):
-        actual = run(op, feed, attributes, native=native)
-        assert actual.shape == expected.shape
-        np.testing.assert_array_less(np.abs(actual - expected), bound)
+    ties = np.abs(weigh(steps - TIE) - weigh(steps + TIE)) @ np.abs(centred) * unit
+    total = weigh(steps) @ np.abs(centred) * unit
+    np.testing.assert_array_less(np.abs(expected - weigh(steps) @ centred * unit), ties + OUTPUT_BOUND * total + 1e-30)
 
 
 def check_uniform(op: str, feed: dict[str, Any], scale: float, bits: int) -> None:
+    """As `check_log`."""
     given = plain(feed)
     expected = reference.uniform_attention(**given, scale=scale, bits=bits)
-    steps = reference.softmax(code_logits(feed, scale)) / given["p_scale"]
+    check_bits(op, feed, {"scale": scale, "bits": bits}, expected)
+    steps = reference.softmax(float_logits(feed, scale)) / given["p_scale"]
+    codes = np.clip(np.rint(steps), 0, 2**bits - 1)
     doubtful = np.abs(steps - np.floor(steps) - 0.5) < TIE * np.maximum(1, steps)
-    values = np.abs(given["v"].astype(np.int64) - given["v_zero_point"])
-    ties = doubtful.astype(np.int64) @ values * (given["p_scale"] * given["v_scale"])
-    for native in (True, False):
-        actual = run(op, feed, {"scale": scale, "bits": bits}, native=native)
-        np.testing.assert_array_less(
-            np.abs(actual - expected), ties + 2 * NATIVE_BOUND * np.abs(expected).max() + 1e-30
-        )
+    centred = given["v"].astype(np.int64) - given["v_zero_point"]
+    unit = given["p_scale"] * given["v_scale"]
+    bound = (doubtful + OUTPUT_BOUND * codes) @ np.abs(centred) * unit
+    np.testing.assert_array_less(np.abs(expected - codes @ centred * unit), bound + 1e-30)
 
 
 @pytest.mark.parametrize(("tau", "bits"), [(1, 4), (2, 6), (4, 8), (1, 8), (4, 4), (2, 1)])
@@ -84,7 +84,7 @@ def test_log_codes(shape: tuple[int, ...], keys: int, depth: int, tau: int, bits
 def test_log_codes_with_relative_position(
     shape: tuple[int, ...], hq: int, wq: int, hk: int, wk: int, depth: int
 ) -> None:
-    feed = code_feed(shape, hk * wk, depth) | tables(hq, wq, hk, wk, depth)
+    feed = code_feed(shape, hk * wk, depth) | code_tables(hq, wq, hk, wk, depth)
     check_log("QAttentionRelPos", feed, depth**-0.5, tau=2, bits=8)
 
 
@@ -99,7 +99,7 @@ def test_uniform_codes(shape: tuple[int, ...], keys: int, depth: int, bits: int)
 def test_uniform_codes_with_relative_position(
     shape: tuple[int, ...], hq: int, wq: int, hk: int, wk: int, depth: int
 ) -> None:
-    feed = code_feed(shape, hk * wk, depth, p_scale=0.1 / 255) | tables(hq, wq, hk, wk, depth)
+    feed = code_feed(shape, hk * wk, depth, p_scale=0.1 / 255) | code_tables(hq, wq, hk, wk, depth)
     check_uniform("UniformAttentionRelPos", feed, depth**-0.5, bits=8)
 
 
@@ -107,6 +107,7 @@ def test_equal_scores_give_equal_codes() -> None:
     feed = code_feed((1, 5), 1024, 64, p_scale=1 / 1024)
     feed["k"][:] = 7
     check_log("QAttention", feed, 1.0, tau=4, bits=4)
+    check_uniform("UniformAttention", feed, 1.0, bits=8)
     feed["v"][:] = feed["v"][:, :1]
     actual = run("QAttention", feed, {"scale": 1.0, "tau": 4, "bits": 4}, native=True)
     expected = 0.01 * (feed["v"][0, 0].astype(np.float64) - 5)
@@ -117,6 +118,35 @@ def test_one_key_takes_all() -> None:
     feed = code_feed((1, 40), 500, 64)
     feed["k_scale"] = scalar(3.0)  # logits of thousands: all other probabilities are 0
     check_log("QAttention", feed, 1.0, tau=2, bits=8)
+    check_uniform("UniformAttention", feed, 1.0, bits=8)
+
+
+@pytest.mark.parametrize("keys", range(1, 68))
+def test_every_number_of_keys(keys: int) -> None:
+    """Vectors of every width end inside a row."""
+    check_log("QAttention", code_feed((1, 7), keys, 9), 0.3, tau=4, bits=8)
+    check_uniform("UniformAttention", code_feed((1, 7), keys, 9, p_scale=0.002), 0.3, bits=8)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_scales(seed: int) -> None:
+    """Scales, windows and codes as they come: products of scales do not round evenly."""
+    random = np.random.default_rng(seed)
+    side, depth = int(random.integers(2, 15)), int(random.integers(8, 81))
+    feed = code_feed((int(random.integers(1, 4)), side * side), side * side, depth, seed)
+    feed |= code_tables(side, side, side, side, depth, seed)
+    for name in ("q_scale", "k_scale", "v_scale", "table_h_scale", "table_w_scale"):
+        feed[name] = scalar(feed[name] * random.uniform(0.1, 1.0))
+    feed["p_scale"] = scalar(random.uniform(0.1, 1.0))
+    check_log("QAttentionRelPos", feed, depth**-0.5, tau=2 ** int(random.integers(0, 5)), bits=8)
+    feed["p_scale"] = scalar(random.uniform(0.001, 0.004))
+    check_uniform("UniformAttentionRelPos", feed, depth**-0.5, bits=8)
+
+
+def test_fixed_powers_are_powers_of_two() -> None:
+    distance = np.linspace(0, 40, 100_001, dtype=np.float32)
+    exact = 2.0 ** (23 - distance.astype(np.float64))
+    np.testing.assert_array_less(np.abs(reference.fixed_powers(distance) - exact), 0.5 + 2e-7 * exact)
 
 
 def test_saturated_operands_stay_exact() -> None:
@@ -128,6 +158,17 @@ def test_saturated_operands_stay_exact() -> None:
     feed["v"][:] = 127
     feed["v_zero_point"] = scalar(-128, np.int8)
     check_log("QAttention", feed, 1e-9, tau=4, bits=8)
+    check_uniform("UniformAttention", feed, 1e-9, bits=8)
+
+
+def test_saturated_tables_stay_exact() -> None:
+    feed = code_feed((1, 4), 4, 256) | code_tables(2, 2, 2, 2, 256)
+    feed["q"][:, ::2], feed["q"][:, 1::2] = 255, 254
+    feed["q_zero_point"] = scalar(0, np.uint8)
+    feed["table_h"][:], feed["table_w"][:] = -32768, 32767
+    feed["table_h"][:, 1:] += 1
+    feed["table_h_scale"] = feed["table_w_scale"] = scalar(1e-7)
+    check_log("QAttentionRelPos", feed, 0.001, tau=4, bits=8)
 
 
 def test_near_the_float_graph() -> None:
@@ -136,7 +177,7 @@ def test_near_the_float_graph() -> None:
     scale = 0.2
     q, k, v = (given[f"{x}_scale"] * (given[x].astype(np.float32) - given[f"{x}_zero_point"]) for x in "qkv")
     expected = run("Attention", {"q": q, "k": k, "v": v}, {"scale": scale}, native=True)
-    weight = reference.softmax(code_logits(feed, scale)) @ np.abs(v)
+    weight = reference.softmax(float_logits(feed, scale)) @ np.abs(v)
     log = run("QAttention", feed, {"scale": scale, "tau": 4, "bits": 8}, native=True)
     # A code of tau = 4 is at most an eighth of an octave off, and p > p_scale is clipped.
     assert np.all(np.abs(log - expected) < 0.11 * weight)

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import samq_onnx
-from runtime_tests.one_node import build, code_feed, float_feed, run, tables
+from runtime_tests.one_node import build, code_feed, code_tables, float_feed, run, tables
 from samq_onnx.errors import UserError
 from samq_onnx.runtime import EXACT_U8S8, has_vnni, library_path, open_session
 
@@ -121,36 +121,40 @@ def test_two_sessions_and_one_shared_session_in_two_threads() -> None:
 SAVE_OUTPUTS = """
 import ctypes, sys
 import numpy as np
-from runtime_tests.one_node import code_feed, float_feed, run, tables
+from runtime_tests.one_node import run
+from runtime_tests.test_runtime import CASES
 from samq_onnx.runtime import library_path
 name = ctypes.CDLL(library_path()).samq_instruction_set
 name.restype = ctypes.c_char_p
-assert name() == b"baseline", name()
-grid = tables(5, 9, 7, 11, 24)
-log = {"scale": 0.1, "tau": 4, "bits": 8}
-np.savez(
-    sys.argv[1],
-    attention=run("AttentionRelPos", float_feed((2, 45), 77, 24) | grid, {"scale": 0.2}, native=True),
-    log=run("QAttention", code_feed((2, 45), 77, 23), log, native=True),
-    uniform=run("UniformAttention", code_feed((2, 45), 77, 23, p_scale=0.002), {"scale": 0.1, "bits": 8}, native=True),
-)
+outputs = {op: run(op, feed, attributes, native=True) for op, feed, attributes in CASES}
+np.savez(sys.argv[1], name=name().decode(), **outputs)
 """
+CASES = [
+    ("AttentionRelPos", float_feed((2, 45), 77, 24) | tables(5, 9, 7, 11, 24), {"scale": 0.2}),
+    ("QAttention", code_feed((2, 45), 77, 23), {"scale": 0.1, "tau": 4, "bits": 8}),
+    ("QAttentionRelPos", code_feed((2, 45), 77, 23) | code_tables(5, 9, 7, 11, 23), LOG),
+    ("UniformAttention", code_feed((2, 45), 77, 23, p_scale=0.002), {"scale": 0.1, "bits": 8}),
+    (
+        "UniformAttentionRelPos",
+        code_feed((1, 6), 4095, 80, p_scale=0.002) | code_tables(2, 3, 63, 65, 80),
+        {"scale": 0.1, "bits": 8},
+    ),
+]
 
 
-def test_plain_instruction_set_gives_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_gives_the_same(name: str, tmp_path: Path) -> None:
     path = tmp_path / "outputs.npz"
-    environment = os.environ | {"SAMQ_ISA": "baseline"}
     root = Path(__file__).parents[1]
+    environment = os.environ | {"SAMQ_ISA": name}
     subprocess.run([sys.executable, "-c", SAVE_OUTPUTS, str(path)], check=True, env=environment, cwd=root)
     made = np.load(path)
-    feed = float_feed((2, 45), 77, 24) | tables(5, 9, 7, 11, 24)
-    attention = run("AttentionRelPos", feed, {"scale": 0.2}, native=True)
-    np.testing.assert_allclose(made["attention"], attention, atol=2e-6)
-    log = run("QAttention", code_feed((2, 45), 77, 23), {"scale": 0.1, "tau": 4, "bits": 8}, native=True)
-    np.testing.assert_allclose(made["log"], log, rtol=1e-6)
-    feed = code_feed((2, 45), 77, 23, p_scale=0.002)
-    uniform = run("UniformAttention", feed, {"scale": 0.1, "bits": 8}, native=True)
-    np.testing.assert_allclose(made["uniform"], uniform, rtol=1e-6, atol=1e-7)
+    if made["name"] != name and name != "baseline":
+        pytest.skip(f"this CPU has no {name}")
+    assert made["name"] == name
+    for op, feed, attributes in CASES:
+        expected = run(op, feed, attributes, native=True)
+        np.testing.assert_allclose(made[op], expected, rtol=0, atol=2e-6 if op == "AttentionRelPos" else 0)
 
 
 GROWTH = """

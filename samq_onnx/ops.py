@@ -6,10 +6,17 @@ registered, ONNX Runtime takes the native kernel of the same name instead. `samq
 numpy integers.
 
 Shapes: q [..., M, d], k [..., N, d], v [..., N, dv] -> [..., M, dv] float32; rank 3 or more, the leading dimensions
-of all three equal. Scales and zero points are scalars. Relative position takes q as [..., Hq*Wq, d] and float tables
-table_h [Hq, Hk, d], table_w [Wq, Wk, d], keys in row-major order, N = Hk*Wk (segment-anything's decomposed form).
+of all three equal. Scales and zero points are scalars. Relative position takes q as [..., Hq*Wq, d] and tables
+table_h [Hq, Hk, d], table_w [Wq, Wk, d], keys in row-major order, N = Hk*Wk (segment-anything's decomposed form);
+the tables are float for AttentionRelPos, s16 codes with a scale each for the operators on codes.
 Attributes: ``scale`` multiplies q kT; ``tau`` (a power of two up to 16; the paper stops at 4) and ``bits`` in 1..8 are
 those of PTQ4SAM eq. 8.
+
+Of the operators on codes, every sum is one of integers, exact in any order, and the float steps between them are
+single IEEE operations in a fixed order, so that kernel, body and reference give the same bits on every CPU. Log codes
+take one double logarithm for each row, which libraries may round differently in its last bit: about one row in 10^8
+can then get an offset one float step away.
+
 Functions with a lower-case first letter only serve the other bodies and have no kernel.
 """
 
@@ -35,7 +42,12 @@ VERSION = 1
 LOWEST_OPSET = 13
 LOWEST_IR_VERSION = 8
 
-MINUS_LOG2_E = -1.0 / math.log(2.0)
+LOG2_E = 1.0 / math.log(2.0)
+# Fixed-point powers: 2^23 2^f for |f| <= 0.5 in powers of f, relative error below 2e-7.
+C0 = 2.0**23
+C1, C2, C3, C4, C5 = C0 * 0.693147, C0 * 0.24022242, C0 * 0.055507336, C0 * 0.009671513, C0 * 0.0013264731
+FARTHEST = 32.0  # from 25 octaves on the power is 0
+HALVES = [2.0**-n for n in range(33)]
 FRACTION = 2.0**30  # fixed point of ShiftLutMatMul
 LARGEST_SHIFT = 63
 FLOAT, UINT8, INT32, INT64, DOUBLE, UINT64 = 1, 2, 6, 7, 11, 13
@@ -57,22 +69,24 @@ def unflatten(out, q, v):
 
 
 @script(samq)
-def addRelPos(content, q, table_h, table_w):
-    """content [B, M, N] + rel_h + rel_w, from q [B, M, d] unscaled.
+def relPos(q, table_h, table_w):
+    """rel_h [B, Hq, Wq, Hk] and rel_w [B, Hq, Wq, Wk] of q [B, Hq*Wq, d].
 
-    rel_h[b, (y, x), y'] = q[b, (y, x)] . table_h[y, y'];  rel_w[b, (y, x), x'] = q[b, (y, x)] . table_w[x, x'].
+    rel_h[b, y, x, y'] = q[b, (y, x)] . table_h[y, y'];  rel_w[b, y, x, x'] = q[b, (y, x)] . table_w[x, x'].
     """
-    any_batch = op.Constant(value_ints=[-1])
-    before_last = op.Constant(value_ints=[-2])
     queries = op.Concat(op.Shape(table_h)[0:1], op.Shape(table_w)[0:1], axis=0)
-    keys = op.Concat(op.Shape(table_h)[1:2], op.Shape(table_w)[1:2], axis=0)
-    q_grid = op.Reshape(q, op.Concat(any_batch, queries, op.Shape(q)[-1:], axis=0))
-    rel_h = op.MatMul(q_grid, op.Transpose(table_h, perm=[0, 2, 1]))
-    by_column = op.Transpose(q_grid, perm=[0, 2, 1, 3])
+    grid = op.Reshape(q, op.Concat(op.Constant(value_ints=[-1]), queries, op.Shape(q)[-1:], axis=0))
+    rel_h = op.MatMul(grid, op.Transpose(table_h, perm=[0, 2, 1]))
+    by_column = op.Transpose(grid, perm=[0, 2, 1, 3])
     rel_w = op.Transpose(op.MatMul(by_column, op.Transpose(table_w, perm=[0, 2, 1])), perm=[0, 2, 1, 3])
-    grid = op.Reshape(content, op.Concat(any_batch, queries, keys, axis=0))
-    total = op.Add(op.Add(grid, op.Unsqueeze(rel_h, any_batch)), op.Unsqueeze(rel_w, before_last))
-    return op.Reshape(total, op.Shape(content))
+    return rel_h, rel_w
+
+
+@script(samq)
+def addRelPos(content, rel_h, rel_w):
+    """content [B, M, N] + (rel_h + rel_w)."""
+    rel = op.Add(op.Unsqueeze(rel_h, op.Constant(value_ints=[-1])), op.Unsqueeze(rel_w, op.Constant(value_ints=[-2])))
+    return op.Add(content, op.Reshape(rel, op.Shape(content)))
 
 
 @script(samq)
@@ -88,19 +102,44 @@ def AttentionRelPos(q, k, v, table_h, table_w, scale: float):
     """softmax(scale * q kT + rel_h + rel_w) v."""
     rows = flatten(q)
     content = op.Mul(op.MatMul(rows, op.Transpose(flatten(k), perm=[0, 2, 1])), op.Constant(value_float=scale))
-    p = op.Softmax(addRelPos(content, rows, table_h, table_w), axis=-1)
+    rel_h, rel_w = relPos(rows, table_h, table_w)
+    p = op.Softmax(addRelPos(content, rel_h, rel_w), axis=-1)
     return unflatten(op.MatMul(p, flatten(v)), q, v)
+
+
+@script(samq)
+def nearestCode(x, bits: int):
+    """clamp(round_half_even(x), 0, 2^bits - 1) of float x, as u8."""
+    levels = op.Pow(op.Constant(value_float=2.0), op.Constant(value_int=bits))
+    largest = op.Sub(levels, op.Constant(value_float=1.0))
+    return op.Cast(op.Clip(op.Round(x), op.Constant(value_float=0.0), largest), to=UINT8)
+
+
+@script(samq)
+def logSteps(x, tau: int):
+    """tau log2(x) in double."""
+    two = op.Cast(op.Constant(value_float=2.0), to=DOUBLE)
+    return op.Mul(op.Cast(op.Constant(value_int=tau), to=DOUBLE), op.Div(op.Log(x), op.Log(two)))
 
 
 @script(samq)
 def LogQuantize(p, p_scale, tau: int, bits: int):
     """clamp(round_half_even(-tau * log2(p / p_scale)), 0, 2^bits - 1) as u8; p = 0 gives the largest code."""
-    steps = op.Cast(op.Constant(value_int=tau), to=FLOAT)
-    levels = op.Pow(op.Constant(value_float=2.0), op.Constant(value_int=bits))
-    exponent = op.Mul(op.Log(op.Div(p, p_scale)), op.Constant(value_float=MINUS_LOG2_E))
-    codes = op.Round(op.Mul(exponent, steps))
-    largest = op.Sub(levels, op.Constant(value_float=1.0))
-    return op.Cast(op.Clip(codes, op.Constant(value_float=0.0), largest), to=UINT8)
+    codes = op.Round(op.Neg(logSteps(op.Cast(op.Div(p, p_scale), to=DOUBLE), tau=tau)))
+    return nearestCode(op.Cast(codes, to=FLOAT), bits=bits)
+
+
+@script(samq)
+def centred(x, zero_point):
+    """x - zero_point in double, of codes of any type."""
+    return op.Sub(op.Cast(x, to=DOUBLE), op.Cast(zero_point, to=DOUBLE))
+
+
+@script(samq)
+def scaled(sums, p_scale, v_scale, unit: float):
+    """sums * (p_scale * v_scale * unit) in double, as float."""
+    scale = op.Mul(op.Cast(p_scale, to=DOUBLE), op.Cast(v_scale, to=DOUBLE))
+    return op.Cast(op.Mul(sums, op.Mul(scale, op.Cast(op.Constant(value_float=unit), to=DOUBLE))), to=FLOAT)
 
 
 @script(samq)
@@ -108,7 +147,7 @@ def ShiftLutMatMul(codes, v, p_scale, v_scale, v_zero_point, tau: int, bits: int
     """sum_j p_scale 2^(-codes_j / tau) * v_scale (v_j - v_zero_point): codes u8 [..., M, N], v s8 [..., N, dv].
 
     The power is taken by shift and table (PTQ4SAM eq. 10-13): with n = ceil(c / tau) and r = tau n - c, code c
-    weighs round(2^30 * 2^(r / tau)) >> n.
+    weighs round(2^30 * 2^(r / tau)) >> n. Sums of these integers are exact in double up to 2^15 keys.
     """
     one = op.Constant(value_int=1)
     step = op.Constant(value_int=tau)
@@ -120,11 +159,9 @@ def ShiftLutMatMul(codes, v, p_scale, v_scale, v_zero_point, tau: int, bits: int
     two = op.Cast(op.Constant(value_float=2.0), to=DOUBLE)
     entries = op.Round(op.Mul(fraction, op.Pow(two, op.Div(r, op.Cast(step, to=DOUBLE)))))
     shifts = op.Cast(op.Min(n, op.Constant(value_int=LARGEST_SHIFT)), to=UINT64)
-    shifted = op.BitShift(op.Cast(entries, to=UINT64), shifts, direction="RIGHT")
-    weights = op.Cast(op.Div(op.Cast(shifted, to=DOUBLE), fraction), to=FLOAT)
-    p = op.Gather(weights, op.Cast(codes, to=INT32))
-    centred = op.Sub(op.Cast(v, to=FLOAT), op.Cast(v_zero_point, to=FLOAT))
-    return op.Mul(op.MatMul(p, centred), op.Mul(p_scale, v_scale))
+    weights = op.Cast(op.BitShift(op.Cast(entries, to=UINT64), shifts, direction="RIGHT"), to=DOUBLE)
+    sums = op.MatMul(op.Gather(weights, op.Cast(codes, to=INT32)), centred(v, v_zero_point))
+    return scaled(sums, p_scale, v_scale, unit=1.0 / FRACTION)
 
 
 @script(samq)
@@ -134,18 +171,91 @@ def toUint8(x):
 
 
 @script(samq)
-def quantizedContent(rows, q_scale, q_zero_point, k, k_scale, k_zero_point, scale: float):
-    """scale * q kT from codes: rows u8 [B, M, d], k s8 [..., N, d] -> [B, M, N].
+def inOctaves(products, unit):
+    """float(products) * (unit * log2 e)."""
+    return op.Mul(op.Cast(products, to=FLOAT), op.Mul(unit, op.Constant(value_float=LOG2_E)))
 
-    Written so that ONNX Runtime runs it as one integer product, with k as u8: u8 x u8 is exact on every CPU, while
-    its u8 x s8 kernel saturates on x86 without VNNI.
+
+@script(samq)
+def quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale: float):
+    """log2 e * scale * q kT from codes: q u8 [..., M, d], k s8 [..., N, d] -> [B, M, N].
+
+    k goes as u8: u8 x u8 is exact on every CPU, while ONNX Runtime's u8 x s8 saturates on x86 without VNNI.
     """
     columns = op.Transpose(toUint8(flatten(k)), perm=[0, 2, 1])
-    product = op.MatMul(
-        op.DequantizeLinear(rows, q_scale, q_zero_point),
-        op.DequantizeLinear(columns, k_scale, toUint8(k_zero_point)),
-    )
-    return op.Mul(product, op.Constant(value_float=scale))
+    products = op.MatMulInteger(flatten(q), columns, q_zero_point, toUint8(k_zero_point))
+    return inOctaves(products, op.Mul(op.Mul(q_scale, k_scale), op.Constant(value_float=scale)))
+
+
+@script(samq)
+def quantizedLogits(
+    q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_h_scale, table_w, table_w_scale, scale: float
+):
+    """`quantizedContent` with rel_h and rel_w of codes, likewise in octaves."""
+    content = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
+    rows = centred(flatten(q), q_zero_point)
+    rel_h, rel_w = relPos(rows, op.Cast(table_h, to=DOUBLE), op.Cast(table_w, to=DOUBLE))
+    rel_h = inOctaves(rel_h, op.Mul(q_scale, table_h_scale))
+    rel_w = inOctaves(rel_w, op.Mul(q_scale, table_w_scale))
+    return addRelPos(content, rel_h, rel_w)
+
+
+@script(samq)
+def distances(logits):
+    """The largest logit of a row less each: octaves below it."""
+    largest, _ = op.TopK(logits, op.Constant(value_ints=[1]))
+    return op.Sub(largest, logits)
+
+
+@script(samq)
+def fixedPowers(distance):
+    """round_half_even(2^23 2^-distance) as float, by a polynomial and an exact power of two."""
+    near = op.Min(distance, op.Constant(value_float=FARTHEST))
+    n = op.Round(near)
+    f = op.Sub(n, near)
+    y = op.Add(op.Mul(f, op.Constant(value_float=C5)), op.Constant(value_float=C4))
+    y = op.Add(op.Mul(y, f), op.Constant(value_float=C3))
+    y = op.Add(op.Mul(y, f), op.Constant(value_float=C2))
+    y = op.Add(op.Mul(y, f), op.Constant(value_float=C1))
+    y = op.Add(op.Mul(y, f), op.Constant(value_float=C0))
+    return op.Round(op.Mul(y, op.Gather(op.Constant(value_floats=HALVES), op.Cast(n, to=INT32))))
+
+
+@script(samq)
+def rowSums(powers, p_scale):
+    """p_scale times the sum of each row, the sum exact, in double."""
+    sums = op.ReduceSum(op.Cast(powers, to=DOUBLE), op.Constant(value_ints=[-1]))
+    return op.Mul(sums, op.Cast(p_scale, to=DOUBLE))
+
+
+@script(samq)
+def logAttend(logits, v, v_scale, v_zero_point, p_scale, tau: int, bits: int):
+    """softmax of logits [B, M, N] in octaves, as log codes, times v [B, N, dv].
+
+    code = nearest(tau * distance + tau log2(sum * p_scale))
+    """
+    distance = distances(logits)
+    unit = op.Cast(op.Constant(value_float=1.0 / C0), to=DOUBLE)
+    offset = logSteps(op.Mul(rowSums(fixedPowers(distance), p_scale), unit), tau=tau)
+    steps = op.Cast(op.Constant(value_int=tau), to=FLOAT)
+    codes = nearestCode(op.Add(op.Mul(distance, steps), op.Cast(offset, to=FLOAT)), bits=bits)
+    return ShiftLutMatMul(codes, v, p_scale, v_scale, v_zero_point, tau=tau, bits=bits)
+
+
+@script(samq)
+def uniformAttend(logits, v, v_scale, v_zero_point, p_scale, bits: int):
+    """softmax of logits [B, M, N] in octaves, as codes p_scale * (0 .. 2^bits - 1), times v [B, N, dv].
+
+    code = nearest(power / (sum * p_scale))
+    """
+    powers = fixedPowers(distances(logits))
+    one = op.Cast(op.Constant(value_float=1.0), to=DOUBLE)
+    factor = op.Cast(op.Div(one, rowSums(powers, p_scale)), to=FLOAT)
+    codes = nearestCode(op.Mul(powers, factor), bits=bits)
+    none = op.Cast(op.Constant(value_int=0), to=UINT8)
+    sums = op.MatMulInteger(codes, toUint8(v), none, toUint8(v_zero_point))
+    wide = op.Cast(sums, to=INT64)  # or ONNX Runtime fuses product, cast and scale into an operator without double
+    return scaled(op.Cast(wide, to=DOUBLE), p_scale, v_scale, unit=1.0)
 
 
 @script(samq)
@@ -154,35 +264,21 @@ def QAttention(
     scale: float, tau: int, bits: int,
 ):  # fmt: skip
     """Attention on codes q u8, k s8, v s8, with log-2 codes (AGQ) after the softmax."""
-    p = op.Softmax(quantizedContent(flatten(q), q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale), axis=-1)
-    codes = LogQuantize(p, p_scale, tau=tau, bits=bits)
-    out = ShiftLutMatMul(codes, flatten(v), p_scale, v_scale, v_zero_point, tau=tau, bits=bits)
-    return unflatten(out, q, v)
+    logits = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
+    return unflatten(logAttend(logits, flatten(v), v_scale, v_zero_point, p_scale, tau=tau, bits=bits), q, v)
 
 
 @script(samq)
 def QAttentionRelPos(
-    q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point, p_scale, table_h, table_w,
+    q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point, p_scale,
+    table_h, table_h_scale, table_w, table_w_scale,
     scale: float, tau: int, bits: int,
 ):  # fmt: skip
     """`QAttention` with rel_h and rel_w of the dequantized q added before the softmax."""
-    rows = flatten(q)
-    content = quantizedContent(rows, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
-    logits = addRelPos(content, op.DequantizeLinear(rows, q_scale, q_zero_point), table_h, table_w)
-    codes = LogQuantize(op.Softmax(logits, axis=-1), p_scale, tau=tau, bits=bits)
-    out = ShiftLutMatMul(codes, flatten(v), p_scale, v_scale, v_zero_point, tau=tau, bits=bits)
-    return unflatten(out, q, v)
-
-
-@script(samq)
-def uniformMatMul(p, v, p_scale, v_scale, v_zero_point, bits: int):
-    """p rounded to p_scale * (0 .. 2^bits - 1), times v s8 [..., N, dv], as one product of u8 codes."""
-    levels = op.Pow(op.Constant(value_float=2.0), op.Constant(value_int=bits))
-    largest = op.Sub(levels, op.Constant(value_float=1.0))
-    codes = op.Cast(op.Clip(op.Round(op.Div(p, p_scale)), op.Constant(value_float=0.0), largest), to=UINT8)
-    return op.MatMul(
-        op.DequantizeLinear(codes, p_scale), op.DequantizeLinear(toUint8(flatten(v)), v_scale, toUint8(v_zero_point))
+    logits = quantizedLogits(
+        q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_h_scale, table_w, table_w_scale, scale=scale
     )
+    return unflatten(logAttend(logits, flatten(v), v_scale, v_zero_point, p_scale, tau=tau, bits=bits), q, v)
 
 
 @script(samq)
@@ -191,20 +287,21 @@ def UniformAttention(
     scale: float, bits: int,
 ):  # fmt: skip
     """Attention on codes q u8, k s8, v s8, with uniform codes p_scale * (0 .. 2^bits - 1) after the softmax."""
-    p = op.Softmax(quantizedContent(flatten(q), q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale), axis=-1)
-    return unflatten(uniformMatMul(p, v, p_scale, v_scale, v_zero_point, bits=bits), q, v)
+    logits = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
+    return unflatten(uniformAttend(logits, flatten(v), v_scale, v_zero_point, p_scale, bits=bits), q, v)
 
 
 @script(samq)
 def UniformAttentionRelPos(
-    q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point, p_scale, table_h, table_w,
+    q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point, p_scale,
+    table_h, table_h_scale, table_w, table_w_scale,
     scale: float, bits: int,
 ):  # fmt: skip
     """`UniformAttention` with rel_h and rel_w of the dequantized q added before the softmax."""
-    rows = flatten(q)
-    content = quantizedContent(rows, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
-    p = op.Softmax(addRelPos(content, op.DequantizeLinear(rows, q_scale, q_zero_point), table_h, table_w), axis=-1)
-    return unflatten(uniformMatMul(p, v, p_scale, v_scale, v_zero_point, bits=bits), q, v)
+    logits = quantizedLogits(
+        q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_h_scale, table_w, table_w_scale, scale=scale
+    )
+    return unflatten(uniformAttend(logits, flatten(v), v_scale, v_zero_point, p_scale, bits=bits), q, v)
 
 
 FUNCTIONS: dict[str, OnnxFunction] = {

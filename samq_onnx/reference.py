@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The samq operators in numpy: floats in float64, codes and A V in exact integers. Slow; for tests and verification."""
+"""The samq operators in numpy: float attention in float64, operators on codes to the last bit. Slow; for tests.
+
+Operators on codes take exact integers and, between them, float32 operations in the order of their function bodies.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ __all__ = [
     "FRACTION_BITS",
     "attention",
     "code_weights",
+    "fixed_powers",
     "log_quantize",
     "q_attention",
     "quantized_logits",
@@ -19,10 +23,14 @@ __all__ = [
     "shift_lut_matmul",
     "softmax",
     "uniform_attention",
-    "uniform_quantize",
 ]
 
 FRACTION_BITS = 30
+POWER_BITS = 23
+LOG2_E = np.float32(1.44269504)
+# 2^f for |f| <= 0.5, highest power first
+POLYNOMIAL = np.float32([0.0013264731, 0.009671513, 0.055507336, 0.24022242, 0.693147, 1.0])
+FARTHEST = np.float32(32.0)
 
 Array = NDArray[Any]
 
@@ -33,13 +41,18 @@ def softmax(logits: Array) -> Array:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def rel_pos(q: Array, table_h: Array, table_w: Array) -> Array:
-    """rel_h + rel_w [..., Hq*Wq, Hk*Wk] of q [..., Hq*Wq, d] with table_h [Hq, Hk, d], table_w [Wq, Wk, d]."""
+def rel_pos_terms(q: Array, table_h: Array, table_w: Array) -> tuple[Array, Array]:
+    """rel_h [..., Hq, Wq, Hk, 1] and rel_w [..., Hq, Wq, 1, Wk] of q [..., Hq*Wq, d]."""
     grid = q.reshape(*q.shape[:-2], table_h.shape[0], table_w.shape[0], q.shape[-1])
     rel_h = np.einsum("...yxc,ykc->...yxk", grid, table_h)
     rel_w = np.einsum("...yxc,xkc->...yxk", grid, table_w)
-    both = rel_h[..., :, None] + rel_w[..., None, :]
-    return both.reshape(*q.shape[:-1], table_h.shape[1] * table_w.shape[1])
+    return rel_h[..., :, None], rel_w[..., None, :]
+
+
+def rel_pos(q: Array, table_h: Array, table_w: Array) -> Array:
+    """rel_h + rel_w [..., Hq*Wq, Hk*Wk] of q [..., Hq*Wq, d] with table_h [Hq, Hk, d], table_w [Wq, Wk, d]."""
+    rel_h, rel_w = rel_pos_terms(q, table_h, table_w)
+    return (rel_h + rel_w).reshape(*q.shape[:-1], table_h.shape[1] * table_w.shape[1])
 
 
 def attention(
@@ -55,8 +68,9 @@ def attention(
 
 def log_quantize(p: Array, p_scale: float, *, tau: int, bits: int) -> NDArray[np.uint8]:
     """clamp(round_half_even(-tau log2(p / p_scale)), 0, 2^bits - 1); p = 0 gives the largest code."""
+    ratio = p.astype(np.float32) / np.float32(p_scale)
     with np.errstate(divide="ignore"):
-        codes = np.rint(-tau * np.log2(p / p_scale))
+        codes = np.rint(-tau * np.log2(ratio.astype(np.float64)))
     return np.clip(codes, 0, 2**bits - 1).astype(np.uint8)
 
 
@@ -68,50 +82,77 @@ def code_weights(tau: int, bits: int) -> NDArray[np.int64]:
     return table[tau * n - codes] >> np.minimum(n, 63)
 
 
+def scaled(sums: Array, p_scale: float, v_scale: float, unit: float) -> NDArray[np.float32]:
+    """Integer sums times p_scale * v_scale * unit, in double, rounded once."""
+    return (sums * (float(p_scale) * float(v_scale) * unit)).astype(np.float32)
+
+
 def shift_lut_matmul(
     codes: Array, v: Array, p_scale: float, v_scale: float, v_zero_point: int, *, tau: int, bits: int
-) -> Array:
+) -> NDArray[np.float32]:
     """Weights of codes [..., M, N] times v [..., N, d], accumulated in int64, then scaled."""
     centred = v.astype(np.int64) - int(v_zero_point)
-    accumulators = code_weights(tau, bits)[codes] @ centred
-    return accumulators * (float(p_scale) * float(v_scale) * 2.0**-FRACTION_BITS)
+    return scaled(code_weights(tau, bits)[codes] @ centred, p_scale, v_scale, 2.0**-FRACTION_BITS)
+
+
+def in_octaves(products: Array, *scales: float) -> NDArray[np.float32]:
+    """float32(products) times the product of scales and log2 e, each step rounded."""
+    unit = np.float32(1)
+    for scale in (*scales, LOG2_E):
+        unit = unit * np.float32(scale)
+    return products.astype(np.float32) * unit
 
 
 def quantized_logits(
     q: Array, q_scale: float, q_zero_point: int, k: Array, k_scale: float, k_zero_point: int,
-    table_h: Array | None = None, table_w: Array | None = None, *, scale: float,
-) -> Array:  # fmt: skip
-    """scale * q kT [+ rel_h + rel_w] from codes: the product in integers."""
+    table_h: Array | None = None, table_h_scale: float = 1.0, table_w: Array | None = None, table_w_scale: float = 1.0,
+    *, scale: float,
+) -> NDArray[np.float32]:  # fmt: skip
+    """log2 e (scale * q kT [+ rel_h + rel_w]) from codes."""
     rows = q.astype(np.int64) - int(q_zero_point)
     products = rows @ (k.astype(np.int64) - int(k_zero_point)).swapaxes(-1, -2)
-    logits = products * (float(q_scale) * float(k_scale) * scale)
+    logits = in_octaves(products, q_scale, k_scale, scale)
     if table_h is not None and table_w is not None:
-        logits = logits + rel_pos(rows * float(q_scale), table_h.astype(np.float64), table_w.astype(np.float64))
+        rel_h, rel_w = rel_pos_terms(rows, table_h.astype(np.int64), table_w.astype(np.int64))
+        rel = in_octaves(rel_h, q_scale, table_h_scale) + in_octaves(rel_w, q_scale, table_w_scale)
+        logits = logits + rel.reshape(logits.shape)
     return logits
+
+
+def fixed_powers(distance: Array) -> NDArray[np.int64]:
+    """round_half_even(2^23 2^-distance)."""
+    near = np.minimum(distance, FARTHEST)
+    n = np.rint(near)
+    f = n - near
+    y = np.full_like(f, POLYNOMIAL[0])
+    for coefficient in POLYNOMIAL[1:]:
+        y = y * f + coefficient
+    return np.rint(np.ldexp(y, POWER_BITS - n.astype(np.int64))).astype(np.int64)
 
 
 def q_attention(
     q: Array, q_scale: float, q_zero_point: int, k: Array, k_scale: float, k_zero_point: int,
     v: Array, v_scale: float, v_zero_point: int, p_scale: float,
-    table_h: Array | None = None, table_w: Array | None = None, *, scale: float, tau: int, bits: int,
-) -> Array:  # fmt: skip
+    *, scale: float, tau: int, bits: int, **tables: Any,
+) -> NDArray[np.float32]:  # fmt: skip
     """QAttention and, with tables, QAttentionRelPos."""
-    logits = quantized_logits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_w, scale=scale)
-    codes = log_quantize(softmax(logits), p_scale, tau=tau, bits=bits)
+    logits = quantized_logits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale, **tables)
+    distance = logits.max(axis=-1, keepdims=True) - logits
+    sums = fixed_powers(distance).sum(axis=-1, keepdims=True) * float(p_scale) * 2.0**-POWER_BITS
+    steps = distance * np.float32(tau) + (tau * np.log2(sums)).astype(np.float32)
+    codes = np.clip(np.rint(steps), 0, 2**bits - 1).astype(np.uint8)
     return shift_lut_matmul(codes, v, p_scale, v_scale, v_zero_point, tau=tau, bits=bits)
-
-
-def uniform_quantize(p: Array, p_scale: float, *, bits: int) -> NDArray[np.uint8]:
-    """clamp(round_half_even(p / p_scale), 0, 2^bits - 1)."""
-    return np.clip(np.rint(p / p_scale), 0, 2**bits - 1).astype(np.uint8)
 
 
 def uniform_attention(
     q: Array, q_scale: float, q_zero_point: int, k: Array, k_scale: float, k_zero_point: int,
     v: Array, v_scale: float, v_zero_point: int, p_scale: float,
-    table_h: Array | None = None, table_w: Array | None = None, *, scale: float, bits: int,
-) -> Array:  # fmt: skip
+    *, scale: float, bits: int, **tables: Any,
+) -> NDArray[np.float32]:  # fmt: skip
     """UniformAttention and, with tables, UniformAttentionRelPos."""
-    logits = quantized_logits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_w, scale=scale)
-    codes = uniform_quantize(softmax(logits), p_scale, bits=bits).astype(np.int64)
-    return codes @ (v.astype(np.int64) - int(v_zero_point)) * (float(p_scale) * float(v_scale))
+    logits = quantized_logits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale, **tables)
+    powers = fixed_powers(logits.max(axis=-1, keepdims=True) - logits)
+    factors = 1.0 / (powers.sum(axis=-1, keepdims=True) * float(p_scale))
+    steps = powers.astype(np.float32) * factors.astype(np.float32)
+    codes = np.clip(np.rint(steps), 0, 2**bits - 1).astype(np.int64)
+    return scaled(codes @ (v.astype(np.int64) - int(v_zero_point)), p_scale, v_scale, 1.0)

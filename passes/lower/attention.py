@@ -5,7 +5,8 @@
 
 q becomes u8 codes, k and v s8 codes (the types of the fast integer matmul). The plan's post-softmax codes choose
 the node: AGQ log codes give QAttention, whose A V product is shift-plus-LUT arithmetic; uniform codes give
-UniformAttention. Both carry an ONNX function body, so no site is refused.
+UniformAttention. Both carry an ONNX function body, so no site is refused. Tables of relative position become s16
+codes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,20 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.ops import DOMAIN
+from samq_onnx.passes.fold.edit import constant
 from samq_onnx.passes.lift import Structure
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.plan import LogCodes, QuantPlan
 
 __all__ = ["lower_attention"]
+
+LARGEST_TABLE_CODE = 2**15 - 1
+
+
+def _table_codes(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """s16 codes of a float table and their scale."""
+    scale = np.float32(np.abs(table).max() / LARGEST_TABLE_CODE or 1.0)
+    return np.rint(table / scale).astype(np.int16), np.array(scale)
 
 
 def lower_attention(structure: Structure, graph: ir.Graph, plan: QuantPlan) -> None:
@@ -37,7 +47,10 @@ def lower_attention(structure: Structure, graph: ir.Graph, plan: QuantPlan) -> N
             inputs += [made.value, made.scale, made.zero_point]
         probabilities = codes.probabilities
         inputs.append(builder.constant(f"{site.name}_p_scale", np.array(probabilities.scale, np.float32)))
-        inputs += site.tables or ()
+        for name, table in zip(("table_h", "table_w"), site.tables or (), strict=False):
+            made_codes, table_scale = _table_codes(constant(table))
+            inputs.append(builder.constant(f"{site.name}_{name}", made_codes))
+            inputs.append(builder.constant(f"{site.name}_{name}_scale", table_scale))
         attributes: dict[str, int | float] = {"scale": float(site.scale), "bits": probabilities.bits}
         if isinstance(probabilities, LogCodes):
             attributes["tau"] = probabilities.tau

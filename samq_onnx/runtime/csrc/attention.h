@@ -34,7 +34,7 @@ class Attention : public AttentionTypes<kRelPos> {
     const TileKernels& kernels = tile_kernels();
     FloatJob job{};
     job.sizes = attention_sizes(q.dims, k.dims, v.dims);
-    std::optional<RelPosTables> tables;
+    std::optional<RelPosTables<float>> tables;
     if constexpr (kRelPos) {
       tables.emplace(context.tensor<float>(3, "table_h"), context.tensor<float>(4, "table_w"), job.sizes, kernels.panel);
       job.rel = tables->view();

@@ -7,6 +7,7 @@ namespace samq {
 namespace {
 
 constexpr int64_t kLargestDepth = 32768;  // products of 8-bit codes summed over it stay below 2^31
+constexpr int64_t kLargestTableDepth = 256;  // products of 8-bit by 16-bit codes likewise
 
 void require(bool holds, const std::string& message) {
   if (!holds) throw Failure(message);
@@ -40,22 +41,27 @@ void check_table(const Dims& table, const char* name, int64_t depth) {
           std::string(name) + " must be [queries, keys, " + std::to_string(depth) + "], got " + to_string(table));
 }
 
-// [queries, keys, d] -> [queries][keys / panel][d][panel]
-void pack_table(const Tensor<float>& table, int64_t panel, float* out) {
-  const int64_t keys = table.dims[1], depth = table.dims[2];
-  for (int64_t i = 0; i < table.dims[0]; ++i)
-    pack<1>(table.data + i * keys * depth, depth, 1, keys, depth, 0.0f, panel, out + i * packed_size<1>(depth, keys, panel));
-}
-
-int64_t table_size(const Tensor<float>& table, int64_t panel) {
-  if (table.dims.size() != 3) return 0;  // refused below
-  return table.dims[0] * packed_size<1>(table.dims[2], table.dims[1], panel);
-}
-
 }  // namespace
 
-RelPosTables::RelPosTables(const Tensor<float>& table_h, const Tensor<float>& table_w, const Sizes& sizes, int64_t panel)
-    : h_(table_size(table_h, panel)), w_(table_size(table_w, panel)) {
+template <class T>
+int64_t RelPosTables<T>::size(const Tensor<T>& table, int64_t panel) {
+  if (table.dims.size() != 3) return 0;  // refused below
+  return table.dims[0] * packed_size<kGroup>(table.dims[2], table.dims[1], panel);
+}
+
+template <class T>
+void RelPosTables<T>::pack_table(const Tensor<T>& table, int64_t panel, T* out) {
+  const int64_t keys = table.dims[1], depth = table.dims[2];
+  for (int64_t i = 0; i < table.dims[0]; ++i)
+    pack<kGroup>(table.data + i * keys * depth, depth, 1, keys, depth, T{0}, panel,
+                 out + i * packed_size<kGroup>(depth, keys, panel));
+}
+
+template <class T>
+RelPosTables<T>::RelPosTables(const Tensor<T>& table_h, const Tensor<T>& table_w, const Sizes& sizes, int64_t panel)
+    : h_(size(table_h, panel)), w_(size(table_w, panel)) {
+  require(kGroup == 1 || sizes.depth <= kLargestTableDepth,
+          "relative position takes a last dimension of q of at most 256, got " + std::to_string(sizes.depth));
   check_table(table_h.dims, "table_h", sizes.depth);
   check_table(table_w.dims, "table_w", sizes.depth);
   const int64_t hq = table_h.dims[0], hk = table_h.dims[1], wq = table_w.dims[0], wk = table_w.dims[1];
@@ -66,5 +72,8 @@ RelPosTables::RelPosTables(const Tensor<float>& table_h, const Tensor<float>& ta
   pack_table(table_w, panel, w_.data());
   view_ = {h_.data(), w_.data(), hq, hk, round_up(hk, panel), wq, wk, round_up(wk, panel)};
 }
+
+template class RelPosTables<float>;
+template class RelPosTables<int16_t>;
 
 }  // namespace samq

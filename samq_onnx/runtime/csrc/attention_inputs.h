@@ -2,6 +2,7 @@
 // What the attention operators have in common: shape checks, output shapes, relative-position tables.
 #pragma once
 
+#include <type_traits>
 #include <vector>
 
 #include "buffer.h"
@@ -16,16 +17,21 @@ Sizes attention_sizes(const Dims& q, const Dims& k, const Dims& v);
 // Shape of the output, empty if not known.
 Dims attention_output(const Dims& q, const Dims& v);
 
-// Packed tables of decomposed relative position, and the view of them that tiles take.
+// Packed tables of decomposed relative position, float or int16_t codes, and the view of them that tiles take.
+template <class T>
 class RelPosTables {
  public:
   // table_h [Hq, Hk, d], table_w [Wq, Wk, d]; Failure if they do not fit the sizes.
-  RelPosTables(const Tensor<float>& table_h, const Tensor<float>& table_w, const Sizes& sizes, int64_t panel);
-  const RelPos& view() const { return view_; }
+  RelPosTables(const Tensor<T>& table_h, const Tensor<T>& table_w, const Sizes& sizes, int64_t panel);
+  const RelPos<T>& view() const { return view_; }
 
  private:
-  Buffer<float> h_, w_;
-  RelPos view_;
+  static constexpr int kGroup = std::is_same_v<T, float> ? 1 : 2;
+  static int64_t size(const Tensor<T>& table, int64_t panel);
+  static void pack_table(const Tensor<T>& table, int64_t panel, T* out);
+
+  Buffer<T> h_, w_;
+  RelPos<T> view_;
 };
 
 }  // namespace samq

@@ -17,8 +17,8 @@ class LogQuantize {
   static Dims infer(const std::vector<Dims>& inputs) { return inputs[0]; }
 
   explicit LogQuantize(const Attributes& attributes)
-      : tau_(static_cast<float>(attributes.integer("tau", 1, 16))),
-        largest_(static_cast<float>((1 << attributes.integer("bits", 1, 8)) - 1)) {}
+      : tau_(static_cast<double>(attributes.integer("tau", 1, 16))),
+        largest_(static_cast<double>((1 << attributes.integer("bits", 1, 8)) - 1)) {}
 
   void compute(const Context& context) const {
     const auto p = context.tensor<float>(0, "p");
@@ -33,11 +33,11 @@ class LogQuantize {
 
  private:
   uint8_t code(float ratio) const {
-    const float steps = std::nearbyint(-tau_ * std::log2(ratio));  // half to even; 0 gives infinity
-    return static_cast<uint8_t>(std::min(std::max(0.0f, steps), largest_));
+    const double steps = std::nearbyint(-tau_ * std::log2(static_cast<double>(ratio)));  // half to even; 0 gives infinity
+    return static_cast<uint8_t>(std::min(std::max(0.0, steps), largest_));
   }
 
-  float tau_, largest_;
+  double tau_, largest_;
 };
 
 }  // namespace samq

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// samq.QAttention, samq.UniformAttention and their RelPos forms: attention on 8-bit codes. Products q kT and A V are
-// integers throughout; only the softmax statistics and the relative-position terms are float.
+// samq.QAttention, samq.UniformAttention and their RelPos forms: attention on 8-bit codes. All sums are integers, and
+// what is float takes single rounded steps in the order of the function bodies (ops.py), so both give the same bits.
 #pragma once
 
 #include <optional>
@@ -20,7 +20,8 @@ template <>
 struct QAttentionTypes<true> {
   static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kFloat, ort::kUint8, ort::kInt8,
                                                  ort::kFloat, ort::kInt8,  ort::kInt8,  ort::kFloat,
-                                                 ort::kInt8,  ort::kFloat, ort::kFloat, ort::kFloat};
+                                                 ort::kInt8,  ort::kFloat, ort::kInt16, ort::kFloat,
+                                                 ort::kInt16, ort::kFloat};
 };
 
 // Post-softmax codes p_scale * 2^(-c / tau), weighted by shift and table with 30 fractional bits.
@@ -61,15 +62,18 @@ class QAttention : public QAttentionTypes<kRelPos> {
     const TileKernels& kernels = tile_kernels();
     CodeJob job{};
     job.sizes = attention_sizes(q.dims, k.dims, v.dims);
-    std::optional<RelPosTables> tables;
-    if constexpr (kRelPos) {
-      tables.emplace(context.tensor<float>(10, "table_h"), context.tensor<float>(11, "table_w"), job.sizes, kernels.panel);
-      job.rel = tables->view();
-    }
     job.q = q.data;
-    job.q_scale = context.scalar<float>(1, "q_scale");
     job.q_zero_point = context.scalar<uint8_t>(2, "q_zero_point");
-    job.logit_scale = job.q_scale * context.scalar<float>(4, "k_scale") * scale_;
+    const auto q_scale = context.scalar<float>(1, "q_scale");
+    job.logit_scale = q_scale * context.scalar<float>(4, "k_scale") * scale_ * kOctaves;
+    std::optional<RelPosTables<int16_t>> tables;
+    if constexpr (kRelPos) {
+      tables.emplace(context.tensor<int16_t>(10, "table_h"), context.tensor<int16_t>(12, "table_w"), job.sizes,
+                     kernels.panel);
+      job.rel = tables->view();
+      job.rel.scale_h = q_scale * context.scalar<float>(11, "table_h_scale") * kOctaves;
+      job.rel.scale_w = q_scale * context.scalar<float>(13, "table_w_scale") * kOctaves;
+    }
     job.tau = tau_;
     job.largest_code = largest_code_;
     job.p_scale = context.scalar<float>(9, "p_scale");
@@ -83,6 +87,7 @@ class QAttention : public QAttentionTypes<kRelPos> {
   }
 
  private:
+  static constexpr float kOctaves = 1.44269504f;  // log2 e
   float scale_;
   int32_t tau_, largest_code_;
 };

@@ -8,6 +8,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define SAMQ_INLINE static inline __attribute__((always_inline))
@@ -42,6 +44,19 @@ SAMQ_INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats)
 SAMQ_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 SAMQ_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 
+// a * b + c, rounded once where the CPU can: for what need not be the same on every CPU. Operators round each step.
+SAMQ_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
+#if SAMQ_LANES == 16 && defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif SAMQ_LANES == 8 && defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif SAMQ_LANES == 4 && defined(__aarch64__)
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
 SAMQ_INLINE float sum_of(Floats x) {
   float total = 0;
   for (int64_t i = 0; i < kLanes; ++i) total += x[i];
@@ -61,17 +76,35 @@ constexpr int32_t kRounderBits = 0x4B400000;
 // e^x for x <= 0, relative error below 2e-7 (Cephes' polynomial); below e^-87 it stays at e^-87.
 SAMQ_INLINE Floats exp_of(Floats x) {
   x = larger(x, splat(-87.0f));
-  const Floats shifted = x * 1.44269504f + kRounder;
+  const Floats shifted = multiply_add(x, splat(1.44269504f), splat(kRounder));
   const Floats n = shifted - kRounder;
-  const Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Floats y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * (r * r) + r + 1.0f;
+  const Floats r = multiply_add(n, splat(2.12194440e-4f), multiply_add(n, splat(-0.693359375f), x));
+  Floats y = multiply_add(r, splat(1.9875691500e-4f), splat(1.3981999507e-3f));
+  y = multiply_add(y, r, splat(8.3334519073e-3f));
+  y = multiply_add(y, r, splat(4.1665795894e-2f));
+  y = multiply_add(y, r, splat(1.6666665459e-1f));
+  y = multiply_add(y, r, splat(5.0000001201e-1f));
+  y = multiply_add(y, r * r, r) + 1.0f;
   const Ints power = ((Ints)shifted - kRounderBits + 127) << 23;
   return y * (Floats)power;
+}
+
+// round_half_even(2^23 2^-d) for d >= 0, by a polynomial in the distance from d to an integer; relative error below
+// 2e-7 before rounding. Each step is rounded, in this order: the function bodies take the same.
+SAMQ_INLINE Ints fixed_power(Floats d) {
+  constexpr float kOne = 8388608.0f;  // 2^23; added to a float below it, it rounds half to even into the low bits
+  constexpr int32_t kOneBits = 0x4B000000;
+  constexpr float kFarthest = 32.0f;  // from 25 on it is 0
+  d = smaller(d, splat(kFarthest));
+  const Floats shifted = d + kRounder;
+  const Floats f = (shifted - kRounder) - d;
+  Floats y = f * (kOne * 0.0013264731f) + kOne * 0.009671513f;
+  y = y * f + kOne * 0.055507336f;
+  y = y * f + kOne * 0.24022242f;
+  y = y * f + kOne * 0.693147f;
+  y = y * f + kOne;
+  const Floats power = (Floats)((Ints)y - ((Ints)shifted << 23));  // the integer sits in the low bits of shifted
+  return (Ints)(power + kOne) - kOneBits;
 }
 
 // sum + a0 b0 + a1 b1 in each lane, where a lane of a and b holds two 16-bit numbers.

@@ -10,11 +10,13 @@
 
 namespace samq {
 
-// rel_h and rel_w: table_h as [hq][d][hk_padded], table_w as [wq][d][wk_padded]. Absent when hq is 0.
+// rel_h and rel_w: table_h as [hq][hk / panel][d][panel], table_w likewise; of codes d / 2 pairs. Absent when hq is 0.
+template <class T>
 struct RelPos {
-  const float* table_h;
-  const float* table_w;
+  const T* table_h;
+  const T* table_w;
   int64_t hq, hk, hk_padded, wq, wk, wk_padded;
+  float scale_h = 1, scale_w = 1;  // logits of one unit of q . table
 };
 
 struct Sizes {
@@ -29,10 +31,10 @@ struct FloatJob {
   const float* v_panels;  // [B][dv / panel][N][panel]
   float* out;             // [B][M][dv]
   float scale;
-  RelPos rel;
+  RelPos<float> rel;
 };
 
-// The same on 8-bit codes. Probabilities are coded, and A V is accumulated in integers.
+// The same on 8-bit codes. Probabilities are coded, and every sum is taken in integers; logits are in octaves.
 struct CodeJob {
   Sizes sizes;
   const uint8_t* q;         // [B][M][d]
@@ -40,9 +42,8 @@ struct CodeJob {
   const int16_t* v_panels;  // [B][dv / panel][N / 2][panel][2], v - zero point
   float* out;               // [B][M][dv]
   int32_t q_zero_point;
-  float q_scale;
-  float logit_scale;  // q_scale * k_scale * scale
-  RelPos rel;
+  float logit_scale;  // octaves of one unit of (q - zero point) . (k - zero point)
+  RelPos<int16_t> rel;
   int32_t tau;  // log codes of 2^(1 / tau); 0: uniform codes
   int32_t largest_code;
   float p_scale;

@@ -10,6 +10,8 @@ namespace {
 
 constexpr int64_t kRegisterRows = 6;   // rows that a register tile holds: 12 accumulators of 16 registers
 constexpr int64_t kFloatChunk = 512;   // keys of one pass of A V: a panel's part stays in the first cache
+constexpr double kPowerUnit = 1.0 / (1 << 23);  // of fixed_power
+constexpr int64_t kPowerChunk = 128;   // panels whose fixed-point powers are added in 32 bits: 128 * 2^23 < 2^31
 constexpr int64_t kCodeChunk = 256;    // the same in integers: 256 * 2^15 * 255 < 2^31
 
 constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -38,8 +40,8 @@ SAMQ_INLINE void multiply(const float* a, int64_t lda, const float* b, int64_t d
     const Floats b_low = load(b), b_high = load(b + kLanes);
     for (int r = 0; r < R; ++r) {
       const Floats x = splat(a[r * lda + i]);
-      low[r] += x * b_low;
-      high[r] += x * b_high;
+      low[r] = multiply_add(x, b_low, low[r]);
+      high[r] = multiply_add(x, b_high, high[r]);
     }
   }
   for (int r = 0; r < R; ++r) {
@@ -83,52 +85,55 @@ SAMQ_INLINE void multiply_rows(int64_t rows, const In* a, int64_t lda, const In*
 }
 
 struct RelPosScratch {
-  float* q;     // [d]
   float* h;     // [hk_padded]
   float* w;     // [wk_padded]
   float* bias;  // [N padded + lanes]
 };
 
-RelPosScratch take_rel_pos(Scratch& scratch, const RelPos& rel, const Sizes& sizes) {
+template <class T>
+RelPosScratch take_rel_pos(Scratch& scratch, const RelPos<T>& rel, const Sizes& sizes) {
   if (rel.hq == 0) return {};
-  const int64_t keys = padded(sizes.keys, kPanel) + kLanes;
-  return {scratch.take<float>(sizes.depth), scratch.take<float>(rel.hk_padded), scratch.take<float>(rel.wk_padded),
-          scratch.take<float>(keys)};
+  return {scratch.take<float>(rel.hk_padded), scratch.take<float>(rel.wk_padded),
+          scratch.take<float>(padded(sizes.keys, kPanel) + kLanes)};
 }
 
-// bias[y' wk + x'] = q . table_h[y, y'] + q . table_w[x, x'] of query row (y, x)
-void rel_pos_bias(const RelPos& rel, int64_t depth, int64_t row, const float* q, const RelPosScratch& made) {
-  const float* table_h = rel.table_h + row / rel.wq * depth * rel.hk_padded;
-  const float* table_w = rel.table_w + row % rel.wq * depth * rel.wk_padded;
-  for (int64_t j = 0; j < rel.hk_padded; j += kPanel)
-    multiply<1>(q, depth, table_h + j * depth, depth, made.h + j, 0, false);
-  for (int64_t j = 0; j < rel.wk_padded; j += kPanel)
-    multiply<1>(q, depth, table_w + j * depth, depth, made.w + j, 0, false);
-  for (int64_t y = 0; y < rel.hk; ++y) {  // a last vector runs into the next row, which is written after it
-    const Floats h = splat(made.h[y]);
-    float* const line = made.bias + y * rel.wk;
-    for (int64_t x = 0; x < rel.wk; x += kLanes) store(line + x, load(made.w + x) + h);
+// out [keys] = scale * q . table
+void table_row(const float* q, const float* table, int64_t depth, int64_t keys, float scale, float* out) {
+  for (int64_t j = 0; j < keys; j += kPanel) multiply<1>(q, depth, table + j * depth, depth, out + j, 0, false);
+  for (int64_t j = 0; j < keys; j += kLanes) store(out + j, load(out + j) * scale);
+}
+
+// The same of codes, depth even: the product is exact.
+void table_row(const int16_t* q, const int16_t* table, int64_t depth, int64_t keys, float scale, float* out) {
+  for (int64_t j = 0; j < keys; j += kPanel) {
+    int32_t products[kPanel];
+    multiply<1>(q, depth, table + j * depth, depth / 2, products, 0, false);
+    for (int64_t i = 0; i < kPanel; i += kLanes) store(out + j + i, to_floats(load_ints(products + i)) * scale);
   }
 }
 
-// x = scale * x + bias in place, -inf in the padding; the largest. Read is load or a conversion from int32.
-template <class Read>
-SAMQ_INLINE float scale_row(float* x, int64_t keys, float scale, const float* bias, const Read& read) {
+// bias[y' wk + x'] = rel_h[y, y'] + rel_w[x, x'] of query row (y, x), whose q is given
+template <class T>
+void rel_pos_bias(const RelPos<T>& rel, int64_t depth, int64_t row, const T* q, const RelPosScratch& made) {
+  table_row(q, rel.table_h + row / rel.wq * depth * rel.hk_padded, depth, rel.hk_padded, rel.scale_h, made.h);
+  table_row(q, rel.table_w + row % rel.wq * depth * rel.wk_padded, depth, rel.wk_padded, rel.scale_w, made.w);
+  for (int64_t y = 0; y < rel.hk; ++y) {  // a last vector runs into the next row, which is written after it
+    const Floats h = splat(made.h[y]);
+    float* const line = made.bias + y * rel.wk;
+    for (int64_t x = 0; x < rel.wk; x += kLanes) store(line + x, h + load(made.w + x));
+  }
+}
+
+// x = logit(x, bias) in place, -inf in the padding; the largest. Without bias, the logit is that of a zero.
+template <class Logit>
+SAMQ_INLINE float make_logits(float* x, int64_t keys, const float* bias, const Logit& logit) {
   const int64_t end = padded(keys, kPanel);
   Floats best = splat(-__builtin_inff());
   for (int64_t i = keys; i < end; ++i) x[i] = 0;
-  if (bias != nullptr) {
-    for (int64_t i = 0; i < keys; i += kLanes) {
-      const Floats y = read(x + i) * scale + load(bias + i);
-      store(x + i, y);
-      if (i + kLanes <= keys) best = larger(y, best);
-    }
-  } else {
-    for (int64_t i = 0; i < keys; i += kLanes) {
-      const Floats y = read(x + i) * scale;
-      store(x + i, y);
-      if (i + kLanes <= keys) best = larger(y, best);
-    }
+  for (int64_t i = 0; i < keys; i += kLanes) {
+    const Floats y = bias != nullptr ? logit(x + i, load(bias + i)) : logit(x + i, Floats{});
+    store(x + i, y);
+    if (i + kLanes <= keys) best = larger(y, best);
   }
   float largest = largest_of(best);
   for (int64_t i = keys / kLanes * kLanes; i < keys; ++i) largest = x[i] > largest ? x[i] : largest;
@@ -136,22 +141,21 @@ SAMQ_INLINE float scale_row(float* x, int64_t keys, float scale, const float* bi
   return largest;
 }
 
-// sum of e^(x - largest); keeps the powers in x if Keep
-template <bool Keep>
-SAMQ_INLINE float sum_powers(float* x, int64_t keys, float largest) {
+// ---- float ----
+
+// x = e^(x - largest) in place; the sum
+SAMQ_INLINE float make_powers(float* x, int64_t keys, float largest) {
   Floats total[2] = {};
   for (int64_t i = 0; i < padded(keys, kPanel); i += kPanel) {
     for (int half = 0; half < 2; ++half) {
       float* const at = x + i + half * kLanes;
       const Floats power = exp_of(load(at) - largest);
       total[half] += power;
-      if (Keep) store(at, power);
+      store(at, power);
     }
   }
   return sum_of(total[0] + total[1]);
 }
-
-// ---- float ----
 
 struct FloatScratch {
   float *x, *out;
@@ -184,8 +188,10 @@ void float_tile(const FloatJob& job, int64_t batch, int64_t first_row, int64_t r
   for (int64_t r = 0; r < rows; ++r) {
     float* const x = made.x + r * line;
     if (job.rel.hq != 0) rel_pos_bias(job.rel, depth, first_row + r, q + r * depth, made.rel);
-    const float largest = scale_row(x, keys, job.scale, made.rel.bias, [](const float* p) { return load(p); });
-    sums[r] = sum_powers<true>(x, keys, largest);
+    const float largest = make_logits(x, keys, made.rel.bias, [&job](const float* p, Floats bias) {
+      return multiply_add(load(p), splat(job.scale), bias);
+    });
+    sums[r] = make_powers(x, keys, largest);
   }
 
   const float* const v = job.v_panels + batch * width * keys;
@@ -202,7 +208,7 @@ void float_tile(const FloatJob& job, int64_t batch, int64_t first_row, int64_t r
 // ---- codes ----
 
 struct CodeScratch {
-  float* x;           // [rows][N]: products, then logits, then (uniform codes) powers
+  float* x;           // [rows][N]: products (int32), then logits, then, for uniform codes, powers (int32)
   int16_t* q;         // [rows][d]: q - zero point
   int16_t* weights;   // [planes][rows][chunk]
   int32_t* products;  // [planes * rows][dv]
@@ -224,6 +230,27 @@ size_t code_scratch(const CodeJob& job) {
   Scratch scratch{nullptr};
   take_code(scratch, job);
   return scratch.used;
+}
+
+// sum of the fixed-point powers 2^(x - largest); keeps them in x, as int32, if Keep
+template <bool Keep>
+SAMQ_INLINE int64_t sum_powers(float* x, int64_t keys, float largest) {
+  const int64_t end = padded(keys, kPanel);
+  int64_t sum = 0;
+  for (int64_t from = 0; from < end; from += kPowerChunk * kPanel) {
+    const int64_t to = from + kPowerChunk * kPanel < end ? from + kPowerChunk * kPanel : end;
+    Ints total[2] = {};
+    for (int64_t i = from; i < to; i += kPanel) {
+      for (int half = 0; half < 2; ++half) {
+        float* const at = x + i + half * kLanes;
+        const Ints power = fixed_power(largest - load(at));
+        total[half] += power;
+        if (Keep) store_ints(reinterpret_cast<int32_t*>(at), power);
+      }
+    }
+    for (int64_t i = 0; i < kLanes; ++i) sum += static_cast<int64_t>(total[0][i]) + total[1][i];
+  }
+  return sum;
 }
 
 // The nearest code in [0, largest], half to even.
@@ -260,13 +287,13 @@ struct LogWeights {
 SAMQ_INLINE void log_weights(const CodeJob& job, const LogWeights& table, const CodeScratch& made, int64_t rows,
                              int64_t from, int64_t count, const float* largest, const float* offsets) {
   const int64_t line = padded(job.sizes.keys, kPanel);
-  const float slope = static_cast<float>(job.tau) * 1.44269504f, top = static_cast<float>(job.largest_code);
+  const float steps = static_cast<float>(job.tau), top = static_cast<float>(job.largest_code);
   for (int64_t r = 0; r < rows; ++r) {
     const float* const x = made.x + r * line + from;
     int16_t* const high = made.weights + r * kCodeChunk;
     int16_t* const low = high + rows * kCodeChunk;
     for (int64_t i = 0; i < count; i += kLanes) {
-      const Ints code = to_code((largest[r] - load(x + i)) * slope + offsets[r], top);
+      const Ints code = to_code((largest[r] - load(x + i)) * steps + offsets[r], top);
       const Ints weight = LogWeights::weight(code, table);
       const Ints upper = (weight + 32768) >> 16;
       store_shorts(high + i, upper);
@@ -281,7 +308,7 @@ SAMQ_INLINE void uniform_weights(const CodeJob& job, const CodeScratch& made, in
   const int64_t line = padded(job.sizes.keys, kPanel);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t i = 0; i < count; i += kLanes) {
-      const Floats p = load(made.x + r * line + from + i) * factors[r];
+      const Floats p = to_floats(load_ints(made.x + r * line + from + i)) * factors[r];
       store_shorts(made.weights + r * kCodeChunk + i, to_code(p, static_cast<float>(job.largest_code)));
     }
 }
@@ -305,20 +332,20 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
   for (int64_t j = 0; j < line; j += kPanel)
     multiply_rows(rows, made.q, 2 * depth_pairs, k + j * 2 * depth_pairs, depth_pairs, products + j, line);
 
-  // Softmax: of log codes only the sum is needed, code = tau (log2 sum + (largest - x) log2 e) + tau log2 p_scale.
+  // Softmax: code = round(tau (largest - x) + tau log2(sum p_scale)), or round(power / (sum p_scale)).
   float largest[kTileRows], factors[kTileRows];
   for (int64_t r = 0; r < rows; ++r) {
     float* const x = made.x + r * line;
-    if (job.rel.hq != 0) {
-      for (int64_t c = 0; c < depth; ++c)
-        made.rel.q[c] = static_cast<float>(q[r * depth + c] - job.q_zero_point) * job.q_scale;
-      rel_pos_bias(job.rel, depth, first_row + r, made.rel.q, made.rel);
-    }
-    largest[r] = scale_row(x, keys, job.logit_scale, made.rel.bias, [](const float* p) { return to_floats(load_ints(p)); });
+    if (job.rel.hq != 0)
+      rel_pos_bias(job.rel, 2 * depth_pairs, first_row + r, made.q + r * 2 * depth_pairs, made.rel);
+    largest[r] = make_logits(x, keys, made.rel.bias, [&job](const float* p, Floats bias) {
+      return to_floats(load_ints(p)) * job.logit_scale + bias;
+    });
+    const auto scaled = [&job](int64_t sum) { return static_cast<double>(sum) * static_cast<double>(job.p_scale); };
     if (job.tau != 0)
-      factors[r] = static_cast<float>(job.tau) * __builtin_log2f(sum_powers<false>(x, keys, largest[r]) * job.p_scale);
+      factors[r] = static_cast<float>(job.tau * __builtin_log2(scaled(sum_powers<false>(x, keys, largest[r])) * kPowerUnit));
     else
-      factors[r] = 1.0f / (sum_powers<true>(x, keys, largest[r]) * job.p_scale);
+      factors[r] = static_cast<float>(1.0 / scaled(sum_powers<true>(x, keys, largest[r])));
   }
 
   const LogWeights table(job.tau != 0 ? job.tau : 1);
