@@ -29,7 +29,7 @@ FRACTION_BITS = 30
 POWER_BITS = 23
 LOG2_E = np.float32(1.44269504)
 # 2^f for |f| <= 0.5, highest power first
-POLYNOMIAL = np.float32([0.0013264731, 0.009671513, 0.055507336, 0.24022242, 0.693147, 1.0])
+POLYNOMIAL = np.array([0.0013264731, 0.009671513, 0.055507336, 0.24022242, 0.693147, 1.0], np.float32)
 FARTHEST = np.float32(32.0)
 
 Array = NDArray[Any]
@@ -96,10 +96,8 @@ def shift_lut_matmul(
 
 
 def in_octaves(products: Array, *scales: float) -> NDArray[np.float32]:
-    """float32(products) times the product of scales and log2 e, each step rounded."""
-    unit = np.float32(1)
-    for scale in (*scales, LOG2_E):
-        unit = unit * np.float32(scale)
+    """float32(products) times the product of the scales and log2 e, each step rounded to float32."""
+    unit = np.multiply.reduce(np.array([*scales, LOG2_E], np.float32))  # from left to right
     return products.astype(np.float32) * unit
 
 

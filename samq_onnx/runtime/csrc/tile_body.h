@@ -295,9 +295,8 @@ SAMQ_INLINE void log_weights(const CodeJob& job, const LogWeights& table, const 
     for (int64_t i = 0; i < count; i += kLanes) {
       const Ints code = to_code((largest[r] - load(x + i)) * steps + offsets[r], top);
       const Ints weight = LogWeights::weight(code, table);
-      const Ints upper = (weight + 32768) >> 16;
-      store_shorts(high + i, upper);
-      store_shorts(low + i, weight - (upper << 16));
+      store_shorts(high + i, (weight + 32768) >> 16);
+      store_shorts(low + i, weight);  // its lower half, as a signed number
     }
   }
 }
