@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,26 +16,40 @@ from samq_onnx.runtime import open_session
 Feed = Mapping[str, Any]
 
 
-def build(op: str, feed: Feed, attributes: Mapping[str, int | float], *, opset: int = 17) -> onnx.ModelProto:
-    """A model whose inputs are those of ``feed``, in order, all dimensions dynamic; its output is called out."""
-    inputs = [
+def build(
+    op: str, feed: Feed, attributes: Mapping[str, int | float], *, opset: int = 17, constants: Collection[str] = ()
+) -> onnx.ModelProto:
+    """A model whose inputs are those of ``feed``, in order, all dimensions dynamic; its output is called out.
+
+    Inputs of the node that are named in ``constants`` are initializers instead.
+    """
+    values = [
         ir.Value(name=name, type=ir.TensorType(ir.DataType.from_numpy(x.dtype)), shape=ir.Shape([None] * x.ndim))
         for name, x in feed.items()
     ]
-    node = ir.node(op, inputs, attributes, domain=ops.DOMAIN, name=f"the_{op}")
+    for value in values:
+        if value.name in constants:
+            value.const_value = ir.tensor(feed[value.name], name=value.name)
+            value.shape = ir.Shape(feed[value.name].shape)
+    node = ir.node(op, values, attributes, domain=ops.DOMAIN, name=f"the_{op}")
     out = node.outputs[0]
     out.name, out.shape = "out", ir.Shape([None] * feed[next(iter(feed))].ndim)
     out.type = ir.TensorType(ir.DataType.UINT8 if op == "LogQuantize" else ir.DataType.FLOAT)
-    graph = ir.Graph(inputs, [out], nodes=[node], opset_imports={"": opset}, name=op)
+    held = [value for value in values if value.name in constants]
+    inputs = [value for value in values if value.name not in constants]
+    graph = ir.Graph(inputs, [out], nodes=[node], initializers=held, opset_imports={"": opset}, name=op)
     model = ir.Model(graph, ir_version=10)
     ops.add_functions(model)
     return ir.to_proto(model)
 
 
-def run(op: str, feed: Feed, attributes: Mapping[str, int | float], *, native: bool, threads: int = 1) -> np.ndarray:
+def run(
+    op: str, feed: Feed, attributes: Mapping[str, int | float], *, native: bool, constants: Collection[str] = ()
+) -> np.ndarray:
     """The output of the node."""
-    model = build(op, feed, attributes).SerializeToString()
-    return open_session(model, native=native, threads=threads).run(None, dict(feed))[0]
+    model = build(op, feed, attributes, constants=constants).SerializeToString()
+    given = {name: x for name, x in feed.items() if name not in constants}
+    return open_session(model, native=native, threads=1).run(None, given)[0]
 
 
 def scalar(value: float, dtype: type = np.float32) -> np.ndarray:

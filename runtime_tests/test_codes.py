@@ -68,8 +68,9 @@ def test_shift_lut_matmul(tau: int, bits: int) -> None:
     }
     given = (feed["p_scale"].item(), feed["v_scale"].item())
     expected = reference.shift_lut_matmul(codes, v, *given, -9, tau=tau, bits=bits)
-    for native in (True, False):
-        out = run("ShiftLutMatMul", feed, {"tau": tau, "bits": bits}, native=native)
+    held = ["p_scale", "v_scale", "v_zero_point"]
+    for native, constants in ((True, []), (False, []), (False, held)):
+        out = run("ShiftLutMatMul", feed, {"tau": tau, "bits": bits}, native=native, constants=constants)
         np.testing.assert_array_equal(out, expected)
 
 

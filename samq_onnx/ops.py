@@ -137,9 +137,13 @@ def centred(x, zero_point):
 
 @script(samq)
 def scaled(sums, p_scale, v_scale, unit: float):
-    """sums * (p_scale * v_scale * unit) in double, as float."""
+    """Integer sums * (p_scale * v_scale * unit) in double, as float.
+
+    The cast to int64 changes no number. It keeps ONNX Runtime from fusing the scale, as a float, into the product.
+    """
     scale = op.Mul(op.Cast(p_scale, to=DOUBLE), op.Cast(v_scale, to=DOUBLE))
-    return op.Cast(op.Mul(sums, op.Mul(scale, op.Cast(op.Constant(value_float=unit), to=DOUBLE))), to=FLOAT)
+    scale = op.Mul(scale, op.Cast(op.Constant(value_float=unit), to=DOUBLE))
+    return op.Cast(op.Mul(op.Cast(op.Cast(sums, to=INT64), to=DOUBLE), scale), to=FLOAT)
 
 
 @script(samq)
@@ -254,8 +258,7 @@ def uniformAttend(logits, v, v_scale, v_zero_point, p_scale, bits: int):
     codes = nearestCode(op.Mul(powers, factor), bits=bits)
     none = op.Cast(op.Constant(value_int=0), to=UINT8)
     sums = op.MatMulInteger(codes, toUint8(v), none, toUint8(v_zero_point))
-    wide = op.Cast(sums, to=INT64)  # or ONNX Runtime fuses product, cast and scale into an operator without double
-    return scaled(op.Cast(wide, to=DOUBLE), p_scale, v_scale, unit=1.0)
+    return scaled(sums, p_scale, v_scale, unit=1.0)
 
 
 @script(samq)
