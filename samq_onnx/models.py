@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from samq_onnx.errors import UserError
 
-__all__ = ["DECODER_INPUTS", "is_decoder", "load_model", "model_sha256", "square_image_input"]
+__all__ = ["DECODER_INPUTS", "is_decoder", "load_model", "model_files", "model_sha256", "square_image_input"]
 
 DECODER_INPUTS = (
     "image_embeddings",
@@ -45,16 +45,17 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     return ir.external_data.load_to_model(model)
 
 
+def model_files(path: str | os.PathLike[str]) -> list[Path]:
+    """A model file and the external data files it names."""
+    file = Path(path)
+    tensors = [value.const_value for value in ir.load(file).graph.initializers.values()]
+    return [file, *sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})]
+
+
 def model_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a model file and of the external data files it names."""
     digest = hashlib.sha256()
-    file = Path(path)
-    names = {
-        Path(t.path)
-        for v in ir.load(file).graph.initializers.values()
-        if isinstance(t := v.const_value, ir.ExternalTensor)
-    }
-    for part in (file, *sorted(names)):
+    for part in model_files(path):
         with part.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)

@@ -21,7 +21,7 @@ from samq_onnx.errors import UserError, main_guard
 from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
 from samq_onnx.files import atomic_path, check_writable, write_json
 from samq_onnx.fusion import fusion_report
-from samq_onnx.models import is_decoder, load_model, model_sha256, square_image_input
+from samq_onnx.models import is_decoder, load_model, model_files, model_sha256, square_image_input
 from samq_onnx.pipeline import Feeds, Outcome, quantize_model
 from samq_onnx.recipe import BITS, DEFAULT_METHOD, METHODS, Recipe, recipe
 from samq_onnx.runtime import open_session
@@ -66,8 +66,7 @@ def _save(model: ir.Model, output: Path) -> None:
 
 
 def _bytes(path: Path) -> int:
-    data_file = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (data_file.stat().st_size if data_file.is_file() else 0)
+    return sum(file.stat().st_size for file in model_files(path))
 
 
 def _print_outcome(outcome: Outcome) -> None:
