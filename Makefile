@@ -8,14 +8,14 @@ TORCH := torch==2.13.0
 
 $(VENV)/.base: pyproject.toml CMakeLists.txt $(wildcard samq_onnx/runtime/csrc/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[eval]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[eval,learn]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
 	$(BIN)/pip install --quiet --disable-pip-version-check segment-anything onnx-graphsurgeon safetensors
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[eval,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[eval,learn,dev]'
 	touch $@
 
 demo: $(VENV)/.base

@@ -29,6 +29,8 @@ class Recipe:
         key_centring: move the mean of the keys out of the range to be quantized; exact.
         compensate: round weights one input channel after the other, each rounding error made good by the
             channels that follow, and correct biases (GPTQ, Frantar et al. 2023), instead of to the nearest code.
+        wide_kinds: kinds of attention sites that keep 8-bit activations: operands, post-softmax codes, and the inputs
+            of their query and output projections. Every pixel's share of a prompt passes through them.
         learn: teach the quantized model what the float one gives, by gradients; needs torch.
     """
 
@@ -43,6 +45,7 @@ class Recipe:
     finest_tau: int = 4
     nearest_probabilities: bool = False
     compensate: bool = False
+    wide_kinds: tuple[str, ...] = ()
     learn: bool = False
 
 
@@ -59,6 +62,7 @@ METHODS: dict[str, dict[str, object]] = {
         "finest_tau": 16,
         "nearest_probabilities": True,
         "compensate": True,
+        "wide_kinds": ("decoder_image_to_token",),
         "learn": True,
     },
 }
