@@ -86,8 +86,9 @@ class QuantPlan:
         def probabilities(codes: dict[str, Any]) -> LogCodes | Uniform:
             return LogCodes(**codes) if "tau" in codes else Uniform(**codes)
 
+        chosen = Recipe(**data["recipe"])
         return cls(
-            recipe=Recipe(**data["recipe"]),
+            recipe=dataclasses.replace(chosen, wide_kinds=tuple(chosen.wide_kinds)),
             linears={
                 name: LinearPlan(
                     input=Uniform(**entry["input"]),
