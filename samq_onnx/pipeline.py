@@ -33,13 +33,13 @@ from samq_onnx.passes.lower import lower_attention, lower_linears, raise_opset
 from samq_onnx.plan import AttentionPlan, LinearPlan, LogCodes, QuantPlan, Uniform, Weight
 from samq_onnx.recipe import Recipe
 from samq_onnx.reconstruct import InputMoments, Learned, NotLearnable, compensate
-from samq_onnx.scope import split_linears, wide_inputs
+from samq_onnx.scope import split_linears
 
 __all__ = ["Outcome", "quantize_model"]
 
 OBSERVED_PROMPTS = 128
 FOLD_FEEDS = 8  # feeds that decide the exact folds; any choice leaves the float function as it is
-WIDE_BITS = 8  # of the recipe's wide activations, and of a convolution's output, which needs codes to run in integers
+CONV_OUTPUT_BITS = 8  # a convolution needs codes at its output to run in integers; 8 bits cost no accuracy
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
 
@@ -148,11 +148,6 @@ def _calibrate(
     """Collect statistics once, then decide every number of the plan."""
     ranges: dict[str, TensorStats] = {}
     maps: dict[str, AttentionStats] = {}
-    wide = wide_inputs(structure, recipe.wide_kinds)
-    site_bits = {
-        site.name: WIDE_BITS if site.kind in recipe.wide_kinds else recipe.activation_bits
-        for site in structure.attentions
-    }
     for linear in chosen:
         for value in (linear.x, linear.output) if linear.node.op_type == "Conv" else (linear.x,):
             assert value.name
@@ -164,7 +159,7 @@ def _calibrate(
             _operands(site),
             scale=site.scale,
             tables=tuple(t.const_value.numpy() for t in site.tables) if site.tables else None,  # type: ignore[union-attr]
-            bits=site_bits[site.name],
+            bits=recipe.activation_bits,
             finest=recipe.finest_tau,
         )
     collectors: list[Collector] = [*ranges.values(), *maps.values()]
@@ -176,6 +171,7 @@ def _calibrate(
         scale, zero_point = qparams(*observe(stats, bits), bits)
         return Uniform(float(scale), int(zero_point), bits)
 
+    bits = recipe.activation_bits
     plan = QuantPlan(recipe)
     for linear in chosen:
         assert linear.x.name and linear.output.name and linear.weight.const_value is not None
@@ -183,12 +179,11 @@ def _calibrate(
             linear.weight.const_value.numpy(), linear.out_axis, recipe.weight_bits, how=recipe.weight_range
         )
         plan.linears[linear.name] = LinearPlan(
-            input=uniform(ranges[linear.x.name], WIDE_BITS if linear.x in wide else recipe.activation_bits),
+            input=uniform(ranges[linear.x.name], bits),
             weight=Weight(tuple(np.float32(scales).ravel().tolist()), recipe.weight_bits),
-            output=uniform(ranges[linear.output.name], WIDE_BITS) if linear.node.op_type == "Conv" else None,
+            output=uniform(ranges[linear.output.name], CONV_OUTPUT_BITS) if linear.node.op_type == "Conv" else None,
         )
     for site in structure.attentions:
-        bits = site_bits[site.name]
         q, k, v = (uniform(ranges[name], bits) for name in _operands(site))
         stats = maps[site.name]
         if not recipe.log_probabilities:

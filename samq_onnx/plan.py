@@ -86,9 +86,8 @@ class QuantPlan:
         def probabilities(codes: dict[str, Any]) -> LogCodes | Uniform:
             return LogCodes(**codes) if "tau" in codes else Uniform(**codes)
 
-        chosen = Recipe(**data["recipe"])
         return cls(
-            recipe=dataclasses.replace(chosen, wide_kinds=tuple(chosen.wide_kinds)),
+            recipe=Recipe(**data["recipe"]),
             linears={
                 name: LinearPlan(
                     input=Uniform(**entry["input"]),

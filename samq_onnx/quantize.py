@@ -115,6 +115,8 @@ def quantize(
     if output.exists() and output.samefile(source):
         raise UserError(f"{output}: the output would replace the float model; choose another path with -o")
     check_writable(output)
+    if is_decoder(model):
+        chosen = chosen.for_decoder()
     print(f"{source}: {chosen.method} W{chosen.weight_bits}A{chosen.activation_bits}")
     feeds = _feeds(source, model, calibration, quantized_encoder or encoder)
     targets = _feeds(source, model, calibration, encoder) if quantized_encoder and chosen.learn else None

@@ -29,8 +29,8 @@ class Recipe:
         key_centring: move the mean of the keys out of the range to be quantized; exact.
         compensate: round weights one input channel after the other, each rounding error made good by the
             channels that follow, and correct biases (GPTQ, Frantar et al. 2023), instead of to the nearest code.
-        wide_kinds: kinds of attention sites that keep 8-bit activations: operands, post-softmax codes, and the inputs
-            of their query and output projections. Every pixel's share of a prompt passes through them.
+        decoder_activation_bits: at least this many in a SAM decoder, where few bits lose the prompt and save no time:
+            it is a few percent of the work.
         learn: teach the quantized model what the float one gives, by gradients; needs torch.
     """
 
@@ -45,8 +45,12 @@ class Recipe:
     finest_tau: int = 4
     nearest_probabilities: bool = False
     compensate: bool = False
-    wide_kinds: tuple[str, ...] = ()
+    decoder_activation_bits: int = 0
     learn: bool = False
+
+    def for_decoder(self) -> Recipe:
+        """What to do with a SAM decoder."""
+        return dataclasses.replace(self, activation_bits=max(self.activation_bits, self.decoder_activation_bits))
 
 
 METHODS: dict[str, dict[str, object]] = {
@@ -62,7 +66,7 @@ METHODS: dict[str, dict[str, object]] = {
         "finest_tau": 16,
         "nearest_probabilities": True,
         "compensate": True,
-        "wide_kinds": ("decoder_image_to_token",),
+        "decoder_activation_bits": 8,
         "learn": True,
     },
 }

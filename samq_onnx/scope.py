@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which linears of a model are quantized, and which activations keep 8 bits at narrower widths.
-
-The first and last layers of SAM stay in float, as in PTQ4SAM.
-"""
+"""Which linears of a model are quantized: the first and last layers of SAM stay in float, as in PTQ4SAM."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import onnx_ir as ir
 
 from samq_onnx.passes.lift import Linear, Structure
 
-__all__ = ["split_linears", "wide_inputs"]
+__all__ = ["split_linears"]
 
 FIRST = "first layer (before any attention)"
 LAST = "last layer (after all attention of the decoder)"
@@ -60,14 +55,6 @@ def split_linears(structure: Structure) -> tuple[list[Linear], dict[str, str]]:
         else:
             chosen.append(linear)
     return chosen, kept
-
-
-def wide_inputs(structure: Structure, kinds: Sequence[str]) -> set[ir.Value]:
-    """What the query and output projections of the attention sites of these kinds read."""
-    sites = [site for site in structure.attentions if site.kind in kinds]
-    linears = {linear.node: linear for linear in structure.linears}
-    outputs = _next_linears([site.node for site in sites], set(linears))
-    return {linears[node].x for node in outputs} | {site.q.linear.x for site in sites if site.q is not None}
 
 
 def _next_linears(sites: list[ir.Node], linears: set[ir.Node]) -> list[ir.Node]:

@@ -139,26 +139,6 @@ def test_four_bit_weights_are_packed(quantized) -> None:  # type: ignore[no-unty
     assert report["encoder"]["bytes_after"] < report["encoder"]["bytes_before"] / (3 if narrow else 2)
 
 
-def test_only_the_image_to_token_attention_keeps_wide_codes(quantized) -> None:  # type: ignore[no-untyped-def]
-    """Its operands and post-softmax codes, and what its query and output projections read."""
-    _, report = quantized
-    plan = QuantPlan.from_json(report["decoder"]["plan"])
-    bits, wide_kinds = plan.recipe.activation_bits, plan.recipe.wide_kinds
-    sites = {
-        name: {codes.q.bits, codes.k.bits, codes.v.bits, codes.probabilities.bits}
-        for name, codes in plan.attentions.items()
-    }
-    inputs = {name: codes.input.bits for name, codes in plan.linears.items()}
-    if not wide_kinds or bits == 8:
-        assert set().union(*sites.values(), inputs.values()) == {bits}
-        return
-    assert wide_kinds == ("decoder_image_to_token",)
-    for names, found in ((sites, lambda name: sites[name]), (inputs, lambda name: {inputs[name]})):
-        for name in names:
-            pixels = "image_to_token" in name and not ("k_proj" in name or "v_proj" in name)
-            assert found(name) == {8 if pixels else bits}, name
-
-
 def test_metadata_says_how_the_file_was_made(quantized) -> None:  # type: ignore[no-untyped-def]
     folder, report = quantized
     found = open_session(folder / "encoder.onnx").get_modelmeta().custom_metadata_map
