@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration inputs made from images: one at a time, so that memory does not grow with their number."""
+"""Inputs for models: calibration feeds made from images one at a time, and a sample that fits any model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 from tqdm import tqdm
 
-from samq_onnx import data, images
+from samq_onnx import assets, data, images
+from samq_onnx.errors import UserError
+from samq_onnx.models import is_decoder, square_image_input
 
-__all__ = ["DecoderFeeds", "EncoderFeeds", "Part"]
+__all__ = ["DecoderFeeds", "EncoderFeeds", "Part", "sample_feed"]
 
+PATCH = 16  # pixels of the image a side of an embedding's cell stands for
 PROMPTS_PER_IMAGE = 8  # instances; each gives one box prompt and one point prompt
 BOX_LABELS = (2.0, 3.0)
 FOREGROUND, PADDING = 1.0, -1.0
@@ -135,3 +139,50 @@ def _prompts(sample: data.Sample, height: int, width: int) -> Iterator[tuple[np.
 
 def _single_point(point: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([point, (0.0, 0.0)], np.float32), np.array([FOREGROUND, PADDING], np.float32)
+
+
+def sample_feed(model: ir.Model, prompts: int = 1) -> dict[str, np.ndarray]:
+    """One input of the shapes that the model wants, always the same: a bundled image for an image encoder, one
+    foreground point a prompt on a random embedding for a SAM decoder, random numbers for any other model.
+
+    Args:
+        model: what is to be fed. Its dynamic dimensions become 1.
+        prompts: for a decoder that takes many at once.
+
+    Raises:
+        UserError: an input without a shape or of a type that has no numbers.
+    """
+    image = square_image_input(model)
+    if image is not None:
+        name, size = image
+        return {name: images.preprocess(images.load(data.image_paths(assets.demo_images())[0]), size)}
+    random = np.random.default_rng(0)
+    if is_decoder(model):
+        return _sample_prompts(model, random, prompts)
+    return {value.name or "": _random_input(value, random) for value in model.graph.inputs}
+
+
+def _sample_prompts(model: ir.Model, random: np.random.Generator, prompts: int) -> dict[str, np.ndarray]:
+    shapes = {
+        value.name: [size if isinstance(size, int) else 1 for size in value.shape or ()] for value in model.graph.inputs
+    }
+    embeddings = shapes["image_embeddings"]
+    side = PATCH * embeddings[-1]
+    points = random.uniform(0, side, (prompts, 1, 2))
+    return {
+        "image_embeddings": (0.2 * random.standard_normal(embeddings)).astype(np.float32),
+        "point_coords": np.concatenate([points, np.zeros_like(points)], axis=1).astype(np.float32),
+        "point_labels": np.tile(np.array([FOREGROUND, PADDING], np.float32), (prompts, 1)),
+        "mask_input": np.zeros(shapes["mask_input"], np.float32),
+        "has_mask_input": np.zeros(1, np.float32),
+        "orig_im_size": np.array([side, side], np.float32),
+    }
+
+
+def _random_input(value: ir.Value, random: np.random.Generator) -> np.ndarray:
+    if value.shape is None or value.dtype is None or value.dtype == ir.DataType.STRING:
+        raise UserError(f"input {value.name} has no shape or no number type; export the model with typed inputs")
+    shape = [size if isinstance(size, int) else 1 for size in value.shape]
+    if value.dtype.is_floating_point():
+        return random.standard_normal(shape).astype(value.dtype.numpy())
+    return random.integers(0, 2, shape).astype(value.dtype.numpy())  # 0 and 1 are valid indices almost everywhere

@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
-from samq_onnx.runtime import open_session
+from samq_onnx.profiling import Kernel, profiled
 
 __all__ = ["FusionReport", "fusion_report"]
 
 INTEGER_TYPES = frozenset({"uint8", "int8"})
 INTEGER_DESPITE_FLOAT_INPUT = frozenset({"DynamicQuantizeMatMul"})
 
-Tensor = tuple[str, list[int]]
+# blocks channels by 8 or 16, padding included, which the count must not see
+BLOCKING = "NchwcTransformer"
 
 
 @dataclasses.dataclass
@@ -63,46 +60,40 @@ class FusionReport:
         ]
 
 
-@dataclasses.dataclass
-class _Run:
-    """One executed kernel: its inputs as profiled, output shape, and the shapes of its constant inputs."""
-
-    inputs: list[Tensor]
-    output: list[int]
-    node: onnx.NodeProto | None
-    constants: list[list[int]]
-
-
 def _attribute(node: onnx.NodeProto | None, name: str) -> onnx.AttributeProto | None:
     return next((a for a in node.attribute if a.name == name), None) if node is not None else None
 
 
-def _matmul(run: _Run) -> int:
-    left = run.inputs[0][1]
-    transposed = _attribute(run.node, "transA")
-    return math.prod(run.output) * (left[-2] if transposed is not None and transposed.i else left[-1])
+def _matmul(kernel: Kernel) -> int:
+    left = kernel.inputs[0][1]
+    transposed = _attribute(kernel.node, "transA")
+    return math.prod(kernel.output) * (left[-2] if transposed is not None and transposed.i else left[-1])
 
 
-def _gemm(run: _Run) -> int:
-    return math.prod(run.output) * math.prod(run.inputs[0][1]) // run.output[0]
+def _gemm(kernel: Kernel) -> int:
+    return math.prod(kernel.output) * math.prod(kernel.inputs[0][1]) // kernel.output[0]
 
 
-def _conv(run: _Run) -> int:
-    weight = next((shape for shape in run.constants if len(shape) == len(run.output)), None)
-    return math.prod(run.output) * math.prod(weight[1:]) if weight else 0
+def _filter(kernel: Kernel) -> list[int]:
+    """Shape of a convolution's weight, prepacked or not."""
+    shapes = [*kernel.constants, *(shape for _, shape in kernel.inputs[1:])]
+    return next((shape for shape in shapes if len(shape) == len(kernel.output)), [0, 0])
 
 
-def _conv_transpose(run: _Run) -> int:
-    weight = next((shape for shape in run.constants if len(shape) == len(run.output)), None)
-    return math.prod(run.inputs[0][1]) * math.prod(weight[1:]) if weight else 0
+def _conv(kernel: Kernel) -> int:
+    return math.prod(kernel.output) * math.prod(_filter(kernel)[1:])
 
 
-def _einsum(run: _Run) -> int:
-    equation = _attribute(run.node, "equation")
+def _conv_transpose(kernel: Kernel) -> int:
+    return math.prod(kernel.inputs[0][1]) * math.prod(_filter(kernel)[1:])
+
+
+def _einsum(kernel: Kernel) -> int:
+    equation = _attribute(kernel.node, "equation")
     if equation is None:
         return 0
     terms = equation.s.decode().split("->")[0].replace(" ", "").split(",")
-    shapes = [shape for _, shape in run.inputs]
+    shapes = [shape for _, shape in kernel.inputs]
     sizes = {
         letter: size
         for term, shape in zip(terms, shapes, strict=True)
@@ -111,10 +102,16 @@ def _einsum(run: _Run) -> int:
     return math.prod(sizes.values())
 
 
-def _attention(run: _Run) -> int:
-    rank = len(run.inputs[0][1])
-    q, k, v = [shape for _, shape in run.inputs if len(shape) == rank][:3]
+def _attention(kernel: Kernel) -> int:
+    rank = len(kernel.inputs[0][1])
+    q, k, v = [shape for _, shape in kernel.inputs if len(shape) == rank][:3]
     return math.prod(q) * k[-2] + math.prod(q[:-1]) * k[-2] * v[-1]
+
+
+def _attention_rel_pos(kernel: Kernel) -> int:
+    """With q times both tables, [.., keys in a column, d] and [.., keys in a row, d], the last inputs."""
+    q = kernel.inputs[0][1]
+    return _attention(kernel) + math.prod(q) * sum(shape[-2] for _, shape in kernel.inputs[-2:])
 
 
 COUNTERS = {
@@ -127,18 +124,9 @@ COUNTERS = {
     **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "ConvInteger", "QLinearConv"), _conv),
     "ConvTranspose": _conv_transpose,
     "Einsum": _einsum,
-    **dict.fromkeys(
-        (
-            *("Attention", "AttentionRelPos", "QAttention", "QAttentionRelPos"),
-            *("UniformAttention", "UniformAttentionRelPos"),
-        ),
-        _attention,
-    ),
+    **dict.fromkeys(("Attention", "QAttention", "UniformAttention"), _attention),
+    **dict.fromkeys(("AttentionRelPos", "QAttentionRelPos", "UniformAttentionRelPos"), _attention_rel_pos),
 }
-
-
-def _tensors(entries: list[dict[str, list[int]]]) -> list[Tensor]:
-    return [(kind, shape) for entry in entries for kind, shape in entry.items()]
 
 
 def fusion_report(
@@ -153,32 +141,12 @@ def fusion_report(
     """
     report = FusionReport()
     operators: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
-    with tempfile.TemporaryDirectory() as scratch:
-        options = ort.SessionOptions()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(scratch) / "run")
-        options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
-        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        options.log_severity_level = 3
-        session = open_session(os.fspath(model), native=native, options=options)
-        session.run(None, dict(feed))
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        optimized = onnx.load(str(Path(scratch) / "optimized.onnx"), load_external_data=False)
-    nodes = {node.name: node for node in optimized.graph.node}
-    dims = {tensor.name: list(tensor.dims) for tensor in optimized.graph.initializer}
-    for event in events:
-        arguments = event.get("args", {})
-        counter = COUNTERS.get(arguments.get("op_name", ""))
-        if counter is None or not event["name"].endswith("_kernel_time"):
+    for kernel in profiled(model, feed, native=native, without=BLOCKING):
+        counter = COUNTERS.get(kernel.operator)
+        if counter is None:
             continue
-        inputs, outputs = _tensors(arguments["input_type_shape"]), _tensors(arguments["output_type_shape"])
-        name = arguments["op_name"]
-        node = nodes.get(event["name"].removesuffix("_kernel_time"))
-        constants = [dims[source] for source in node.input if source in dims] if node is not None else []
-        macs = counter(_Run(inputs, outputs[0][1], node, constants))
-        integer = inputs[0][0] in INTEGER_TYPES or name in INTEGER_DESPITE_FLOAT_INPUT
-        operators[name][0 if integer else 1] += macs
+        integer = kernel.inputs[0][0] in INTEGER_TYPES or kernel.operator in INTEGER_DESPITE_FLOAT_INPUT
+        operators[kernel.operator][0 if integer else 1] += counter(kernel)
     report.operators = {name: (whole, real) for name, (whole, real) in operators.items()}
     report.integer_macs = sum(whole for whole, _ in report.operators.values())
     report.float_macs = sum(real for _, real in report.operators.values())

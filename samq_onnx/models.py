@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a user's ONNX file: is it one, which part of SAM is it, what does it want to be fed."""
+"""Reading a user's ONNX file: is it one, how large, which part of SAM is it, what does it want to be fed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import onnx_ir as ir
 
 from samq_onnx.errors import UserError
 
-__all__ = ["DECODER_INPUTS", "is_decoder", "load_model", "model_files", "model_sha256", "square_image_input"]
+__all__ = [
+    "DECODER_INPUTS",
+    "is_decoder",
+    "load_model",
+    "model_bytes",
+    "model_sha256",
+    "read_model",
+    "square_image_input",
+]
 
 DECODER_INPUTS = (
     "image_embeddings",
@@ -23,8 +31,8 @@ DECODER_INPUTS = (
 )
 
 
-def load_model(path: str | os.PathLike[str]) -> ir.Model:
-    """Read an ONNX file with its external data.
+def read_model(path: str | os.PathLike[str]) -> ir.Model:
+    """Read an ONNX file; external data stays where it is.
 
     Raises:
         UserError: no such file, not an ONNX model, or external data missing.
@@ -42,20 +50,33 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
             raise UserError(f"{file}: its weights file {tensor.path} is missing; keep both files in one folder")
-    return ir.external_data.load_to_model(model)
+    return model
 
 
-def model_files(path: str | os.PathLike[str]) -> list[Path]:
-    """A model file and the external data files it names."""
-    file = Path(path)
-    tensors = [value.const_value for value in ir.load(file).graph.initializers.values()]
-    return [file, *sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})]
+def load_model(path: str | os.PathLike[str]) -> ir.Model:
+    """Read an ONNX file with its external data.
+
+    Raises:
+        UserError: as `read_model`.
+    """
+    return ir.external_data.load_to_model(read_model(path))
+
+
+def _files(path: str | os.PathLike[str]) -> list[Path]:
+    """A model file and the external data files that it names."""
+    tensors = (value.const_value for value in ir.load(path).graph.initializers.values())
+    return [Path(path), *sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})]
+
+
+def model_bytes(path: str | os.PathLike[str]) -> int:
+    """Size of a model file and of the external data files it names."""
+    return sum(file.stat().st_size for file in _files(path))
 
 
 def model_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a model file and of the external data files it names."""
     digest = hashlib.sha256()
-    for part in model_files(path):
+    for part in _files(path):
         with part.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)

@@ -21,7 +21,7 @@ from samq_onnx.errors import UserError, main_guard
 from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
 from samq_onnx.files import atomic_path, check_writable, write_json
 from samq_onnx.fusion import fusion_report
-from samq_onnx.models import is_decoder, load_model, model_files, model_sha256, square_image_input
+from samq_onnx.models import is_decoder, load_model, model_bytes, model_sha256, square_image_input
 from samq_onnx.pipeline import Feeds, Outcome, quantize_model
 from samq_onnx.recipe import BITS, DEFAULT_METHOD, METHODS, Recipe, recipe
 from samq_onnx.runtime import open_session
@@ -63,10 +63,6 @@ def _save(model: ir.Model, output: Path) -> None:
             ir.save(model, temporary, external_data=f"{output.name}.data")
         else:
             ir.save(model, temporary)
-
-
-def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in model_files(path))
 
 
 def _print_outcome(outcome: Outcome) -> None:
@@ -136,8 +132,8 @@ def quantize(
         "folds": [dataclasses.asdict(fold) for fold in outcome.folds],
         "refused": outcome.refused,
         "learned": dataclasses.asdict(outcome.learned) if outcome.learned else None,
-        "bytes_before": _bytes(source),
-        "bytes_after": _bytes(output),
+        "bytes_before": model_bytes(source),
+        "bytes_after": model_bytes(output),
         "fusion": fusion.to_json(),
         "seconds": time.perf_counter() - started,
         "plan": outcome.plan.to_json(),

@@ -14,11 +14,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from samq_onnx import assets, images, ops
-from samq_onnx.data import image_paths
+from samq_onnx import ops
 from samq_onnx.errors import UserError, main_guard
+from samq_onnx.feeds import sample_feed
 from samq_onnx.files import check_writable, write_json
-from samq_onnx.models import is_decoder, load_model, model_sha256, square_image_input
+from samq_onnx.models import load_model, model_sha256
 from samq_onnx.passes.lift import lift, simplify
 from samq_onnx.runtime import open_session
 
@@ -32,28 +32,6 @@ def sqnr(reference: np.ndarray, value: np.ndarray) -> float:
     if noise == 0.0:
         return float("inf")
     return 10.0 * float(np.log10(max(signal, 1e-300) / noise))
-
-
-def _feed(model: ir.Model, seed: int = 0) -> dict[str, np.ndarray]:
-    """One input: a bundled image for an encoder, one foreground point on a random embedding for a decoder."""
-    random = np.random.default_rng(seed)
-    image = square_image_input(model)
-    if image is not None:
-        name, size = image
-        return {name: images.preprocess(images.load(image_paths(assets.demo_images())[seed]), size)}
-    if not is_decoder(model):
-        raise UserError("verify knows image encoders [1,3,S,S] and SAM decoders; this model has other inputs")
-    feed: dict[str, np.ndarray] = {}
-    for value in model.graph.inputs:
-        shape = [size if isinstance(size, int) else 2 for size in value.shape or ()]
-        feed[value.name or ""] = np.zeros(shape, np.float32)
-    embedding = feed["image_embeddings"]
-    side = 16.0 * embedding.shape[-1]
-    feed["image_embeddings"] = (0.2 * random.standard_normal(embedding.shape)).astype(np.float32)
-    feed["point_coords"][..., 0, :] = side / 2
-    feed["point_labels"][..., 0], feed["point_labels"][..., 1] = 1.0, -1.0
-    feed["orig_im_size"] = np.array([side, side], np.float32)
-    return feed
 
 
 def _tapped(model: ir.Model, names: Sequence[str]) -> bytes:
@@ -89,7 +67,7 @@ def verify(quantized: Path, reference: Path, feed: Mapping[str, np.ndarray] | No
         raise UserError(f"{quantized}: not written by samq_onnx.quantize; give a quantized model")
     if model.metadata_props.get("samq_onnx.float_model.sha256") != model_sha256(reference):
         raise UserError(f"{quantized} was not made from {reference}; give the float model it came from")
-    feed = feed or _feed(original)
+    feed = feed or sample_feed(original)
     simplify(original)
     structure = lift(original)
     if structure.attentions:
