@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models of the speed benchmark: SAM with random weights in float, and what each quantizer makes of it.
+
+Time and memory do not depend on the values of weights, so no checkpoint is needed and few calibration images do.
+Each function writes its file completely or not at all; quantizers take the float file, theirs, and a folder of images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from samq_onnx.feeds import EncoderFeeds
+from samq_onnx.files import atomic_path
+from samq_onnx.models import read_model, square_image_input
+from samq_onnx.quantize import quantize
+from samq_onnx.recipe import recipe
+
+SEED = 0
+STANDARD_DEVIATION = 0.02  # of parameters that are zero before training, which would be folded away
+
+
+def export_random(model_type: str, folder: Path) -> None:
+    """encoder.onnx, decoder.onnx and decoder_batched.onnx of a model type with random weights."""
+    import torch
+
+    from samq_onnx.export import export_sam
+    from samq_onnx.export.families import BUILDERS
+
+    torch.manual_seed(SEED)
+    sam = BUILDERS[model_type]()
+    for parameter in sam.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=STANDARD_DEVIATION)
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = Path(scratch) / "random.pth"
+        torch.save(sam.state_dict(), checkpoint)
+        del sam
+        export_sam(checkpoint, model_type, folder, batched=True)
+
+
+def ort_dynamic(source: Path, output: Path, _: Path) -> None:
+    """onnxruntime's dynamic quantization of matrix products: weights ahead, activations on every run."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    with atomic_path(output) as temporary:
+        quantize_dynamic(source, temporary, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
+
+
+def ort_static(source: Path, output: Path, calibration: Path) -> None:
+    """onnxruntime's static quantization: QDQ, MinMax, weights per channel; calibrated on the first image."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.feeds = iter(_images(source, calibration)[:1])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.feeds, None)
+
+    with atomic_path(output) as temporary, tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+        prepared = Path(scratch) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(prepared, temporary, Reader(), per_channel=True, activation_type=QuantType.QUInt8)
+
+
+def nncf_int8(source: Path, output: Path, calibration: Path) -> None:
+    """NNCF's post-training quantization for transformers, as OpenVINO IR."""
+    import nncf
+    import openvino
+
+    dataset = nncf.Dataset(_images(source, calibration))
+    model = nncf.quantize(openvino.Core().read_model(source), dataset, model_type=nncf.ModelType.TRANSFORMER)
+    with atomic_path(output) as temporary:
+        openvino.save_model(model, temporary)
+
+
+def ours(bits: str, source: Path, output: Path, calibration: Path, encoder: Path | None = None) -> None:
+    """This package's default recipe without what moves weights, so the same graph; a decoder needs ``encoder``."""
+    chosen = dataclasses.replace(recipe(bits=bits), compensate=False, learn=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        quantize(source, output, calibration, chosen, encoder=encoder)
+
+
+def _images(source: Path, calibration: Path) -> list[dict[str, np.ndarray]]:
+    image = square_image_input(read_model(source))
+    assert image is not None
+    return [dict(feed) for feed in EncoderFeeds(calibration, *image)]
