@@ -83,8 +83,13 @@ def measure(entries: Sequence[Entry], runs: int = RUNS, threads: int | None = No
     """Run the models in turn, after one run of each that does not count.
 
     Raises:
-        UserError: a model does not open or does not run, or its process died.
+        UserError: a number of runs or threads that cannot be, a model that does not open or does not run, or a process
+            that died.
     """
+    if runs < 1:
+        raise UserError(f"runs must be 1 or more, got {runs}")
+    if threads is not None and not 1 <= threads <= _processors():
+        raise UserError(f"threads must be 1 to {_processors()}, the processors of this machine, got {threads}")
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="samq-bench-")))
         workers = []
@@ -116,13 +121,8 @@ def bench(
         multiply-accumulates, floor in seconds, median over floor, and the operators where asked for.
 
     Raises:
-        UserError: a number of runs or threads that cannot be, or as `measure`.
+        UserError: as `measure`, or a model cannot be profiled for lack of memory.
     """
-    available = len(os.sched_getaffinity(0))
-    if runs < 1:
-        raise UserError(f"runs must be 1 or more, got {runs}")
-    if threads is not None and not 1 <= threads <= available:
-        raise UserError(f"threads must be 1 to {available}, the processors of this machine, got {threads}")
     with tempfile.TemporaryDirectory(prefix="samq-bench-") as scratch:
         products = [_product(kind, Path(scratch)) for kind in roofline.KINDS]
         *measured, real, whole = measure([*entries, *products], runs, threads)
@@ -134,7 +134,7 @@ def bench(
     ]
     return {
         "machine": {
-            "cpu": _cpu(), "processors": available, "vnni": has_vnni(),
+            "cpu": _cpu(), "processors": _processors(), "vnni": has_vnni(),
             "python": platform.python_version(), "onnxruntime": ort.__version__,
         },
         "runs": runs,
@@ -151,6 +151,11 @@ def _product(kind: str, folder: Path) -> Entry:
     path = folder / f"{kind}.onnx"
     onnx.save(roofline.product(kind), path)
     return Entry.of_file(path, f"{kind} matrix product")
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _cpu() -> str:
@@ -174,7 +179,7 @@ def _row(
             "size": base.bytes / entry.bytes,
         },
     }
-    if entry.command is ORT_WORKER:
+    if entry.command == ORT_WORKER:
         macs, operators = isolated(entry.name, _inspect, entry.model, entry.feed, threads, profile)
         floor = rate.floor(macs.integer_macs, macs.float_macs)
         row |= {"macs": macs.to_json(), "floor_seconds": floor, "times_floor": median / floor if floor else None}
