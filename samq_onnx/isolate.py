@@ -29,7 +29,9 @@ def _free_memory() -> int:
 
 def _limit_memory() -> None:
     """Fail for lack of memory here, before the system kills a process of its choice."""
-    resource.setrlimit(resource.RLIMIT_DATA, (_free_memory(), resource.RLIM_INFINITY))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _free_memory() if hard == resource.RLIM_INFINITY else min(_free_memory(), hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def isolated(what: str, function: Callable[..., Result], *arguments: Any) -> Result:
