@@ -3,7 +3,7 @@
 
     python benchmarks/speed.py --model vit_b -o FOLDER
 
-FOLDER gets speed.md, speed.json, speed.png and every model; a second run measures the models that are there.
+FOLDER/vit_b gets speed.md, speed.json, speed.png and every model; a second run measures the models that are there.
 OpenVINO and NNCF need the extra samq_onnx[bench]. A row that cannot be had says why.
 """
 
@@ -90,8 +90,9 @@ class Bench:
                 except UserError as error:
                     if key == FLOAT:
                         raise
-                    missing[ROWS[key].name] = str(error)
-                    print(f"{ROWS[key].name}: {error}", flush=True)
+                    name = ROWS[key].name
+                    missing[name] = str(error).removeprefix(f"{name}: ")
+                    print(f"{name}: {missing[name]}", flush=True)
         return bench(entries, self.runs, self.threads), missing
 
     def decoders(self, file: str, prompts: int) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
-    output: Path = arguments.output
+    output: Path = arguments.output / arguments.model
     check_writable(output / "speed.json")
     subject = Bench(arguments.model, output, arguments.runs, arguments.threads)
     report, missing = subject.encoders([FLOAT, *arguments.rows])
