@@ -4,7 +4,8 @@
     python benchmarks/speed.py --model vit_b -o FOLDER
 
 FOLDER/vit_b gets speed.md, speed.json, speed.png and every model; a second run measures the models that are there.
-OpenVINO and NNCF need the extra samq_onnx[bench]. A row that cannot be had says why.
+OpenVINO and NNCF need the extra samq_onnx[bench]. A row that cannot be had says why. All rows are in memory at the
+same time, in float 7 GB for ViT-B: choose fewer with --rows where that is too much.
 """
 
 from __future__ import annotations
@@ -152,14 +153,20 @@ def _decoder_table(reports: dict[int, dict[str, Any]]) -> str:
     return _markdown(rows)
 
 
-def _chart(model: str, report: dict[str, Any], path: Path) -> None:
+def _write(output: Path, report: dict[str, Any], missing: dict[str, str], decoders: dict[int, dict[str, Any]]) -> str:
+    """Write what is known so far; the tables."""
+    write_json(output / "speed.json", {"encoder": report, "not_measured": missing, "decoder": decoders})
+    text = f"{_encoder_table(report, missing)}\n{_decoder_table(decoders)}"
+    with atomic_path(output / "speed.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
     ours = {ROWS[bits].name for bits in OURS}
     bars = []
     for row in report["models"]:
         seconds, speed = row["seconds"]["median"], row["ratios"]["speed"]
         bars.append((row["name"], seconds, f"{seconds:.3g} s   {speed:.2f}x", row["name"] in ours))
-    with atomic_path(path) as temporary:
-        bar_chart(f"{model} encoder: median seconds per image", bars).save(temporary)
+    with atomic_path(output / "speed.png") as temporary:
+        bar_chart(f"{output.name} encoder: median seconds per image", bars).save(temporary)
+    return text
 
 
 @main_guard
@@ -178,19 +185,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     subject = Bench(arguments.model, output, arguments.runs, arguments.threads)
     report, missing = subject.encoders([FLOAT, *arguments.rows])
     decoders: dict[int, dict[str, Any]] = {}
+    _write(output, report, missing, decoders)
     for file, prompts in ((DECODER, 1), (BATCHED, arguments.prompts)):
         try:
             decoders[prompts] = subject.decoders(file, prompts)
         except UserError as error:
             missing[f"decoder, {prompts} prompts"] = str(error)
-            print(f"{file}: {error}", flush=True)
-    content = {"model": arguments.model, "encoder": report, "not_measured": missing, "decoder": decoders}
-    write_json(output / "speed.json", content)
-    text = f"{_encoder_table(report, missing)}\n{_decoder_table(decoders)}"
-    with atomic_path(output / "speed.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    _chart(arguments.model, report, output / "speed.png")
-    print(f"\n{text}\nwrote {output}/speed.md, speed.json, speed.png")
+    print(f"\n{_write(output, report, missing, decoders)}\nwrote {output}/speed.md, speed.json, speed.png")
     return 0
 
 

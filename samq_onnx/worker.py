@@ -140,6 +140,8 @@ def serve(open_model: Opener, argv: Sequence[str] | None = None) -> int:
         argv: model, feed and, where they are chosen, threads; default: the process's arguments.
     """
     model, feed_file, *threads = sys.argv[1:] if argv is None else argv
+    with contextlib.suppress(OSError):  # where memory runs out, this process goes before any other
+        Path("/proc/self/oom_score_adj").write_text("1000")
     # whatever an engine prints goes to stderr
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
