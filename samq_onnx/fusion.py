@@ -109,9 +109,9 @@ def _attention(kernel: Kernel) -> int:
 
 
 def _attention_rel_pos(kernel: Kernel) -> int:
-    """With q times both tables, [.., keys in a column, d] and [.., keys in a row, d], the last inputs."""
-    q = kernel.inputs[0][1]
-    return _attention(kernel) + math.prod(q) * sum(shape[-2] for _, shape in kernel.inputs[-2:])
+    """With q times both tables, [Hq, Hk, d] and [Wq, Wk, d], the last inputs of rank 3."""
+    tables = [shape for _, shape in kernel.inputs if len(shape) == 3][-2:]
+    return _attention(kernel) + math.prod(kernel.inputs[0][1]) * sum(shape[1] for shape in tables)
 
 
 COUNTERS = {
