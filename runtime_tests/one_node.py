@@ -14,6 +14,7 @@ from samq_onnx import ops, reference
 from samq_onnx.runtime import open_session
 
 Feed = Mapping[str, Any]
+GIVE_CODES = frozenset({"LogQuantize", "QLinearQuantize", "QLinearLut"})
 
 
 def build(
@@ -34,7 +35,7 @@ def build(
     node = ir.node(op, values, attributes, domain=ops.DOMAIN, name=f"the_{op}")
     out = node.outputs[0]
     out.name, out.shape = "out", ir.Shape([None] * feed[next(iter(feed))].ndim)
-    out.type = ir.TensorType(ir.DataType.UINT8 if op == "LogQuantize" else ir.DataType.FLOAT)
+    out.type = ir.TensorType(ir.DataType.UINT8 if op in GIVE_CODES else ir.DataType.FLOAT)
     held = [value for value in values if value.name in constants]
     inputs = [value for value in values if value.name not in constants]
     graph = ir.Graph(inputs, [out], nodes=[node], initializers=held, opset_imports={"": opset}, name=op)
@@ -76,12 +77,12 @@ def code_feed(shape: tuple[int, ...], keys: int, depth: int, seed: int = 0, p_sc
         "q": random.integers(0, 256, (*shape, depth), dtype=np.uint8),
         "q_scale": scalar(0.02),
         "q_zero_point": scalar(131, np.uint8),
-        "k": random.integers(-128, 128, key_shape, dtype=np.int8),
+        "k": random.integers(0, 256, key_shape, dtype=np.uint8),
         "k_scale": scalar(0.03),
-        "k_zero_point": scalar(-7, np.int8),
-        "v": random.integers(-128, 128, key_shape, dtype=np.int8),
+        "k_zero_point": scalar(121, np.uint8),
+        "v": random.integers(0, 256, key_shape, dtype=np.uint8),
         "v_scale": scalar(0.01),
-        "v_zero_point": scalar(5, np.int8),
+        "v_zero_point": scalar(133, np.uint8),
         "p_scale": scalar(p_scale),
     }
 

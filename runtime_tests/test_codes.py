@@ -26,13 +26,13 @@ def test_published_values(tau: int, native: bool) -> None:
     p = np.array(PROBABILITIES, np.float32).reshape(1, 1, -1)
     attributes = {"tau": tau, "bits": 4}
     codes = run("LogQuantize", {"p": p, "p_scale": scalar(0.9)}, attributes, native=native)
-    one_hot = np.eye(p.size, dtype=np.int8)[None]
+    one_hot = np.eye(p.size, dtype=np.uint8)[None]
     feed = {
         "codes": codes,
         "v": one_hot,
         "p_scale": scalar(0.9),
         "v_scale": scalar(1.0),
-        "v_zero_point": scalar(0, np.int8),
+        "v_zero_point": scalar(0, np.uint8),
     }
     out = run("ShiftLutMatMul", feed, attributes, native=native)
     np.testing.assert_allclose(out.ravel(), QUANTIZED[tau], rtol=1e-6)
@@ -58,16 +58,16 @@ def test_log_quantize(tau: int, bits: int) -> None:
 def test_shift_lut_matmul(tau: int, bits: int) -> None:
     random = np.random.default_rng(1)
     codes = random.integers(0, 2**bits, (2, 2, 9, 301), dtype=np.uint8)
-    v = random.integers(-128, 128, (2, 2, 301, 13), dtype=np.int8)
+    v = random.integers(0, 256, (2, 2, 301, 13), dtype=np.uint8)
     feed = {
         "codes": codes,
         "v": v,
         "p_scale": scalar(0.3),
         "v_scale": scalar(0.02),
-        "v_zero_point": scalar(-9, np.int8),
+        "v_zero_point": scalar(119, np.uint8),
     }
     given = (feed["p_scale"].item(), feed["v_scale"].item())
-    expected = reference.shift_lut_matmul(codes, v, *given, -9, tau=tau, bits=bits)
+    expected = reference.shift_lut_matmul(codes, v, *given, 119, tau=tau, bits=bits)
     held = ["p_scale", "v_scale", "v_zero_point"]
     for native, constants in ((True, []), (False, []), (False, held)):
         out = run("ShiftLutMatMul", feed, {"tau": tau, "bits": bits}, native=native, constants=constants)

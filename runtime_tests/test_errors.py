@@ -36,8 +36,9 @@ CODES = code_feed((2, 6), 6, 8)
     ("QAttention", changed(CODES, p_scale=scalar(0.0)), LOG, "p_scale must be above 0"),
     ("QAttention", changed(CODES, p_scale=scalar(np.nan)), LOG, "p_scale must be above 0"),
     ("QAttention", changed(CODES, v=CODES["v"][:, :5]), LOG, "k and v must have equally many rows"),
-    ("ShiftLutMatMul", {"codes": np.zeros((2, 3, 4), np.uint8), "v": np.zeros((2, 5, 4), np.int8), "p_scale": scalar(1),
-                        "v_scale": scalar(1), "v_zero_point": scalar(0, np.int8)}, {"tau": 1, "bits": 8}, "do not fit"),
+    ("ShiftLutMatMul", {"codes": np.zeros((2, 3, 4), np.uint8), "v": np.zeros((2, 5, 4), np.uint8),
+                        "p_scale": scalar(1), "v_scale": scalar(1), "v_zero_point": scalar(0, np.uint8)},
+     {"tau": 1, "bits": 8}, "do not fit"),
 ])  # fmt: skip
 def test_shapes_that_do_not_fit(op: str, feed: dict[str, Any], attributes: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match="INVALID_ARGUMENT") as caught:

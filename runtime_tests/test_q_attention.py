@@ -107,12 +107,12 @@ def test_uniform_codes_with_relative_position(
 
 def test_equal_scores_give_equal_codes() -> None:
     feed = code_feed((1, 5), 1024, 64, p_scale=1 / 1024)
-    feed["k"][:] = 7
+    feed["k"][:] = 135
     check_log("QAttention", feed, 1.0, tau=4, bits=4)
     check_uniform("UniformAttention", feed, 1.0, bits=8)
     feed["v"][:] = feed["v"][:, :1]
     actual = run("QAttention", feed, {"scale": 1.0, "tau": 4, "bits": 4}, native=True)
-    expected = 0.01 * (feed["v"][0, 0].astype(np.float64) - 5)
+    expected = 0.01 * (feed["v"][0, 0].astype(np.float64) - 133)
     np.testing.assert_allclose(actual, np.broadcast_to(expected, actual.shape), rtol=1e-6, atol=1e-9)
 
 
@@ -155,10 +155,10 @@ def test_saturated_operands_stay_exact() -> None:
     feed = code_feed((1, 30), 4096, 256, p_scale=1e-6)
     feed["q"][:] = 255
     feed["q_zero_point"] = scalar(0, np.uint8)
-    feed["k"][:] = 127
-    feed["k_zero_point"] = scalar(-128, np.int8)
-    feed["v"][:] = 127
-    feed["v_zero_point"] = scalar(-128, np.int8)
+    feed["k"][:] = 255
+    feed["k_zero_point"] = scalar(0, np.uint8)
+    feed["v"][:] = 255
+    feed["v_zero_point"] = scalar(0, np.uint8)
     check_log("QAttention", feed, 1e-9, tau=4, bits=8)
     check_uniform("UniformAttention", feed, 1e-9, bits=8)
 

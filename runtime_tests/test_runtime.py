@@ -17,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import samq_onnx
 from runtime_tests.one_node import build, code_feed, code_tables, float_feed, run, tables
+from runtime_tests.test_linear import feed as linear_feed
+from runtime_tests.test_linear import quantized
 from samq_onnx.errors import UserError
 from samq_onnx.runtime import EXACT_U8S8, has_vnni, library_path, open_session
 
@@ -139,10 +141,16 @@ CASES = [
         code_feed((1, 6), 4095, 80, p_scale=0.002) | code_tables(2, 3, 63, 65, 80),
         {"scale": 0.1, "bits": 8},
     ),
+    ("QLinear", linear_feed((5, 21), 770, 50), {}),
+    (
+        "QLinearLut",
+        quantized(linear_feed((101,), 66, 50, (63, 32)), 8) | {"table": np.arange(256).astype(np.uint8)},
+        {},
+    ),
 ]
 
 
-@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avxvnni", "avx512", "avx512vnni"])
 def test_every_instruction_set_gives_the_same(name: str, tmp_path: Path) -> None:
     path = tmp_path / "outputs.npz"
     root = Path(__file__).parents[1]

@@ -119,7 +119,7 @@ COUNTERS = {
         ("MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul"),
         _matmul,
     ),
-    **dict.fromkeys(("MatMulNBits",), _matmul),
+    **dict.fromkeys(("MatMulNBits", "QLinear", "QLinearQuantize", "QLinearLut"), _matmul),
     **dict.fromkeys(("Gemm", "FusedGemm", "QGemm"), _gemm),
     **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "ConvInteger", "QLinearConv"), _conv),
     "ConvTranspose": _conv_transpose,

@@ -12,6 +12,9 @@ the tables are float for AttentionRelPos, s16 codes with a scale each for the op
 Attributes: ``scale`` multiplies q kT; ``tau`` (a power of two up to 16; the paper stops at 4) and ``bits`` in 1..8 are
 those of PTQ4SAM eq. 8.
 
+Linear layers on codes: x u8 [..., K], w s8 [K, N], bias s32 [N] at scale 1 of the sums, scale and y_zero float scalars
+or [N], table u8 [codes] -> [..., N], float32 or u8.
+
 Of the operators on codes, every sum is one of integers, exact in any order, and the float steps between them are
 single IEEE operations in a fixed order, so that kernel, body and reference give the same bits on every CPU. Log codes
 take one double logarithm for each row, which libraries may round differently in its last bit: about one row in 10^8
@@ -148,7 +151,7 @@ def scaled(sums, p_scale, v_scale, unit: float):
 
 @script(samq)
 def ShiftLutMatMul(codes, v, p_scale, v_scale, v_zero_point, tau: int, bits: int):
-    """sum_j p_scale 2^(-codes_j / tau) * v_scale (v_j - v_zero_point): codes u8 [..., M, N], v s8 [..., N, dv].
+    """sum_j p_scale 2^(-codes_j / tau) * v_scale (v_j - v_zero_point): codes u8 [..., M, N], v u8 [..., N, dv].
 
     The power is taken by shift and table (PTQ4SAM eq. 10-13): with n = ceil(c / tau) and r = tau n - c, code c
     weighs round(2^30 * 2^(r / tau)) >> n. Sums of these integers are exact in double up to 2^15 keys.
@@ -182,12 +185,12 @@ def inOctaves(products, unit):
 
 @script(samq)
 def quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale: float):
-    """log2 e * scale * q kT from codes: q u8 [..., M, d], k s8 [..., N, d] -> [B, M, N].
+    """log2 e * scale * q kT from codes: q u8 [..., M, d], k u8 [..., N, d] -> [B, M, N].
 
-    k goes as u8: u8 x u8 is exact on every CPU, while ONNX Runtime's u8 x s8 saturates on x86 without VNNI.
+    u8 x u8 is exact on every CPU, while ONNX Runtime's u8 x s8 saturates on x86 without VNNI.
     """
-    columns = op.Transpose(toUint8(flatten(k)), perm=[0, 2, 1])
-    products = op.MatMulInteger(flatten(q), columns, q_zero_point, toUint8(k_zero_point))
+    columns = op.Transpose(flatten(k), perm=[0, 2, 1])
+    products = op.MatMulInteger(flatten(q), columns, q_zero_point, k_zero_point)
     return inOctaves(products, op.Mul(op.Mul(q_scale, k_scale), op.Constant(value_float=scale)))
 
 
@@ -257,7 +260,7 @@ def uniformAttend(logits, v, v_scale, v_zero_point, p_scale, bits: int):
     factor = op.Cast(op.Div(one, rowSums(powers, p_scale)), to=FLOAT)
     codes = nearestCode(op.Mul(powers, factor), bits=bits)
     none = op.Cast(op.Constant(value_int=0), to=UINT8)
-    sums = op.MatMulInteger(codes, toUint8(v), none, toUint8(v_zero_point))
+    sums = op.MatMulInteger(codes, v, none, v_zero_point)
     return scaled(sums, p_scale, v_scale, unit=1.0)
 
 
@@ -266,7 +269,7 @@ def QAttention(
     q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point, p_scale,
     scale: float, tau: int, bits: int,
 ):  # fmt: skip
-    """Attention on codes q u8, k s8, v s8, with log-2 codes (AGQ) after the softmax."""
+    """Attention on u8 codes q, k, v, with log-2 codes (AGQ) after the softmax."""
     logits = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
     return unflatten(logAttend(logits, flatten(v), v_scale, v_zero_point, p_scale, tau=tau, bits=bits), q, v)
 
@@ -289,7 +292,7 @@ def UniformAttention(
     q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point, p_scale,
     scale: float, bits: int,
 ):  # fmt: skip
-    """Attention on codes q u8, k s8, v s8, with uniform codes p_scale * (0 .. 2^bits - 1) after the softmax."""
+    """Attention on u8 codes q, k, v, with uniform codes p_scale * (0 .. 2^bits - 1) after the softmax."""
     logits = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
     return unflatten(uniformAttend(logits, flatten(v), v_scale, v_zero_point, p_scale, bits=bits), q, v)
 
@@ -305,6 +308,36 @@ def UniformAttentionRelPos(
         q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_h_scale, table_w, table_w_scale, scale=scale
     )
     return unflatten(uniformAttend(logits, flatten(v), v_scale, v_zero_point, p_scale, bits=bits), q, v)
+
+
+@script(samq)
+def linearSums(x, x_zero_point, w, bias, scale):
+    """float(bias + (x - x_zero_point) w) * scale."""
+    middle = op.Cast(op.Constant(value_int=128), to=UINT8)
+    sums = op.Add(op.MatMulInteger(x, toUint8(w), x_zero_point, middle), bias)
+    return op.Mul(op.Cast(sums, to=FLOAT), scale)
+
+
+@script(samq)
+def QLinear(x, x_zero_point, w, bias, scale):
+    """scale * (bias + (x - x_zero_point) w): a linear layer on codes."""
+    return linearSums(x, x_zero_point, w, bias, scale)
+
+
+@script(samq)
+def QLinearQuantize(x, x_zero_point, w, bias, scale, y_zero, bits: int):
+    """nearest(`QLinear` + y_zero) as codes u8 of ``bits`` bits."""
+    return nearestCode(op.Add(linearSums(x, x_zero_point, w, bias, scale), y_zero), bits=bits)
+
+
+@script(samq)
+def QLinearLut(x, x_zero_point, w, bias, scale, y_zero, table):
+    """table[nearest(`QLinear` + y_zero)]: any function of the output that a table of u8 codes can hold."""
+    steps = op.Round(op.Add(linearSums(x, x_zero_point, w, bias, scale), y_zero))
+    one = op.Cast(op.Constant(value_int=1), to=INT64)
+    largest = op.Cast(op.Sub(op.Squeeze(op.Shape(table)), one), to=FLOAT)
+    codes = op.Clip(steps, op.Constant(value_float=0.0), largest)
+    return op.Gather(table, op.Cast(codes, to=INT32))
 
 
 FUNCTIONS: dict[str, OnnxFunction] = {

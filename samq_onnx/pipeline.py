@@ -29,7 +29,7 @@ from samq_onnx.models import is_decoder
 from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
 from samq_onnx.passes.fold.edit import constant, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
-from samq_onnx.passes.lower import lower_attention, lower_linears, raise_opset
+from samq_onnx.passes.lower import Builder, lower_attention, lower_linears, raise_opset, sink_views
 from samq_onnx.plan import AttentionPlan, LinearPlan, LogCodes, QuantPlan, Uniform, Weight
 from samq_onnx.recipe import Recipe
 from samq_onnx.reconstruct import InputMoments, Learned, NotLearnable, compensate
@@ -95,11 +95,14 @@ def quantize_model(
     if recipe.compensate and learned is None and not decoder:
         _compensate(model, chosen, plan, feeds, label)
     comparable = _comparable(structure, chosen)
-    refused += lower_linears(structure, model.graph, plan)
-    lower_attention(structure, model.graph, plan)
+    builder = Builder(model.graph)
+    refused += lower_linears(structure, builder, plan)
+    lower_attention(structure, builder, plan)
+    sink_views(builder)
     common.RemoveUnusedNodesPass()(model)
     ops.add_functions(model)
-    _describe(model, plan, comparable)
+    left = {value.name for node in model.graph for value in node.outputs}
+    _describe(model, plan, [name for name in comparable if name in left])
     kinds: dict[str, int] = {}
     for site in structure.attentions:
         kinds[site.kind] = kinds.get(site.kind, 0) + 1
@@ -227,7 +230,7 @@ def _learn(model: ir.Model, structure: Structure, plan: QuantPlan, feeds: Feeds,
 
 
 def _comparable(structure: Structure, chosen: list[Linear]) -> list[str]:
-    """Values that mean the same in the float and in the quantized model: untouched by folds."""
+    """Values that mean the same in the float and in the quantized model, where lowering keeps them."""
     folded = {
         projection.linear.node
         for site in structure.attentions

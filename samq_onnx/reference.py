@@ -16,6 +16,9 @@ __all__ = [
     "attention",
     "code_weights",
     "fixed_powers",
+    "linear",
+    "linear_lut",
+    "linear_quantize",
     "log_quantize",
     "q_attention",
     "quantized_logits",
@@ -154,3 +157,28 @@ def uniform_attention(
     steps = powers.astype(np.float32) * factors.astype(np.float32)
     codes = np.clip(np.rint(steps), 0, 2**bits - 1).astype(np.int64)
     return scaled(codes @ (v.astype(np.int64) - int(v_zero_point)), p_scale, v_scale, 1.0)
+
+
+def linear(x: Array, x_zero_point: int, w: Array, bias: Array, scale: Array | float) -> NDArray[np.float32]:
+    """QLinear: float32(bias + (x - x_zero_point) w) * scale."""
+    sums = (x.astype(np.int64) - int(x_zero_point)) @ w.astype(np.int64) + bias
+    return sums.astype(np.float32) * np.float32(scale)
+
+
+def linear_codes(y: Array, y_zero: Array | float, largest: int) -> NDArray[np.int64]:
+    """clamp(round_half_even(y + y_zero), 0, largest), the sum rounded to float32."""
+    return np.clip(np.rint(y + np.float32(y_zero)), 0, largest).astype(np.int64)
+
+
+def linear_quantize(
+    x: Array, x_zero_point: int, w: Array, bias: Array, scale: Array | float, y_zero: Array | float, *, bits: int
+) -> NDArray[np.uint8]:
+    """QLinearQuantize."""
+    return linear_codes(linear(x, x_zero_point, w, bias, scale), y_zero, 2**bits - 1).astype(np.uint8)
+
+
+def linear_lut(
+    x: Array, x_zero_point: int, w: Array, bias: Array, scale: Array | float, y_zero: Array | float, table: Array
+) -> NDArray[np.uint8]:
+    """QLinearLut."""
+    return table[linear_codes(linear(x, x_zero_point, w, bias, scale), y_zero, len(table) - 1)]

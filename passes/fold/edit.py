@@ -10,7 +10,15 @@ import onnx_ir as ir
 
 from samq_onnx.passes.lift import AttentionSite, Linear, Projection, Structure
 
-__all__ = ["FoldReport", "constant", "private_to_attention", "replace_constant", "scale_outputs", "shift_outputs"]
+__all__ = [
+    "FoldReport",
+    "constant",
+    "private_to_attention",
+    "reaches_only_attention",
+    "replace_constant",
+    "scale_outputs",
+    "shift_outputs",
+]
 
 VIEW_OPS = frozenset(
     {"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Gather", "Identity", "Flatten", "Shape"}
@@ -43,7 +51,8 @@ def replace_constant(value: ir.Value, array: np.ndarray) -> None:
     value.shape = ir.Shape(array.shape)
 
 
-def _reaches_only_attention(value: ir.Value) -> bool:
+def reaches_only_attention(value: ir.Value) -> bool:
+    """Whether everything that reads ``value``, through views, is an attention."""
     pending, seen = [value], set()
     while pending:
         current = pending.pop()
@@ -70,7 +79,7 @@ def private_to_attention(structure: Structure, site: AttentionSite, *operands: s
         if projection is None:
             return f"the linear that makes {operand} is not known"
         linear = projection.linear
-        if not _reaches_only_attention(linear.output):
+        if not reaches_only_attention(linear.output):
             return f"the output of the linear that makes {operand} is read by more than attention"
         for constant_value in (linear.weight, linear.bias):
             if constant_value is not None and len(constant_value.uses()) > 1:

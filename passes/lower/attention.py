@@ -3,10 +3,9 @@
 
     Attention(q, k, v)  ->  QAttention(Quantize(q), Quantize(k), Quantize(v), ...)
 
-q becomes u8 codes, k and v s8 codes (the types of the fast integer matmul). The plan's post-softmax codes choose
-the node: AGQ log codes give QAttention, whose A V product is shift-plus-LUT arithmetic; uniform codes give
-UniformAttention. Both carry an ONNX function body, so no site is refused. Tables of relative position become s16
-codes.
+q, k and v become u8 codes. The plan's post-softmax codes choose the node: AGQ log codes give QAttention, whose A V
+product is shift-plus-LUT arithmetic; uniform codes give UniformAttention. Both carry an ONNX function body, so no
+site is refused. Tables of relative position become s16 codes.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ def _table_codes(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(table / scale).astype(np.int16), np.array(scale)
 
 
-def lower_attention(structure: Structure, graph: ir.Graph, plan: QuantPlan) -> None:
+def lower_attention(structure: Structure, builder: Builder, plan: QuantPlan) -> None:
     """Replace the attention nodes of the plan, in place."""
-    builder = Builder(graph)
+    graph = builder.graph
     for site in structure.attentions:
         if site.name not in plan.attentions:
             continue
@@ -42,8 +41,8 @@ def lower_attention(structure: Structure, graph: ir.Graph, plan: QuantPlan) -> N
         q, k, v = node.inputs[:3]
         assert q is not None and k is not None and v is not None
         inputs: list[ir.Value] = []
-        for value, params, signed in ((q, codes.q, False), (k, codes.k, True), (v, codes.v, True)):
-            made = builder.quantize(value, params, signed)
+        for value, params in ((q, codes.q), (k, codes.k), (v, codes.v)):
+            made = builder.quantize(value, params)
             inputs += [made.value, made.scale, made.zero_point]
         probabilities = codes.probabilities
         inputs.append(builder.constant(f"{site.name}_p_scale", np.array(probabilities.scale, np.float32)))

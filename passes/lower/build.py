@@ -15,7 +15,7 @@ __all__ = ["Builder", "Codes"]
 
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """An 8-bit tensor of the graph with the constants that give it meaning."""
+    """A u8 tensor of the graph with the constants that give it meaning."""
 
     value: ir.Value
     scale: ir.Value
@@ -27,7 +27,7 @@ class Builder:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self._codes: dict[tuple[ir.Value, Uniform, bool], Codes] = {}
+        self._codes: dict[tuple[ir.Value, Uniform], Codes] = {}
         self._floats: dict[ir.Value, ir.Value] = {}
 
     def constant(self, name: str, tensor: np.ndarray | ir.TensorProtocol) -> ir.Value:
@@ -60,22 +60,26 @@ class Builder:
             self.graph.insert_before(self.graph[0], node)
         return node
 
-    def quantize(self, value: ir.Value, codes: Uniform, signed: bool = False) -> Codes:
-        """Codes of a float value, made where the value is made; below 8 bits clipped inside their container."""
-        key = (value, codes, signed)
+    def _scale(self, name: str | None, codes: Uniform) -> tuple[ir.Value, ir.Value]:
+        scale = self.constant(f"{name}_scale", np.array(codes.scale, np.float32))
+        return scale, self.constant(f"{name}_zero_point", np.array(codes.zero_point, np.uint8))
+
+    def provide(self, value: ir.Value, codes: Uniform, made: ir.Value) -> None:
+        """Let ``made`` be what `quantize` gives for ``value``."""
+        self._codes[value, codes] = Codes(made, *self._scale(value.name, codes))
+
+    def quantize(self, value: ir.Value, codes: Uniform) -> Codes:
+        """Codes u8 of a float value, made where the value is made; below 8 bits clipped inside their container."""
+        key = (value, codes)
         if key in self._codes:
             return self._codes[key]
-        offset = 2 ** (codes.bits - 1) if signed else 0
-        kind = np.int8 if signed else np.uint8
-        dtype = ir.DataType.INT8 if signed else ir.DataType.UINT8
-        scale = self.constant(f"{value.name}_scale", np.array(codes.scale, np.float32))
-        zero = self.constant(f"{value.name}_zero_point", np.array(codes.zero_point - offset, kind))
-        output = ir.Value(name=f"{scale.name}_codes", type=ir.TensorType(dtype), shape=value.shape)
+        scale, zero = self._scale(value.name, codes)
+        output = ir.Value(name=f"{scale.name}_codes", type=ir.TensorType(ir.DataType.UINT8), shape=value.shape)
         last = self.node("QuantizeLinear", [value, scale, zero], output, value.producer())
         if codes.bits < 8:
-            low = self.constant(f"{value.name}_qmin", np.array(-offset, kind))
-            high = self.constant(f"{value.name}_qmax", np.array(2**codes.bits - 1 - offset, kind))
-            clipped = ir.Value(name=f"{scale.name}_clipped", type=ir.TensorType(dtype), shape=value.shape)
+            low = self.constant(f"{value.name}_qmin", np.array(0, np.uint8))
+            high = self.constant(f"{value.name}_qmax", np.array(2**codes.bits - 1, np.uint8))
+            clipped = ir.Value(name=f"{scale.name}_clipped", type=output.type, shape=value.shape)
             self.node("Clip", [output, low, high], clipped, last)
             output = clipped
         self._codes[key] = Codes(output, scale, zero)

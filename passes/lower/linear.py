@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lower linears to the QDQ pattern that ONNX Runtime runs in integers.
+"""Lower linears to what runs in integers: products of many rows as `samq_onnx.passes.lower.qlinear` says, others as
+the QDQ pattern that ONNX Runtime takes.
 
     x -> Quantize(u8) [-> Clip] -> Dequantize -+
     W (s8, or int4 -> Cast to s8) -> Dequantize +-> MatMul/Gemm/Conv -> Add(Dequantize(int32 bias))
@@ -20,6 +21,7 @@ import onnx_ir as ir
 
 from samq_onnx.passes.lift import Linear, Structure
 from samq_onnx.passes.lower.build import Builder
+from samq_onnx.passes.lower.qlinear import Epilogues, lower_qlinear, takes_qlinear
 from samq_onnx.plan import LinearPlan, QuantPlan, Weight
 
 __all__ = ["lower_linears", "weight_codes"]
@@ -49,7 +51,7 @@ def _refusal(linear: Linear, bias_codes: np.ndarray | None) -> str | None:
     return None
 
 
-def _lower(builder: Builder, linear: Linear, plan: LinearPlan) -> str | None:
+def _lower(builder: Builder, linear: Linear, plan: LinearPlan, epilogues: Epilogues) -> str | None:
     node = linear.node
     scale = np.asarray(plan.weight.scale, np.float32)
     per_channel = scale.size > 1
@@ -64,6 +66,9 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan) -> str | None:
 
     assert linear.weight.const_value is not None
     codes = weight_codes(linear.weight.const_value.numpy(), plan.weight, linear.out_axis)
+    many_rows = takes_qlinear(linear)
+    if many_rows and linear.out_axis == 0:
+        codes = codes.T
     name = linear.weight.name
     if plan.weight.bits <= 4:
         packed = builder.constant(f"{name}_int4", ir.tensor(codes, dtype=ir.DataType.INT4))
@@ -71,6 +76,12 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan) -> str | None:
         builder.node("Cast", [packed], stored, None, {"to": int(ir.DataType.INT8)})
     else:
         stored = builder.constant(f"{name}_int8", codes)
+    if many_rows:
+        units = np.broadcast_to(bias_scale, linear.out_features).astype(np.float32)
+        bias = np.zeros(linear.out_features) if bias_codes is None else bias_codes
+        x = builder.quantize(linear.node.inputs[0] or linear.x, plan.input)
+        lower_qlinear(builder, linear, x, stored, bias.astype(np.int32), units, epilogues)
+        return None
     shape = (-1,) if per_channel else ()
     weight_scale = builder.constant(f"{name}_scale", scale.reshape(shape))
     # spelled out, because ONNX Runtime's u8 x u8 rewrite for CPUs without VNNI does not know an absent zero point
@@ -81,7 +92,7 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan) -> str | None:
     axis = {"axis": linear.out_axis} if per_channel else {}
     builder.node("DequantizeLinear", [stored, weight_scale, weight_zero], weight_float, stored.producer(), axis)
 
-    node.replace_input_with(0, builder.dequantize(builder.quantize(linear.x, plan.input)))
+    node.replace_input_with(0, builder.dequantize(builder.quantize(linear.node.inputs[0] or linear.x, plan.input)))
     node.replace_input_with(1, weight_float)
     if bias_codes is not None:
         assert linear.bias is not None
@@ -105,13 +116,13 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan) -> str | None:
     return None
 
 
-def lower_linears(structure: Structure, graph: ir.Graph, plan: QuantPlan) -> list[str]:
+def lower_linears(structure: Structure, builder: Builder, plan: QuantPlan) -> list[str]:
     """Quantize the linears of the plan, in place; returns one sentence for each that was refused."""
-    builder = Builder(graph)
+    epilogues = Epilogues(structure, plan)
     refused = []
     for linear in structure.linears:
         if linear.name in plan.linears:
-            reason = _lower(builder, linear, plan.linears[linear.name])
+            reason = _lower(builder, linear, plan.linears[linear.name], epilogues)
             if reason is not None:
                 refused.append(f"{linear.name} stays float: {reason}")
     return refused

@@ -9,7 +9,7 @@ namespace samq {
 bool has_vnni();
 
 // The widest tile kernels that this CPU runs, chosen once. The environment variable SAMQ_ISA (baseline, avx2,
-// avx512) asks for narrower ones, for tests and measurements.
+// avxvnni, avx512, avx512vnni) asks for narrower ones, for tests and measurements.
 const TileKernels& tile_kernels();
 
 }  // namespace samq

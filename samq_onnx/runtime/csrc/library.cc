@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "cpu.h"
+#include "linear.h"
 #include "log_quantize.h"
 #include "op.h"
 #include "q_attention.h"
@@ -24,6 +25,8 @@ ort::CustomOpDomain* make_domain() {
       op<QAttention<LogCodes, false>>(),     op<QAttention<LogCodes, true>>(),
       op<QAttention<UniformCodes, false>>(), op<QAttention<UniformCodes, true>>(),
       op<LogQuantize>(),               op<ShiftLutMatMul>(),
+      op<QLinear>(),                   op<QLinearQuantize>(),
+      op<QLinearLut>(),
   };
   for (const ort::CustomOp* one : ops) check(runtime().domain_add(domain, one));
   return domain;

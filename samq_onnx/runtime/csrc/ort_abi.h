@@ -29,7 +29,7 @@ struct ApiBase {
   const char* (*version_string)();
 };
 
-enum ElementType : int32_t { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt16 = 5 };
+enum ElementType : int32_t { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt16 = 5, kInt32 = 6 };
 enum ErrorCode : int32_t { kInvalidArgument = 2, kRuntimeException = 6 };
 
 // X(slot, name in the official table, our name, result, parameters). Status* is null for success.

@@ -13,14 +13,14 @@ namespace samq {
 
 template <bool kRelPos>
 struct QAttentionTypes {
-  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kFloat, ort::kUint8, ort::kInt8, ort::kFloat,
-                                                 ort::kInt8,  ort::kInt8,  ort::kFloat, ort::kInt8, ort::kFloat};
+  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kFloat, ort::kUint8, ort::kUint8, ort::kFloat,
+                                                 ort::kUint8,  ort::kUint8,  ort::kFloat, ort::kUint8, ort::kFloat};
 };
 template <>
 struct QAttentionTypes<true> {
-  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kFloat, ort::kUint8, ort::kInt8,
-                                                 ort::kFloat, ort::kInt8,  ort::kInt8,  ort::kFloat,
-                                                 ort::kInt8,  ort::kFloat, ort::kInt16, ort::kFloat,
+  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kFloat, ort::kUint8, ort::kUint8,
+                                                 ort::kFloat, ort::kUint8,  ort::kUint8,  ort::kFloat,
+                                                 ort::kUint8,  ort::kFloat, ort::kInt16, ort::kFloat,
                                                  ort::kInt16, ort::kFloat};
 };
 
@@ -58,7 +58,7 @@ class QAttention : public QAttentionTypes<kRelPos> {
 
   void compute(const Context& context) const {
     const auto q = context.tensor<uint8_t>(0, "q");
-    const auto k = context.tensor<int8_t>(3, "k"), v = context.tensor<int8_t>(6, "v");
+    const auto k = context.tensor<uint8_t>(3, "k"), v = context.tensor<uint8_t>(6, "v");
     const TileKernels& kernels = tile_kernels();
     CodeJob job{};
     job.sizes = attention_sizes(q.dims, k.dims, v.dims);
@@ -79,8 +79,8 @@ class QAttention : public QAttentionTypes<kRelPos> {
     job.p_scale = context.scalar<float>(9, "p_scale");
     if (!(job.p_scale > 0)) throw Failure("p_scale must be above 0, got " + std::to_string(job.p_scale));
     job.out_scale = static_cast<double>(job.p_scale) * context.scalar<float>(7, "v_scale") * Codes::kUnit;
-    const auto k_zero = static_cast<int16_t>(context.scalar<int8_t>(5, "k_zero_point"));
-    const auto v_zero = static_cast<int16_t>(context.scalar<int8_t>(8, "v_zero_point"));
+    const auto k_zero = static_cast<int16_t>(context.scalar<uint8_t>(5, "k_zero_point"));
+    const auto v_zero = static_cast<int16_t>(context.scalar<uint8_t>(8, "v_zero_point"));
     job.out = context.output<float>(attention_output(q.dims, v.dims));
     run_tiles<2, int16_t>(context, kernels.panel, k.data, k_zero, v.data, v_zero, job, kernels.code_scratch,
                           kernels.code_tile);

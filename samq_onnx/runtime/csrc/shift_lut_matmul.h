@@ -14,7 +14,7 @@ namespace samq {
 class ShiftLutMatMul {
  public:
   static constexpr const char* kName = "ShiftLutMatMul";
-  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kInt8, ort::kFloat, ort::kFloat, ort::kInt8};
+  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kUint8, ort::kFloat, ort::kFloat, ort::kUint8};
   static constexpr ort::ElementType kOutput = ort::kFloat;
   static Dims infer(const std::vector<Dims>& inputs) {
     if (inputs[0].empty() || inputs[1].empty()) return {};
@@ -36,19 +36,19 @@ class ShiftLutMatMul {
 
   void compute(const Context& context) const {
     const auto codes = context.tensor<uint8_t>(0, "codes");
-    const auto v = context.tensor<int8_t>(1, "v");
+    const auto v = context.tensor<uint8_t>(1, "v");
     const size_t rank = codes.dims.size();
     bool fits = rank >= 2 && v.dims.size() == rank;
     for (size_t i = 0; fits && i + 2 < rank; ++i) fits = codes.dims[i] == v.dims[i];
     if (!fits || codes.dims[rank - 1] != v.dims[rank - 2])
       throw Failure("codes [..., M, N] and v [..., N, d] do not fit: " + to_string(codes.dims) + ", " + to_string(v.dims));
     const double scale = static_cast<double>(context.scalar<float>(2, "p_scale")) * context.scalar<float>(3, "v_scale") / kOne;
-    const int64_t zero = context.scalar<int8_t>(4, "v_zero_point");
+    const int64_t zero = context.scalar<uint8_t>(4, "v_zero_point");
     const int64_t rows = codes.dims[rank - 2], keys = codes.dims[rank - 1], depth = v.dims[rank - 1];
     float* const out = context.output<float>(infer({codes.dims, v.dims}));
 
     context.parallel_for(product(codes.dims, 0, rank - 1), [&](int64_t row) {
-      const int8_t* const values = v.data + row / rows * keys * depth;
+      const uint8_t* const values = v.data + row / rows * keys * depth;
       std::vector<int64_t> sums(static_cast<size_t>(depth), 0);
       for (int64_t j = 0; j < keys; ++j) {
         const int64_t weight = weights_[codes.data[row * keys + j]];

@@ -24,6 +24,7 @@ typedef float Floats __attribute__((vector_size(kLanes * 4)));
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Uints __attribute__((vector_size(kLanes * 4)));
 typedef int16_t Shorts __attribute__((vector_size(kLanes * 2)));
+typedef int16_t Halves __attribute__((vector_size(kLanes * 4)));
 typedef Floats FloatsInMemory __attribute__((aligned(4), may_alias));
 typedef Ints IntsInMemory __attribute__((aligned(2), may_alias));
 typedef Shorts ShortsInMemory __attribute__((aligned(2), may_alias));
@@ -107,6 +108,12 @@ SAMQ_INLINE Ints fixed_power(Floats d) {
   return (Ints)(power + kOne) - kOneBits;
 }
 
+// The nearest code in [0, largest], half to even.
+SAMQ_INLINE Ints to_code(Floats x, float largest) {
+  x = smaller(larger(x, Floats{}), splat(largest));
+  return (Ints)(x + kRounder) - kRounderBits;
+}
+
 // sum + a0 b0 + a1 b1 in each lane, where a lane of a and b holds two 16-bit numbers.
 SAMQ_INLINE Ints add_pair_products(Ints sum, Ints a, Ints b) {
 #if SAMQ_LANES == 16 && defined(__AVX512BW__)
@@ -119,6 +126,33 @@ SAMQ_INLINE Ints add_pair_products(Ints sum, Ints a, Ints b) {
   return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
+
+// sum + a0 b0 + a1 b1 + a2 b2 + a3 b3 in each lane, where a lane of a holds four unsigned bytes and one of b four
+// signed ones.
+SAMQ_INLINE Ints add_quad_products(Ints sum, Ints a, Ints b) {
+#if SAMQ_LANES == 16 && defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif SAMQ_LANES == 8 && defined(__AVXVNNI__)
+  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+#else
+  const auto even_b = (Ints)(((Halves)b << 8) >> 8), odd_b = (Ints)((Halves)b >> 8);
+  const Ints even_a = a & 0x00FF00FF, odd_a = (Ints)((Uints)a >> 8) & 0x00FF00FF;
+  return add_pair_products(add_pair_products(sum, even_a, even_b), odd_a, odd_b);
+#endif
+}
+
+#if SAMQ_LANES > 4
+// sum += a0 b0 + a1 b1 in each 16-bit half of a lane, of the same bytes; right where it fits into 16 bits. The sum is
+// asked for in assembly, because GCC otherwise orders the steps of a register tile so that its accumulators spill.
+SAMQ_INLINE void add_byte_products(Ints& sum, Ints a, Ints b) {
+#if SAMQ_LANES == 16
+  const Ints products = (Ints)_mm512_maddubs_epi16((__m512i)a, (__m512i)b);
+#else
+  const Ints products = (Ints)_mm256_maddubs_epi16((__m256i)a, (__m256i)b);
+#endif
+  asm volatile("vpaddw %1, %0, %0" : "+v"(sum) : "v"(products));
+}
+#endif
 
 }  // namespace
 }  // namespace samq

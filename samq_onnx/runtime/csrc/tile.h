@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "linear_tile.h"
+
 namespace samq {
 
 // rel_h and rel_w: table_h as [hq][hk / panel][d][panel], table_w likewise; of codes d / 2 pairs. Absent when hq is 0.
@@ -61,10 +63,16 @@ struct TileKernels {
   void (*float_tile)(const FloatJob&, int64_t batch, int64_t first_row, int64_t rows, void* scratch);
   size_t (*code_scratch)(const CodeJob&);
   void (*code_tile)(const CodeJob&, int64_t batch, int64_t first_row, int64_t rows, void* scratch);
+  WeightForm wide_form;  // of linear layers
+  bool has_bytes;        // kBytes is there, and faster
+  size_t (*linear_scratch)(const LinearJob&);
+  void (*linear_tile)(const LinearJob&, int64_t first_row, int64_t rows, void* scratch);
 };
 
 const TileKernels& baseline_tile_kernels();
 const TileKernels& avx2_tile_kernels();
+const TileKernels& avxvnni_tile_kernels();
 const TileKernels& avx512_tile_kernels();
+const TileKernels& avx512vnni_tile_kernels();
 
 }  // namespace samq

@@ -2,19 +2,18 @@
 // The tile kernels, written once; tile_*.cc compile them for one instruction set each.
 #pragma once
 
+#include "linear_body.h"
+#include "multiply.h"
 #include "simd.h"
 #include "tile.h"
 
 namespace samq {
 namespace {
 
-constexpr int64_t kRegisterRows = 6;   // rows that a register tile holds: 12 accumulators of 16 registers
 constexpr int64_t kFloatChunk = 512;   // keys of one pass of A V: a panel's part stays in the first cache
 constexpr double kPowerUnit = 1.0 / (1 << 23);  // of fixed_power
 constexpr int64_t kPowerChunk = 128;   // panels whose fixed-point powers are added in 32 bits: 128 * 2^23 < 2^31
 constexpr int64_t kCodeChunk = 256;    // the same in integers: 256 * 2^15 * 255 < 2^31
-
-constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Hands out parts of the scratch memory; with a null base it only adds up their sizes.
 struct Scratch {
@@ -27,62 +26,6 @@ struct Scratch {
     return base == nullptr ? nullptr : reinterpret_cast<T*>(at);
   }
 };
-
-// c [R][panel] (+)= a [R][depth] . b [depth][panel]
-template <int R>
-SAMQ_INLINE void multiply(const float* a, int64_t lda, const float* b, int64_t depth, float* c, int64_t ldc, bool add) {
-  Floats low[R], high[R];
-  for (int r = 0; r < R; ++r) {
-    low[r] = add ? load(c + r * ldc) : Floats{};
-    high[r] = add ? load(c + r * ldc + kLanes) : Floats{};
-  }
-  for (int64_t i = 0; i < depth; ++i, b += kPanel) {
-    const Floats b_low = load(b), b_high = load(b + kLanes);
-    for (int r = 0; r < R; ++r) {
-      const Floats x = splat(a[r * lda + i]);
-      low[r] = multiply_add(x, b_low, low[r]);
-      high[r] = multiply_add(x, b_high, high[r]);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    store(c + r * ldc, low[r]);
-    store(c + r * ldc + kLanes, high[r]);
-  }
-}
-
-// c [R][panel] = a [R][pairs][2] . b [pairs][panel][2], exact
-template <int R>
-SAMQ_INLINE void multiply(const int16_t* a, int64_t lda, const int16_t* b, int64_t pairs, int32_t* c, int64_t ldc, bool) {
-  Ints low[R] = {}, high[R] = {};
-  for (int64_t i = 0; i < pairs; ++i, b += 2 * kPanel) {
-    const Ints b_low = load_ints(b), b_high = load_ints(b + 2 * kLanes);
-    for (int r = 0; r < R; ++r) {
-      const Ints x = splat_int(*reinterpret_cast<const IntInMemory*>(a + r * lda + 2 * i));
-      low[r] = add_pair_products(low[r], x, b_low);
-      high[r] = add_pair_products(high[r], x, b_high);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    store_ints(c + r * ldc, low[r]);
-    store_ints(c + r * ldc + kLanes, high[r]);
-  }
-}
-
-// All rows of one panel, in groups of kRegisterRows.
-template <class In, class Out>
-SAMQ_INLINE void multiply_rows(int64_t rows, const In* a, int64_t lda, const In* b, int64_t depth, Out* c, int64_t ldc,
-                               bool add = false) {
-  for (; rows >= kRegisterRows; rows -= kRegisterRows, a += kRegisterRows * lda, c += kRegisterRows * ldc)
-    multiply<kRegisterRows>(a, lda, b, depth, c, ldc, add);
-  switch (rows) {
-    case 5: return multiply<5>(a, lda, b, depth, c, ldc, add);
-    case 4: return multiply<4>(a, lda, b, depth, c, ldc, add);
-    case 3: return multiply<3>(a, lda, b, depth, c, ldc, add);
-    case 2: return multiply<2>(a, lda, b, depth, c, ldc, add);
-    case 1: return multiply<1>(a, lda, b, depth, c, ldc, add);
-    default: return;
-  }
-}
 
 struct RelPosScratch {
   float* h;     // [hk_padded]
@@ -253,12 +196,6 @@ SAMQ_INLINE int64_t sum_powers(float* x, int64_t keys, float largest) {
   return sum;
 }
 
-// The nearest code in [0, largest], half to even.
-SAMQ_INLINE Ints to_code(Floats x, float largest) {
-  x = smaller(larger(x, Floats{}), splat(largest));
-  return (Ints)(x + kRounder) - kRounderBits;
-}
-
 // Weight of a log code, 2^30 being 1: table[r] >> n with n = ceil(c / tau), r = tau n - c.
 struct LogWeights {
   static constexpr int32_t kMostSteps = 16;
@@ -381,7 +318,8 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
 #define SAMQ_TEXT(isa) SAMQ_TEXT_(isa)
 
 const TileKernels& SAMQ_NAME(SAMQ_ISA)() {
-  static const TileKernels kernels{SAMQ_TEXT(SAMQ_ISA), kPanel, float_scratch, float_tile, code_scratch, code_tile};
+  static const TileKernels kernels{SAMQ_TEXT(SAMQ_ISA), kPanel, float_scratch, float_tile, code_scratch, code_tile,
+                                   kWideForm, kHasBytes, linear_scratch, linear_tile};
   return kernels;
 }
 

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "linear.h"
+
+#include <atomic>
+
+namespace samq {
+namespace {
+
+constexpr int64_t kLargestDepth = 32768;  // products of 8-bit codes summed over it stay below 2^31
+constexpr int32_t kLargestShort = 32767;
+constexpr int64_t kLongestRun = 8;   // groups added in 16 bits; more gain nothing
+constexpr int64_t kShortestRun = 2;  // with fewer, the wide form is as fast
+constexpr int64_t kBlock = 65536;    // codes that one task looks through
+
+}  // namespace
+
+Dims linear_output(const Dims& x, const Dims& w) {
+  if (x.empty() || w.size() != 2) return {};
+  Dims out = x;
+  out.back() = w[1];
+  return out;
+}
+
+Linear::Linear(const Context& context, const TileKernels& kernels)
+    : kernels_(kernels),
+      x_(context.tensor<uint8_t>(0, "x")),
+      w_(context.tensor<int8_t>(2, "w")),
+      bias_(context.tensor<int32_t>(3, "bias")),
+      x_zero_(context.scalar<uint8_t>(1, "x_zero_point")) {
+  const std::string got = "x " + to_string(x_.dims) + ", w " + to_string(w_.dims) + ", bias " + to_string(bias_.dims);
+  if (x_.dims.empty() || w_.dims.size() != 2 || x_.dims.back() != w_.dims[0])
+    throw Failure("x must be [.., K] and w [K, N], got " + got);
+  if (bias_.dims != Dims{w_.dims[1]}) throw Failure("bias must be [N], got " + got);
+  if (w_.dims[0] > kLargestDepth) throw Failure("the last dimension of x may be at most 32768, got " + got);
+  job.rows = product(x_.dims, 0, x_.dims.size() - 1);
+  job.depth = w_.dims[0];
+  job.columns = w_.dims[1];
+  job.x = x_.data;
+  padded_ = round_up(job.columns, kernels.panel);
+  scale_ = per_column(context, 4, "scale");
+  job.scale = scale_.data();
+}
+
+std::vector<float> Linear::per_column(const Context& context, size_t index, const char* name) const {
+  const auto given = context.tensor<float>(index, name);
+  if (given.size() != 1 && given.dims != Dims{job.columns})
+    throw Failure(std::string(name) + " must hold one number or one for each of " + std::to_string(job.columns) +
+                  " columns, got shape " + to_string(given.dims));
+  std::vector<float> made(static_cast<size_t>(padded_), 0.0f);
+  for (int64_t n = 0; n < job.columns; ++n) made[static_cast<size_t>(n)] = given.data[given.size() == 1 ? 0 : n];
+  return made;
+}
+
+Dims Linear::output_dims() const { return linear_output(x_.dims, w_.dims); }
+
+void Linear::run(const Context& context) {
+  if (job.rows * job.columns == 0) return;
+  const int64_t panel = kernels_.panel, panels = padded_ / panel;
+
+  // bias less x_zero_point times the sum of each column, and the largest codes
+  std::vector<int32_t> bias(static_cast<size_t>(padded_), 0);
+  std::atomic<int32_t> largest_w{1}, largest_x{1};
+  const auto raise = [](std::atomic<int32_t>& largest, int32_t found) {
+    int32_t known = largest;
+    while (known < found && !largest.compare_exchange_weak(known, found)) {
+    }
+  };
+  context.parallel_for(panels, [&](int64_t p) {
+    const int64_t from = p * panel, to = std::min(job.columns, from + panel);
+    int32_t largest = 1;
+    int32_t* const sums = bias.data() + from;
+    for (int64_t k = 0; k < job.depth; ++k) {
+      const int8_t* const line = w_.data + k * job.columns + from;
+      for (int64_t n = 0; n < to - from; ++n) {
+        sums[n] += line[n];
+        largest = std::max(largest, std::abs(static_cast<int32_t>(line[n])));
+      }
+    }
+    for (int64_t n = 0; n < to - from; ++n)
+      sums[n] = static_cast<int32_t>(static_cast<uint32_t>(bias_.data[from + n]) -
+                                     static_cast<uint32_t>(x_zero_ * sums[n]));
+    raise(largest_w, largest);
+  });
+  job.bias = bias.data();
+
+  job.form = kernels_.wide_form;
+  if (kernels_.has_bytes) {
+    context.parallel_for((x_.size() + kBlock - 1) / kBlock, [&](int64_t block) {
+      uint8_t largest = 1;
+      const int64_t end = std::min(x_.size(), (block + 1) * kBlock);
+      for (int64_t i = block * kBlock; i < end; ++i) largest = std::max(largest, x_.data[i]);
+      raise(largest_x, largest);
+    });
+    job.run = std::min<int64_t>(kLongestRun, kLargestShort / (2 * largest_x * largest_w));
+    if (job.run >= kShortestRun) job.form = WeightForm::kBytes;
+  }
+
+  const bool pairs = job.form == WeightForm::kPairs;
+  const int64_t panel_size = round_up(job.depth, pairs ? 2 : 4) * panel;
+  Buffer<int16_t> packed((pairs ? 1 : 0) * panels * panel_size);
+  Buffer<int8_t> bytes((pairs ? 0 : 1) * panels * panel_size);
+  context.parallel_for(panels, [&](int64_t p) {
+    const int8_t* const from = w_.data + p * panel;
+    const int64_t count = std::min(panel, job.columns - p * panel);
+    if (pairs)
+      pack<2>(from, job.depth, job.columns, count, 1, int16_t{0}, panel, packed.data() + p * panel_size);
+    else
+      pack<4>(from, job.depth, job.columns, count, 1, int8_t{0}, panel, bytes.data() + p * panel_size);
+  });
+  job.panels = pairs ? static_cast<const void*>(packed.data()) : bytes.data();
+
+  ScratchPool pool(kernels_.linear_scratch(job));
+  context.parallel_for((job.rows + kLinearRows - 1) / kLinearRows, [&](int64_t block) {
+    const ScratchPool::Lease scratch(pool);
+    const int64_t first = block * kLinearRows;
+    kernels_.linear_tile(job, first, std::min(kLinearRows, job.rows - first), scratch.data());
+  });
+}
+
+}  // namespace samq

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Integer nodes for large linears against the QDQ form of the same plan, and quantizing before views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from scipy.special import erf
+
+from samq_onnx import assets, data, images
+from samq_onnx.passes.lower import Builder, linear, sink_views
+from samq_onnx.passes.lower.qlinear import _gelu_table
+from samq_onnx.plan import Uniform
+from samq_onnx.predictor import SamPredictor
+from samq_onnx.quantize import quantize_folder
+from samq_onnx.recipe import recipe
+from samq_onnx.runtime import open_session
+from samq_onnx.verify import sqnr
+from tests.conftest import Feed, run_model
+
+# Both forms round each activation to codes, at ties and after GELU to other ones: noise far below quantization's own.
+EMBEDDING_BOUND = 30.0  # dB
+MASK_BOUND = 0.85  # mean IoU of masks that quantization itself moves as much
+LOSS_BOUND = 0.04  # of mean IoU with the masks of the float model
+
+
+@pytest.fixture(scope="module")
+def both(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The quantized SAM-Nano with and without integer nodes for large linears."""
+    made = {}
+    for name in ("nodes", "qdq"):
+        made[name] = tmp_path_factory.mktemp(name)
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "qdq":
+                patch.setattr(linear, "takes_qlinear", lambda _: False)
+            quantize_folder(nano, made[name], assets.calibration_images(), recipe("minmax", "w8a8"))
+    return made
+
+
+def masks(folder: Path) -> list[np.ndarray]:
+    """Masks of the first boxes of some bundled images."""
+    predictor = SamPredictor(*(open_session(folder / f"{part}.onnx") for part in ("encoder", "decoder")))
+    found = []
+    for sample in data.load_coco(assets.demo_images())[:3]:
+        predictor.set_image(images.load(sample.path))
+        found += [predictor.predict(box=np.array(i.box), multimask_output=False)[0] for i in sample.instances[:6]]
+    return found
+
+
+def overlap(one: list[np.ndarray], two: list[np.ndarray]) -> float:
+    """Mean IoU."""
+    pairs = zip(one, two, strict=True)
+    return float(np.mean([np.logical_and(a, b).sum() / max(1, np.logical_or(a, b).sum()) for a, b in pairs]))
+
+
+def test_masks_are_near_those_of_qdq(both: dict[str, Path], nano: Path) -> None:
+    nodes, qdq, exact = masks(both["nodes"]), masks(both["qdq"]), masks(nano)
+    assert overlap(nodes, qdq) > MASK_BOUND
+    assert overlap(nodes, exact) > overlap(qdq, exact) - LOSS_BOUND
+
+
+def test_embeddings_are_near_those_of_qdq(both: dict[str, Path], encoder_feed: Feed) -> None:
+    nodes, qdq = (run_model(both[name] / "encoder.onnx", encoder_feed)[0] for name in ("nodes", "qdq"))
+    assert sqnr(qdq, nodes) > EMBEDDING_BOUND
+
+
+def test_large_linears_become_nodes(both: dict[str, Path]) -> None:
+    types = {name: {node.op_type for node in onnx.load(both[name] / "encoder.onnx").graph.node} for name in both}
+    assert {"QLinear", "QLinearQuantize", "QLinearLut"} <= types["nodes"]
+    assert not {"QLinear", "QLinearQuantize", "QLinearLut"} & types["qdq"]
+    assert not {"MatMul", "Gemm", "Gelu", "Erf"} & types["nodes"]
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_inputs_and_outputs_stay(both: dict[str, Path], nano: Path, part: str) -> None:
+    before, after = (onnx.load(folder / f"{part}.onnx").graph for folder in (nano, both["nodes"]))
+    assert list(before.input) == list(after.input)
+    assert list(before.output) == list(after.output)
+
+
+@pytest.mark.parametrize("codes", [Uniform(0.04, 5, 8), Uniform(0.5, 1, 4), Uniform(0.001, 170, 8), Uniform(1.5, 0, 6)])
+def test_gelu_table_reaches_every_code(codes: Uniform) -> None:
+    table, low, step = _gelu_table(codes)
+    y = np.linspace(-20, 60, 100_001)
+    gelu = 0.5 * y * (1 + erf(y / 2**0.5))
+    exact = np.clip(gelu / codes.scale + codes.zero_point, 0, 2**codes.bits - 1)
+    found = table[np.clip(np.rint((y - low) / step), 0, len(table) - 1).astype(np.int64)]
+    assert np.abs(found - exact).max() < 0.5 + 1.2 * step / codes.scale
+
+
+def views_model(pad_value: float) -> ir.Model:
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    g (float[2, 3, 4] x) => (uint8[3, 3, 5] y) <float scale = {0.1}, uint8 zero = {7}, float fill = {FILL},
+       int64[6] pads = {0, 0, 0, 1, 0, 1}> {
+      padded = Pad (x, pads, fill)
+      moved = Transpose <perm = [0, 1, 2]> (padded)
+      y = QuantizeLinear (moved, scale, zero)
+    }"""
+    return ir.from_proto(onnx.parser.parse_model(text.replace("FILL", str(pad_value))))
+
+
+@pytest.mark.parametrize(("pad_value", "first"), [(0.0, "QuantizeLinear"), (1.0, "Pad")])
+def test_views_sink(pad_value: float, first: str) -> None:
+    before, after = views_model(pad_value), views_model(pad_value)
+    sink_views(Builder(after.graph))
+    assert after.graph[0].op_type == first
+    x = np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32)
+    one, two = (open_session(ir.to_proto(m).SerializeToString()).run(None, {"x": x})[0] for m in (before, after))
+    np.testing.assert_array_equal(one, two)
