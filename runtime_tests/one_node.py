@@ -87,6 +87,16 @@ def code_feed(shape: tuple[int, ...], keys: int, depth: int, seed: int = 0, p_sc
     }
 
 
+def narrow(feed: dict[str, Any], bits: int, lowest: int = 0) -> dict[str, Any]:
+    """The feed with codes of so many bits from ``lowest`` on, and zero points among them."""
+    changes: dict[str, Any] = {}
+    for name in ("q", "k", "v"):
+        first = 0 if name == "q" else lowest
+        changes[name] = (first + feed[name] % 2**bits).astype(np.uint8)
+        changes[f"{name}_zero_point"] = scalar(first + 2**bits // 3, np.uint8)
+    return feed | changes
+
+
 def tables(hq: int, wq: int, hk: int, wk: int, depth: int, seed: int = 0) -> dict[str, Any]:
     """table_h [hq, hk, d] and table_w [wq, wk, d]."""
     random = np.random.default_rng(seed + 1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime_tests.one_node import code_feed, code_tables, float_logits, plain, run, scalar
+from runtime_tests.one_node import code_feed, code_tables, float_logits, narrow, plain, run, scalar
 from samq_onnx import reference
 
 # A probability this near to the border between two codes (in code steps) may get either: what float32 logits and the
@@ -103,6 +103,23 @@ def test_uniform_codes_with_relative_position(
 ) -> None:
     feed = code_feed(shape, hk * wk, depth, p_scale=0.1 / 255) | code_tables(hq, wq, hk, wk, depth)
     check_uniform("UniformAttentionRelPos", feed, depth**-0.5, bits=8)
+
+
+@pytest.mark.parametrize(("bits", "lowest"), [(4, 0), (4, 200), (6, 0), (6, 90), (7, 128), (1, 255 - 1)])
+@pytest.mark.parametrize(("shape", "keys", "depth"), SHAPES)
+def test_narrow_codes(shape: tuple[int, ...], keys: int, depth: int, bits: int, lowest: int) -> None:
+    """Codes narrow enough for sums in 16 bits, wherever they lie."""
+    feed = narrow(code_feed(shape, keys, depth, p_scale=0.8 / (2**bits - 1)), bits, lowest)
+    check_uniform("UniformAttention", feed, 0.5 * depth**-0.5, bits)
+    check_log("QAttention", feed, 0.5 * depth**-0.5, tau=2, bits=bits)
+
+
+def test_narrow_extremes_stay_exact() -> None:
+    for q, k in ((15, 15), (15, 0), (63, 63), (63, 0)):
+        feed = narrow(code_feed((1, 30), 4096, 256, p_scale=1e-6), 4 if q == 15 else 6)
+        feed["q"][:], feed["k"][:], feed["v"][:] = q, k, k
+        feed["k"][:, 0], feed["v"][:, 0] = q - k, q - k
+        check_uniform("UniformAttention", feed, 1e-9, bits=4 if q == 15 else 6)
 
 
 def test_equal_scores_give_equal_codes() -> None:

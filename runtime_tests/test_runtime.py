@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import samq_onnx
-from runtime_tests.one_node import build, code_feed, code_tables, float_feed, run, tables
+from runtime_tests.one_node import build, code_feed, code_tables, float_feed, narrow, run, tables
 from runtime_tests.test_linear import feed as linear_feed
 from runtime_tests.test_linear import quantized
 from samq_onnx.errors import UserError
@@ -128,7 +128,7 @@ from runtime_tests.test_runtime import CASES
 from samq_onnx.runtime import library_path
 name = ctypes.CDLL(library_path()).samq_instruction_set
 name.restype = ctypes.c_char_p
-outputs = {op: run(op, feed, attributes, native=True) for op, feed, attributes in CASES}
+outputs = {f"{i}": run(op, feed, attributes, native=True) for i, (op, feed, attributes) in enumerate(CASES)}
 np.savez(sys.argv[1], name=name().decode(), **outputs)
 """
 CASES = [
@@ -140,6 +140,11 @@ CASES = [
         "UniformAttentionRelPos",
         code_feed((1, 6), 4095, 80, p_scale=0.002) | code_tables(2, 3, 63, 65, 80),
         {"scale": 0.1, "bits": 8},
+    ),
+    (
+        "UniformAttentionRelPos",
+        narrow(code_feed((2, 45), 77, 23, p_scale=0.02), 6) | code_tables(5, 9, 7, 11, 23),
+        {"scale": 0.1, "bits": 6},
     ),
     ("QLinear", linear_feed((5, 21), 770, 50), {}),
     (
@@ -160,9 +165,9 @@ def test_every_instruction_set_gives_the_same(name: str, tmp_path: Path) -> None
     if made["name"] != name and name != "baseline":
         pytest.skip(f"this CPU has no {name}")
     assert made["name"] == name
-    for op, feed, attributes in CASES:
+    for index, (op, feed, attributes) in enumerate(CASES):
         expected = run(op, feed, attributes, native=True)
-        np.testing.assert_allclose(made[op], expected, rtol=0, atol=2e-6 if op == "AttentionRelPos" else 0)
+        np.testing.assert_allclose(made[str(index)], expected, rtol=0, atol=2e-6 if op == "AttentionRelPos" else 0)
 
 
 GROWTH = """

@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "linear.h"
 
+#include <algorithm>
 #include <atomic>
+#include <cstdlib>
 
 namespace samq {
 namespace {
 
 constexpr int64_t kLargestDepth = 32768;  // products of 8-bit codes summed over it stay below 2^31
-constexpr int32_t kLargestShort = 32767;
-constexpr int64_t kLongestRun = 8;   // groups added in 16 bits; more gain nothing
-constexpr int64_t kShortestRun = 2;  // with fewer, the wide form is as fast
-constexpr int64_t kBlock = 65536;    // codes that one task looks through
-
 }  // namespace
 
 Dims linear_output(const Dims& x, const Dims& w) {
@@ -57,14 +54,9 @@ void Linear::run(const Context& context) {
   if (job.rows * job.columns == 0) return;
   const int64_t panel = kernels_.panel, panels = padded_ / panel;
 
-  // bias less x_zero_point times the sum of each column, and the largest codes
+  // bias less x_zero_point times the sum of each column, and the largest weight
   std::vector<int32_t> bias(static_cast<size_t>(padded_), 0);
-  std::atomic<int32_t> largest_w{1}, largest_x{1};
-  const auto raise = [](std::atomic<int32_t>& largest, int32_t found) {
-    int32_t known = largest;
-    while (known < found && !largest.compare_exchange_weak(known, found)) {
-    }
-  };
+  std::atomic<int32_t> largest_w{1};
   context.parallel_for(panels, [&](int64_t p) {
     const int64_t from = p * panel, to = std::min(job.columns, from + panel);
     int32_t largest = 1;
@@ -79,35 +71,27 @@ void Linear::run(const Context& context) {
     for (int64_t n = 0; n < to - from; ++n)
       sums[n] = static_cast<int32_t>(static_cast<uint32_t>(bias_.data[from + n]) -
                                      static_cast<uint32_t>(x_zero_ * sums[n]));
-    raise(largest_w, largest);
+    int32_t known = largest_w;
+    while (known < largest && !largest_w.compare_exchange_weak(known, largest)) {
+    }
   });
   job.bias = bias.data();
 
-  job.form = kernels_.wide_form;
-  if (kernels_.has_bytes) {
-    context.parallel_for((x_.size() + kBlock - 1) / kBlock, [&](int64_t block) {
-      uint8_t largest = 1;
-      const int64_t end = std::min(x_.size(), (block + 1) * kBlock);
-      for (int64_t i = block * kBlock; i < end; ++i) largest = std::max(largest, x_.data[i]);
-      raise(largest_x, largest);
-    });
-    job.run = std::min<int64_t>(kLongestRun, kLargestShort / (2 * largest_x * largest_w));
-    if (job.run >= kShortestRun) job.form = WeightForm::kBytes;
-  }
-
-  const bool pairs = job.form == WeightForm::kPairs;
-  const int64_t panel_size = round_up(job.depth, pairs ? 2 : 4) * panel;
-  Buffer<int16_t> packed((pairs ? 1 : 0) * panels * panel_size);
+  job.w = choose_form(kernels_, code_range(context, x_).highest, largest_w);
+  const bool pairs = job.w.form == Form::kPairs;
+  job.w.depth = round_up(job.depth, pairs ? 2 : 4);
+  const int64_t panel_size = job.w.depth * panel;
+  Buffer<int16_t> shorts((pairs ? 1 : 0) * panels * panel_size);
   Buffer<int8_t> bytes((pairs ? 0 : 1) * panels * panel_size);
   context.parallel_for(panels, [&](int64_t p) {
     const int8_t* const from = w_.data + p * panel;
     const int64_t count = std::min(panel, job.columns - p * panel);
     if (pairs)
-      pack<2>(from, job.depth, job.columns, count, 1, int16_t{0}, panel, packed.data() + p * panel_size);
+      pack<2>(from, job.depth, job.columns, count, 1, 0, panel, shorts.data() + p * panel_size);
     else
-      pack<4>(from, job.depth, job.columns, count, 1, int8_t{0}, panel, bytes.data() + p * panel_size);
+      pack<4>(from, job.depth, job.columns, count, 1, 0, panel, bytes.data() + p * panel_size);
   });
-  job.panels = pairs ? static_cast<const void*>(packed.data()) : bytes.data();
+  job.w.data = pairs ? static_cast<const void*>(shorts.data()) : bytes.data();
 
   ScratchPool pool(kernels_.linear_scratch(job));
   context.parallel_for((job.rows + kLinearRows - 1) / kLinearRows, [&](int64_t block) {

@@ -6,13 +6,11 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 #include <vector>
 
-#include "buffer.h"
 #include "cpu.h"
 #include "kernel.h"
-#include "pack.h"
+#include "packed_codes.h"
 
 namespace samq {
 

@@ -2,6 +2,10 @@
 // Register tiles: a few rows of one operand times one packed panel (pack.h) of the other.
 #pragma once
 
+#include <cstring>
+#include <type_traits>
+
+#include "packed.h"
 #include "simd.h"
 
 namespace samq {
@@ -33,10 +37,24 @@ SAMQ_INLINE void multiply(const float* a, int64_t lda, const float* b, int64_t d
   }
 }
 
-// c [R][panel] = a [R][pairs][2] . b [pairs][panel][2], exact
+// The form that this instruction set multiplies fastest, and whether narrow codes are faster as kBytes.
+#if SAMQ_LANES == 4 || defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr Form kWideForm = Form::kQuads;
+constexpr bool kHasBytes = false;
+#else
+constexpr Form kWideForm = Form::kPairs;
+constexpr bool kHasBytes = true;
+#endif
+
+// c [R][panel] (+)= a [R][pairs][2] . b [pairs][panel][2], exact
 template <int R>
-SAMQ_INLINE void multiply(const int16_t* a, int64_t lda, const int16_t* b, int64_t pairs, int32_t* c, int64_t ldc, bool) {
-  Ints low[R] = {}, high[R] = {};
+SAMQ_INLINE void multiply(const int16_t* a, int64_t lda, const int16_t* b, int64_t pairs, int32_t* c, int64_t ldc,
+                          bool add) {
+  Ints low[R], high[R];
+  for (int r = 0; r < R; ++r) {
+    low[r] = add ? load_ints(c + r * ldc) : Ints{};
+    high[r] = add ? load_ints(c + r * ldc + kLanes) : Ints{};
+  }
   for (int64_t i = 0; i < pairs; ++i, b += 2 * kPanel) {
     const Ints b_low = load_ints(b), b_high = load_ints(b + 2 * kLanes);
     for (int r = 0; r < R; ++r) {
@@ -51,20 +69,117 @@ SAMQ_INLINE void multiply(const int16_t* a, int64_t lda, const int16_t* b, int64
   }
 }
 
-// All rows of one panel, in groups of kRegisterRows.
-template <class In, class Out>
-SAMQ_INLINE void multiply_rows(int64_t rows, const In* a, int64_t lda, const In* b, int64_t depth, Out* c, int64_t ldc,
-                               bool add = false) {
-  for (; rows >= kRegisterRows; rows -= kRegisterRows, a += kRegisterRows * lda, c += kRegisterRows * ldc)
-    multiply<kRegisterRows>(a, lda, b, depth, c, ldc, add);
-  switch (rows) {
-    case 5: return multiply<5>(a, lda, b, depth, c, ldc, add);
-    case 4: return multiply<4>(a, lda, b, depth, c, ldc, add);
-    case 3: return multiply<3>(a, lda, b, depth, c, ldc, add);
-    case 2: return multiply<2>(a, lda, b, depth, c, ldc, add);
-    case 1: return multiply<1>(a, lda, b, depth, c, ldc, add);
+// Four bytes from p, of which `left` are there; the others zero.
+SAMQ_INLINE int32_t four_bytes(const uint8_t* p, int64_t left) {
+  int32_t bytes = 0;
+  std::memcpy(&bytes, p, static_cast<size_t>(left < 4 ? left : 4));
+  return bytes;
+}
+
+// c [R][panel] += a [R][depth] . b [groups][panel][4], exact
+template <int R>
+SAMQ_INLINE void add_quads(const uint8_t* a, int64_t lda, const int8_t* b, int64_t depth, int32_t* c, int64_t ldc) {
+  Ints low[R], high[R];
+  for (int r = 0; r < R; ++r) {
+    low[r] = load_ints(c + r * ldc);
+    high[r] = load_ints(c + r * ldc + kLanes);
+  }
+  const auto add_group = [&](const auto& bytes) __attribute__((always_inline)) {
+    const Ints b_low = load_ints(b), b_high = load_ints(b + 4 * kLanes);
+    for (int r = 0; r < R; ++r) {
+      const Ints x = splat_int(bytes(a + r * lda));
+      low[r] = add_quad_products(low[r], x, b_low);
+      high[r] = add_quad_products(high[r], x, b_high);
+    }
+    a += 4;
+    b += 4 * kPanel;
+  };
+  for (int64_t i = 0; i < depth / 4; ++i)
+    add_group([](const uint8_t* p) { return *reinterpret_cast<const IntInMemory*>(p); });
+  if (depth % 4) add_group([depth](const uint8_t* p) { return four_bytes(p, depth % 4); });
+  for (int r = 0; r < R; ++r) {
+    store_ints(c + r * ldc, low[r]);
+    store_ints(c + r * ldc + kLanes, high[r]);
+  }
+}
+
+#if SAMQ_LANES > 4
+// The same where sums over `run` groups fit into 16 bits; these take the registers, c stays in memory.
+template <int R>
+SAMQ_INLINE void add_bytes(const uint8_t* a, int64_t lda, const int8_t* b, int64_t depth, int64_t run, int32_t* c,
+                           int64_t ldc) {
+  const Ints ones = splat_int(0x00010001);
+  const auto add_run = [&](int64_t groups, const auto& bytes) __attribute__((always_inline)) {
+    Ints low[R] = {}, high[R] = {};
+    for (; groups > 0; --groups, a += 4, b += 4 * kPanel) {
+      const Ints b_low = load_ints(b), b_high = load_ints(b + 4 * kLanes);
+      for (int r = 0; r < R; ++r) {
+        const Ints x = splat_int(bytes(a + r * lda));
+        add_byte_products(low[r], x, b_low);
+        add_byte_products(high[r], x, b_high);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      int32_t* const at = c + r * ldc;
+      store_ints(at, add_pair_products(load_ints(at), low[r], ones));
+      store_ints(at + kLanes, add_pair_products(load_ints(at + kLanes), high[r], ones));
+    }
+  };
+  const int64_t groups = depth / 4;
+  for (int64_t from = 0; from < groups; from += run)
+    add_run(from + run < groups ? run : groups - from,
+            [](const uint8_t* p) { return *reinterpret_cast<const IntInMemory*>(p); });
+  if (depth % 4) add_run(1, [depth](const uint8_t* p) { return four_bytes(p, depth % 4); });
+}
+#endif
+
+// c [R][panel] += a [R][depth] . the panel of b at `column`, rows [from, from + depth) of it; `from` in whole groups.
+// a holds 16-bit numbers for kPairs, u8 otherwise.
+template <int R>
+void add_products(const void* a, int64_t lda, const Packed& b, int64_t column, int64_t from, int64_t depth, int32_t* c,
+                  int64_t ldc) {
+  const int64_t at = column * b.depth + from * kPanel;
+  if (b.form == Form::kPairs)
+    return multiply<R>(static_cast<const int16_t*>(a), lda, static_cast<const int16_t*>(b.data) + at, (depth + 1) / 2, c,
+                       ldc, true);
+  const auto* const bytes = static_cast<const uint8_t*>(a);
+  const auto* const panel = static_cast<const int8_t*>(b.data) + at;
+#if SAMQ_LANES > 4
+  if (b.form == Form::kBytes) return add_bytes<R>(bytes, lda, panel, depth, b.run, c, ldc);
+#endif
+  add_quads<R>(bytes, lda, panel, depth, c, ldc);
+}
+
+// body(number of rows as a type, first row) for all rows, kRegisterRows at a time.
+template <class Body>
+SAMQ_INLINE void in_register_tiles(int64_t rows, const Body& body) {
+  int64_t r = 0;
+  for (; r + kRegisterRows <= rows; r += kRegisterRows) body(std::integral_constant<int, kRegisterRows>{}, r);
+  switch (rows - r) {
+    case 5: return body(std::integral_constant<int, 5>{}, r);
+    case 4: return body(std::integral_constant<int, 4>{}, r);
+    case 3: return body(std::integral_constant<int, 3>{}, r);
+    case 2: return body(std::integral_constant<int, 2>{}, r);
+    case 1: return body(std::integral_constant<int, 1>{}, r);
     default: return;
   }
+}
+
+// All rows of one panel of floats.
+SAMQ_INLINE void multiply_rows(int64_t rows, const float* a, int64_t lda, const float* b, int64_t depth, float* c,
+                               int64_t ldc, bool add = false) {
+  in_register_tiles(rows, [&](auto count, int64_t r) {
+    multiply<decltype(count)::value>(a + r * lda, lda, b, depth, c + r * ldc, ldc, add);
+  });
+}
+
+// All rows of one panel of codes, as add_products; T is what a holds.
+template <class T>
+SAMQ_INLINE void add_rows(int64_t rows, const T* a, int64_t lda, const Packed& b, int64_t column, int64_t from,
+                          int64_t depth, int32_t* c, int64_t ldc) {
+  in_register_tiles(rows, [&](auto count, int64_t r) {
+    add_products<decltype(count)::value>(a + r * lda, lda, b, column, from, depth, c + r * ldc, ldc);
+  });
 }
 
 }  // namespace

@@ -19,8 +19,8 @@ int64_t packed_size(int64_t depth, int64_t columns, int64_t panel) {
 
 // b[i][j] = x[i * depth_step + j * column_step] - zero, for i < depth, j < columns
 // -> out [columns / panel][depth / Group][panel][Group]
-template <int Group, class Out, class In>
-void pack(const In* x, int64_t depth, int64_t depth_step, int64_t columns, int64_t column_step, Out zero, int64_t panel,
+template <int Group, class Out, class In, class Zero>
+void pack(const In* x, int64_t depth, int64_t depth_step, int64_t columns, int64_t column_step, Zero zero, int64_t panel,
           Out* out) {
   for (int64_t from = 0; from < columns; from += panel, out += round_up(depth, Group) * panel) {
     const int64_t count = std::min(panel, columns - from);

@@ -3,10 +3,13 @@
 // what is float takes single rounded steps in the order of the function bodies (ops.py), so both give the same bits.
 #pragma once
 
+#include <algorithm>
 #include <optional>
+#include <vector>
 
 #include "attention_inputs.h"
 #include "cpu.h"
+#include "packed_codes.h"
 #include "run_tiles.h"
 
 namespace samq {
@@ -79,11 +82,34 @@ class QAttention : public QAttentionTypes<kRelPos> {
     job.p_scale = context.scalar<float>(9, "p_scale");
     if (!(job.p_scale > 0)) throw Failure("p_scale must be above 0, got " + std::to_string(job.p_scale));
     job.out_scale = static_cast<double>(job.p_scale) * context.scalar<float>(7, "v_scale") * Codes::kUnit;
-    const auto k_zero = static_cast<int16_t>(context.scalar<uint8_t>(5, "k_zero_point"));
-    const auto v_zero = static_cast<int16_t>(context.scalar<uint8_t>(8, "v_zero_point"));
+    const int32_t k_zero = context.scalar<uint8_t>(5, "k_zero_point"), v_zero = context.scalar<uint8_t>(8, "v_zero_point");
     job.out = context.output<float>(attention_output(q.dims, v.dims));
-    run_tiles<2, int16_t>(context, kernels.panel, k.data, k_zero, v.data, v_zero, job, kernels.code_scratch,
-                          kernels.code_tile);
+    const auto [batch, rows, keys, depth, value_depth] = job.sizes;
+    if (keys == 0) {
+      std::fill_n(job.out, batch * rows * value_depth, 0.0f);
+      return;
+    }
+    const PackedCodes packed_k(context, kernels, k, batch, depth, 1, keys, depth, k_zero,
+                               code_range(context, q).highest, true);
+    const PackedCodes packed_v(context, kernels, v, batch, keys, value_depth, value_depth, 1, v_zero, largest_code_,
+                               tau_ == 0);
+    job.k = packed_k.packed;
+    job.v = packed_v.packed;
+    job.k_step = packed_k.step;
+    job.v_step = packed_v.step;
+    job.k_row = packed_k.centre - k_zero;
+    job.v_row = packed_v.centre - v_zero;
+    // sum (q - zq) (k - zk) = sum q (k - c) + (c - zk) sum q - zq sum (k - zk)
+    const int64_t line = round_up(keys, kernels.panel);
+    std::vector<int32_t> columns(static_cast<size_t>(batch * line), 0);
+    if (job.k.form != Form::kPairs)
+      context.parallel_for(batch * keys, [&, keys = keys, depth = depth](int64_t row) {
+        int32_t sum = 0;
+        for (int64_t c = 0; c < depth; ++c) sum += k.data[row * depth + c] - k_zero;
+        columns[static_cast<size_t>(row / keys * line + row % keys)] = -job.q_zero_point * sum;
+      });
+    job.k_columns = columns.data();
+    run_tiles(context, job, kernels.code_scratch, kernels.code_tile);
   }
 
  private:

@@ -11,6 +11,19 @@
 
 namespace samq {
 
+// Runs every tile of a job whose operands are packed.
+template <class Job, class Tile>
+void run_tiles(const Context& context, const Job& job, size_t (*scratch_size)(const Job&), const Tile& tile) {
+  const Sizes& sizes = job.sizes;
+  const int64_t tiles = (sizes.rows + kTileRows - 1) / kTileRows;
+  ScratchPool pool(scratch_size(job));
+  context.parallel_for(sizes.batch * tiles, [&](int64_t index) {
+    const ScratchPool::Lease scratch(pool);
+    const int64_t first = index % tiles * kTileRows;
+    tile(job, index / tiles, first, std::min(kTileRows, sizes.rows - first), scratch.data());
+  });
+}
+
 // Fills job.k_panels and job.v_panels. Group and the element types are those of pack().
 template <int Group, class Packed, class In, class Job, class Tile>
 void run_tiles(const Context& context, int64_t panel, const In* k, Packed k_zero, const In* v, Packed v_zero, Job& job,
@@ -32,13 +45,7 @@ void run_tiles(const Context& context, int64_t panel, const In* k, Packed k_zero
   job.k_panels = k_panels.data();
   job.v_panels = v_panels.data();
 
-  const int64_t tiles = (sizes.rows + kTileRows - 1) / kTileRows;
-  ScratchPool pool(scratch_size(job));
-  context.parallel_for(sizes.batch * tiles, [&](int64_t index) {
-    const ScratchPool::Lease scratch(pool);
-    const int64_t first = index % tiles * kTileRows;
-    tile(job, index / tiles, first, std::min(kTileRows, sizes.rows - first), scratch.data());
-  });
+  run_tiles(context, job, scratch_size, tile);
 }
 
 }  // namespace samq

@@ -25,10 +25,12 @@ typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Uints __attribute__((vector_size(kLanes * 4)));
 typedef int16_t Shorts __attribute__((vector_size(kLanes * 2)));
 typedef int16_t Halves __attribute__((vector_size(kLanes * 4)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 typedef Floats FloatsInMemory __attribute__((aligned(4), may_alias));
-typedef Ints IntsInMemory __attribute__((aligned(2), may_alias));
+typedef Ints IntsInMemory __attribute__((aligned(1), may_alias));
 typedef Shorts ShortsInMemory __attribute__((aligned(2), may_alias));
-typedef int32_t IntInMemory __attribute__((aligned(2), may_alias));
+typedef Bytes BytesInMemory __attribute__((aligned(1), may_alias));
+typedef int32_t IntInMemory __attribute__((aligned(1), may_alias));
 
 SAMQ_INLINE Floats load(const float* p) { return *reinterpret_cast<const FloatsInMemory*>(p); }
 SAMQ_INLINE void store(float* p, Floats x) { *reinterpret_cast<FloatsInMemory*>(p) = x; }
@@ -36,6 +38,9 @@ SAMQ_INLINE Ints load_ints(const void* p) { return *static_cast<const IntsInMemo
 SAMQ_INLINE void store_ints(int32_t* p, Ints x) { *reinterpret_cast<IntsInMemory*>(p) = x; }
 SAMQ_INLINE void store_shorts(int16_t* p, Ints x) {
   *reinterpret_cast<ShortsInMemory*>(p) = __builtin_convertvector(x, Shorts);
+}
+SAMQ_INLINE void store_bytes(uint8_t* p, Ints x) {
+  *reinterpret_cast<BytesInMemory*>(p) = __builtin_convertvector(x, Bytes);
 }
 SAMQ_INLINE Floats splat(float x) { return x - Floats{}; }
 SAMQ_INLINE Ints splat_int(int32_t x) { return x - Ints{}; }

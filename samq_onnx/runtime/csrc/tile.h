@@ -40,8 +40,13 @@ struct FloatJob {
 struct CodeJob {
   Sizes sizes;
   const uint8_t* q;         // [B][M][d]
-  const int16_t* k_panels;  // [B][N / panel][d / 2][panel][2], k - zero point
-  const int16_t* v_panels;  // [B][dv / panel][N / 2][panel][2], v - zero point
+  Packed k, v;              // [d x N] and [N x dv] of batch entry 0: codes less a centre
+  int64_t k_step, v_step;   // elements from one batch entry to the next
+  // The product of q and k, each less its zero point, is what the packed operand gives plus k_columns [B][N padded]
+  // plus k_row times the sum of the row of q; for kPairs, which takes q less its zero point, both are 0. That of the
+  // post-softmax codes and v is what the packed operand gives plus v_row times the sum of the codes.
+  const int32_t* k_columns;
+  int32_t k_row, v_row;
   float* out;               // [B][M][dv]
   int32_t q_zero_point;
   float logit_scale;  // octaves of one unit of (q - zero point) . (k - zero point)
@@ -63,8 +68,8 @@ struct TileKernels {
   void (*float_tile)(const FloatJob&, int64_t batch, int64_t first_row, int64_t rows, void* scratch);
   size_t (*code_scratch)(const CodeJob&);
   void (*code_tile)(const CodeJob&, int64_t batch, int64_t first_row, int64_t rows, void* scratch);
-  WeightForm wide_form;  // of linear layers
-  bool has_bytes;        // kBytes is there, and faster
+  Form wide_form;  // of codes of any width
+  bool has_bytes;  // kBytes is there, and faster
   size_t (*linear_scratch)(const LinearJob&);
   void (*linear_tile)(const LinearJob&, int64_t first_row, int64_t rows, void* scratch);
 };

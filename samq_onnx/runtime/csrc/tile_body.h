@@ -153,7 +153,7 @@ void float_tile(const FloatJob& job, int64_t batch, int64_t first_row, int64_t r
 struct CodeScratch {
   float* x;           // [rows][N]: products (int32), then logits, then, for uniform codes, powers (int32)
   int16_t* q;         // [rows][d]: q - zero point
-  int16_t* weights;   // [planes][rows][chunk]
+  int16_t* weights;   // [planes][rows][chunk], or, where v is not in pairs, uint8_t
   int32_t* products;  // [planes * rows][dv]
   int64_t* sums;      // [rows][dv]
   RelPosScratch rel;
@@ -238,22 +238,38 @@ SAMQ_INLINE void log_weights(const CodeJob& job, const LogWeights& table, const 
   }
 }
 
-// weights [1 plane][rows][chunk]: the uniform codes themselves
+// weights [1 plane][rows][chunk]: the uniform codes themselves; adds up those of each row
+template <class T>
 SAMQ_INLINE void uniform_weights(const CodeJob& job, const CodeScratch& made, int64_t rows, int64_t from, int64_t count,
-                                 const float* factors) {
+                                 const float* factors, T* weights, int64_t* sums) {
   const int64_t line = padded(job.sizes.keys, kPanel);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = 0; i < count; i += kLanes) {
+  for (int64_t r = 0; r < rows; ++r) {
+    Ints total = {};
+    for (int64_t i = 0; i < count; i += kLanes) {  // keys of the padding have codes 0
       const Floats p = to_floats(load_ints(made.x + r * line + from + i)) * factors[r];
-      store_shorts(made.weights + r * kCodeChunk + i, to_code(p, static_cast<float>(job.largest_code)));
+      const Ints code = to_code(p, static_cast<float>(job.largest_code));
+      total += code;
+      if constexpr (sizeof(T) == 1)
+        store_bytes(weights + r * kCodeChunk + i, code);
+      else
+        store_shorts(weights + r * kCodeChunk + i, code);
     }
+    for (int64_t i = 0; i < kLanes; ++i) sums[r] += total[i];
+  }
+}
+
+// The operand `elements` further on.
+Packed entry(Packed packed, int64_t elements) {
+  const int64_t size = packed.form == Form::kPairs ? sizeof(int16_t) : sizeof(int8_t);
+  packed.data = static_cast<const char*>(packed.data) + elements * size;
+  return packed;
 }
 
 void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t rows, void* memory) {
   const auto [unused_batch, all_rows, keys, depth, value_depth] = job.sizes;
   (void)unused_batch;
   const int64_t line = padded(keys, kPanel), width = padded(value_depth, kPanel);
-  const int64_t depth_pairs = padded(depth, 2) / 2, key_pairs = padded(keys, 2) / 2;
+  const int64_t depth_pairs = padded(depth, 2) / 2;
   Scratch scratch{static_cast<char*>(memory)};
   const CodeScratch made = take_code(scratch, job);
 
@@ -263,10 +279,28 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
       made.q[r * 2 * depth_pairs + c] = static_cast<int16_t>(q[r * depth + c] - job.q_zero_point);
     if (depth % 2) made.q[r * 2 * depth_pairs + depth] = 0;
   }
-  const int16_t* const k = job.k_panels + batch * line * 2 * depth_pairs;
   int32_t* const products = reinterpret_cast<int32_t*>(made.x);
+  const int32_t* const columns = job.k_columns + batch * line;
+  const Packed k = entry(job.k, batch * job.k_step), v = entry(job.v, batch * job.v_step);
+  int32_t corrections[kTileRows] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    int32_t sum = 0;
+    for (int64_t c = 0; c < depth; ++c) sum += q[r * depth + c];
+    corrections[r] = sum * job.k_row;
+  }
   for (int64_t j = 0; j < line; j += kPanel)
-    multiply_rows(rows, made.q, 2 * depth_pairs, k + j * 2 * depth_pairs, depth_pairs, products + j, line);
+    in_register_tiles(rows, [&](auto count, int64_t r) {
+      constexpr int kRows = decltype(count)::value;
+      int32_t* const c = products + r * line + j;
+      for (int i = 0; i < kRows; ++i) {
+        store_ints(c + i * line, load_ints(columns + j) + corrections[r + i]);
+        store_ints(c + i * line + kLanes, load_ints(columns + j + kLanes) + corrections[r + i]);
+      }
+      if (k.form == Form::kPairs)
+        add_products<kRows>(made.q + r * 2 * depth_pairs, 2 * depth_pairs, k, j, 0, depth, c, line);
+      else
+        add_products<kRows>(q + r * depth, depth, k, j, 0, depth, c, line);
+    });
 
   // Softmax: code = round(tau (largest - x) + tau log2(sum p_scale)), or round(power / (sum p_scale)).
   float largest[kTileRows], factors[kTileRows];
@@ -286,17 +320,25 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
 
   const LogWeights table(job.tau != 0 ? job.tau : 1);
   const int64_t planes = job.tau != 0 ? 2 : 1;
-  const int16_t* const v = job.v_panels + batch * width * 2 * key_pairs;
+  const bool pairs = v.form == Form::kPairs;
+  auto* const bytes = reinterpret_cast<uint8_t*>(made.weights);
+  int64_t code_sums[kTileRows] = {};
   for (int64_t i = 0; i < rows * width; ++i) made.sums[i] = 0;
   for (int64_t from = 0; from < keys; from += kCodeChunk) {
     const int64_t count = keys - from < kCodeChunk ? keys - from : kCodeChunk;
     if (job.tau != 0)
       log_weights(job, table, made, rows, from, count, largest, factors);
+    else if (pairs)
+      uniform_weights(job, made, rows, from, count, factors, made.weights, code_sums);
     else
-      uniform_weights(job, made, rows, from, count, factors);
-    for (int64_t c = 0; c < width; c += kPanel)
-      multiply_rows(planes * rows, made.weights, kCodeChunk, v + c * 2 * key_pairs + from * kPanel, (count + 1) / 2,
-                    made.products + c, width);
+      uniform_weights(job, made, rows, from, count, factors, bytes, code_sums);
+    for (int64_t i = 0; i < planes * rows * width; ++i) made.products[i] = 0;
+    for (int64_t c = 0; c < width; c += kPanel) {
+      if (pairs)
+        add_rows(planes * rows, made.weights, kCodeChunk, v, c, from, count, made.products + c, width);
+      else
+        add_rows(rows, bytes, kCodeChunk, v, c, from, count, made.products + c, width);
+    }
     if (planes == 2) {
       const int32_t* const low = made.products + rows * width;
       for (int64_t i = 0; i < rows * width; ++i) made.sums[i] += static_cast<int64_t>(made.products[i]) * 65536 + low[i];
@@ -306,8 +348,10 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
   }
   float* const out = job.out + (batch * all_rows + first_row) * value_depth;
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < value_depth; ++c)
-      out[r * value_depth + c] = static_cast<float>(static_cast<double>(made.sums[r * width + c]) * job.out_scale);
+    for (int64_t c = 0; c < value_depth; ++c) {
+      const int64_t sum = made.sums[r * width + c] + code_sums[r] * job.v_row;
+      out[r * value_depth + c] = static_cast<float>(static_cast<double>(sum) * job.out_scale);
+    }
 }
 
 }  // namespace

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "packed_codes.h"
+
+#include <mutex>
+
+namespace samq {
+namespace {
+
+constexpr int32_t kLargestShort = 32767;
+constexpr int32_t kLongestRun = 16;  // groups added in 16 bits; more gain nothing
+constexpr int32_t kShortestRun = 2;  // with fewer, pairs are as fast
+constexpr int64_t kBlock = 65536;    // codes that one task looks through
+
+}  // namespace
+
+CodeRange code_range(const Context& context, const Tensor<uint8_t>& codes) {
+  CodeRange range{0, 1};
+  if (codes.size() == 0) return range;
+  range.lowest = 255;
+  std::mutex mutex;
+  context.parallel_for((codes.size() + kBlock - 1) / kBlock, [&](int64_t block) {
+    const int64_t end = std::min(codes.size(), (block + 1) * kBlock);
+    uint8_t lowest = 255, highest = 1;
+    for (int64_t i = block * kBlock; i < end; ++i) {
+      lowest = std::min(lowest, codes.data[i]);
+      highest = std::max(highest, codes.data[i]);
+    }
+    const std::lock_guard<std::mutex> lock(mutex);
+    range.lowest = std::min<int32_t>(range.lowest, lowest);
+    range.highest = std::max<int32_t>(range.highest, highest);
+  });
+  return range;
+}
+
+Packed choose_form(const TileKernels& kernels, int32_t left, int32_t right) {
+  Packed packed{};
+  packed.form = kernels.wide_form;
+  packed.run = std::min(kLongestRun, kLargestShort / (2 * std::max(1, left * right)));
+  if (kernels.has_bytes && packed.run >= kShortestRun) packed.form = Form::kBytes;
+  return packed;
+}
+
+PackedCodes::PackedCodes(const Context& context, const TileKernels& kernels, const Tensor<uint8_t>& codes, int64_t batch,
+                         int64_t depth, int64_t depth_step, int64_t columns, int64_t column_step, int32_t zero_point,
+                         int32_t left, bool narrow)
+    : centre(zero_point),
+      packed([&] {
+        if (!narrow) return Packed{Form::kPairs, 0, 0, nullptr};
+        const CodeRange range = code_range(context, codes);
+        const int32_t middle = range.middle();
+        const Packed made = choose_form(kernels, left, std::max(range.highest - middle, middle - range.lowest));
+        if (made.form != Form::kPairs) centre = middle;
+        return made;
+      }()),
+      step(packed.form == Form::kPairs ? packed_size<2>(depth, columns, kernels.panel)
+                                       : packed_size<4>(depth, columns, kernels.panel)),
+      pairs_(packed.form == Form::kPairs ? batch * step : 0),
+      bytes_(packed.form == Form::kPairs ? 0 : batch * step) {
+  const bool pairs = packed.form == Form::kPairs;
+  packed.depth = round_up(depth, pairs ? 2 : 4);
+  packed.data = pairs ? static_cast<const void*>(pairs_.data()) : bytes_.data();
+  context.parallel_for(batch, [&](int64_t b) {
+    const uint8_t* const from = codes.data + b * depth * columns;
+    if (pairs)
+      pack<2>(from, depth, depth_step, columns, column_step, centre, kernels.panel,
+              pairs_.data() + b * step);
+    else
+      pack<4>(from, depth, depth_step, columns, column_step, centre, kernels.panel,
+              bytes_.data() + b * step);
+  });
+}
+
+}  // namespace samq

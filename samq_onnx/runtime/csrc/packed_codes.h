@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Codes on their way to a product: their range decides the form that they are packed in.
+#pragma once
+
+#include <algorithm>
+
+#include "buffer.h"
+#include "cpu.h"
+#include "kernel.h"
+#include "pack.h"
+
+namespace samq {
+
+struct CodeRange {
+  int32_t lowest, highest;
+  int32_t middle() const { return (lowest + highest + 1) / 2; }
+};
+
+// The range of the codes; [0, 1] at least.
+CodeRange code_range(const Context& context, const Tensor<uint8_t>& codes);
+
+// The fastest form for left operands up to `left` and right operands up to `right` in magnitude. Fills form and run.
+Packed choose_form(const TileKernels& kernels, int32_t left, int32_t right);
+
+// k or v of every batch entry.
+class PackedCodes {
+ public:
+  // Operand b[i][j] = codes[i * depth_step + j * column_step], i < depth, j < columns, entries depth * columns apart;
+  // `left` is the largest left operand. Without `narrow` the form is kPairs.
+  PackedCodes(const Context& context, const TileKernels& kernels, const Tensor<uint8_t>& codes, int64_t batch,
+              int64_t depth, int64_t depth_step, int64_t columns, int64_t column_step, int32_t zero_point, int32_t left,
+              bool narrow);
+
+  int32_t centre;  // what was taken off the codes: the zero point for kPairs
+  Packed packed;
+  int64_t step;  // elements from one batch entry to the next
+
+ private:
+  Buffer<int16_t> pairs_;
+  Buffer<int8_t> bytes_;
+};
+
+}  // namespace samq
