@@ -29,7 +29,7 @@ from samq_onnx.models import is_decoder
 from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
 from samq_onnx.passes.fold.edit import constant, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
-from samq_onnx.passes.lower import Builder, lower_attention, lower_linears, raise_opset, sink_views
+from samq_onnx.passes.lower import Builder, lower_attention, lower_linears, move_rows_first, raise_opset, sink_views
 from samq_onnx.plan import AttentionPlan, LinearPlan, LogCodes, QuantPlan, Uniform, Weight
 from samq_onnx.recipe import Recipe
 from samq_onnx.reconstruct import InputMoments, Learned, NotLearnable, compensate
@@ -98,6 +98,7 @@ def quantize_model(
     builder = Builder(model.graph)
     refused += lower_linears(structure, builder, plan)
     lower_attention(structure, builder, plan)
+    move_rows_first(builder)
     sink_views(builder)
     common.RemoveUnusedNodesPass()(model)
     ops.add_functions(model)

@@ -57,7 +57,7 @@ def verify(quantized: Path, reference: Path, feed: Mapping[str, np.ndarray] | No
     Returns:
         ``native_max_abs`` output -> largest difference between native kernels and function bodies; ``same`` whether
         there is none; ``output_sqnr_db`` output -> dB against float; ``site_sqnr_db`` value name -> dB against float
-        for every quantized linear and attention whose meaning the exact folds have not changed.
+        for every quantized linear and attention whose float output is there and means the same in both.
 
     Raises:
         UserError: a file is no model, or ``quantized`` was not made from ``reference``.

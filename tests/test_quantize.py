@@ -114,7 +114,7 @@ def test_verify_sees_small_differences_only(quantized, nano: Path) -> None:  # t
     wide = report["encoder"]["recipe"]["weight_bits"] == 8
     found = verify.verify(folder / "encoder.onnx", nano / "encoder.onnx")
     assert found["same"]
-    assert len(found["site_sqnr_db"]) >= 20
+    assert len(found["site_sqnr_db"]) >= 16
     assert found["output_sqnr_db"]["image_embeddings"] > (20 if wide else 3)
 
 

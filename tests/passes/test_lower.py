@@ -75,6 +75,16 @@ def test_large_linears_become_nodes(both: dict[str, Path]) -> None:
     assert not {"MatMul", "Gemm", "Gelu", "Erf"} & types["nodes"]
 
 
+def test_rows_move_before_the_output_projection_of_windows(both: dict[str, Path]) -> None:
+    graph = onnx.shape_inference.infer_shapes(onnx.load(both["nodes"] / "encoder.onnx")).graph
+    made = {output: node.op_type for node in graph.node for output in node.output}
+    padded = [
+        node for node in graph.node if node.op_type == "Slice" and made.get(node.input[0]) in ("Reshape", "QLinear")
+    ]
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    assert padded and all(types[node.output[0]] == onnx.TensorProto.UINT8 for node in padded)
+
+
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_inputs_and_outputs_stay(both: dict[str, Path], nano: Path, part: str) -> None:
     before, after = (onnx.load(folder / f"{part}.onnx").graph for folder in (nano, both["nodes"]))

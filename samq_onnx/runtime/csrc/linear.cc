@@ -9,6 +9,7 @@ namespace samq {
 namespace {
 
 constexpr int64_t kLargestDepth = 32768;  // products of 8-bit codes summed over it stay below 2^31
+constexpr int64_t kColumns = 256;         // that one task adds up
 }  // namespace
 
 Dims linear_output(const Dims& x, const Dims& w) {
@@ -57,8 +58,8 @@ void Linear::run(const Context& context) {
   // bias less x_zero_point times the sum of each column, and the largest weight
   std::vector<int32_t> bias(static_cast<size_t>(padded_), 0);
   std::atomic<int32_t> largest_w{1};
-  context.parallel_for(panels, [&](int64_t p) {
-    const int64_t from = p * panel, to = std::min(job.columns, from + panel);
+  context.parallel_for((job.columns + kColumns - 1) / kColumns, [&](int64_t block) {
+    const int64_t from = block * kColumns, to = std::min(job.columns, from + kColumns);
     int32_t largest = 1;
     int32_t* const sums = bias.data() + from;
     for (int64_t k = 0; k < job.depth; ++k) {

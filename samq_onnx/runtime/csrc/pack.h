@@ -25,10 +25,19 @@ void pack(const In* x, int64_t depth, int64_t depth_step, int64_t columns, int64
   for (int64_t from = 0; from < columns; from += panel, out += round_up(depth, Group) * panel) {
     const int64_t count = std::min(panel, columns - from);
     if (count < panel || depth % Group) std::fill_n(out, round_up(depth, Group) * panel, Out{0});
-    for (int64_t i = 0; i < depth; ++i)
-      for (int64_t j = 0; j < count; ++j)
-        out[(i / Group * panel + j) * Group + i % Group] =
-            static_cast<Out>(x[i * depth_step + (from + j) * column_step] - zero);
+    for (int64_t i = 0; i < depth; i += Group) {
+      const In* const group = x + i * depth_step + from * column_step;
+      Out* const to = out + i * panel;
+      const auto copy = [&](int64_t rows) {
+        for (int64_t j = 0; j < count; ++j)
+          for (int64_t g = 0; g < rows; ++g)
+            to[j * Group + g] = static_cast<Out>(group[g * depth_step + j * column_step] - zero);
+      };
+      if (depth - i >= Group)
+        copy(Group);
+      else
+        copy(depth - i);
+    }
   }
 }
 

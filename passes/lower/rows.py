@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Move rows before a linear instead of after it, so that bytes are moved, and dropped rows are never computed.
+
+    view(QLinear(x)) -> QLinear(view(x))
+
+A linear treats every row alone, so views that keep rows whole may come first; window attention's padding then goes
+before the output projection. Exact. Takes Reshape, Transpose and Slice that leave the last axis alone, where the
+linear keeps its width, so that their constants stay right; refuses outputs that something else reads too, and views
+of unknown shape.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from samq_onnx.ops import DOMAIN
+from samq_onnx.passes.lower.build import Builder
+
+__all__ = ["move_rows_first"]
+
+
+def _keeps_rows(view: ir.Node) -> bool:
+    """Whether the view leaves the last axis as it is."""
+    before, after = view.inputs[0], view.outputs[0]
+    if view.domain or before is None or before.shape is None or after.shape is None:
+        return False
+    if before.shape[-1] != after.shape[-1] or not isinstance(after.shape[-1], int):
+        return False
+    if view.op_type == "Reshape":
+        return True
+    if view.op_type == "Transpose":
+        return view.attributes["perm"].as_ints()[-1] == len(before.shape) - 1
+    if view.op_type == "Slice" and len(view.inputs) > 3:
+        axes = view.inputs[3]
+        if axes is None or axes.const_value is None:
+            return False
+        return all(axis % len(before.shape) != len(before.shape) - 1 for axis in axes.const_value.numpy().ravel())
+    return False
+
+
+def _views(value: ir.Value) -> list[ir.Node]:
+    """The views of whole rows, one after the other, that alone read ``value``."""
+    found: list[ir.Node] = []
+    while len(value.uses()) == 1 and not value.is_graph_output():
+        ((node, index),) = value.uses()
+        if index != 0 or not _keeps_rows(node):
+            break
+        found.append(node)
+        value = node.outputs[0]
+    return found
+
+
+def move_rows_first(builder: Builder) -> None:
+    """Move views of whole rows from behind to before square linears, in place."""
+    for node in list(builder.graph):
+        if node.domain != DOMAIN or node.op_type != "QLinear":
+            continue
+        x, weight, output = node.inputs[0], node.inputs[2], node.outputs[0]
+        views = _views(output)
+        assert x is not None and weight is not None and weight.shape is not None
+        if not views or weight.shape[0] != weight.shape[1]:
+            continue
+        codes = views[-1].outputs[0]
+        made = ir.Value(name=f"{codes.name}_rows", type=output.type, shape=codes.shape)
+        ir.convenience.replace_all_uses_with(codes, made, replace_graph_outputs=True)
+        views[0].replace_input_with(0, x)
+        for view in views:
+            view.outputs[0].type = x.type
+        builder.node("QLinear", [codes, *(i for i in node.inputs[1:] if i is not None)], made, views[-1], domain=DOMAIN)
+        builder.graph.remove(node, safe=True)
