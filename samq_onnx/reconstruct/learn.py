@@ -7,7 +7,8 @@ calibration inputs. What counts as near depends on the model:
 * an encoder: mean squared error of the embedding, relative to its variance;
 * a decoder: masks and IoU estimates. A mask counts by its pixels on the object as much as by those off it, because
   the object is a small part of the image:
-  balanced cross entropy + dice distance of the soft masks + IOU_WEIGHT * squared error of the IoU estimates.
+  balanced cross entropy + dice distance of the soft masks + squared error of the logits relative to their variance
+  + IOU_WEIGHT * squared error of the IoU estimates.
 
 The inputs of a decoder may come from a quantized encoder while the targets come from the float one: then it also
 learns to live with the encoder's error.
@@ -36,12 +37,12 @@ from samq_onnx.reconstruct.simulate import Simulation
 __all__ = ["learn"]
 
 LOGITS, IOU = "low_res_masks", "iou_predictions"  # outputs of segment-anything's exported decoder
-WEIGHT_RATE = 5e-4
-SCALE_RATE = 5 * WEIGHT_RATE  # of the logarithm
-ZERO_RATE = 50 * WEIGHT_RATE  # of a code
+SCALE_RATE = 5.0  # of the logarithm, times that of the weights
+ZERO_RATE = 50.0  # of a code, times that of the weights
 WARM_UP = 0.1
 LARGEST_GRADIENT = 1.0
 IOU_WEIGHT = 5.0
+SMALLEST_VARIANCE = 1e-6
 LARGEST_WORK = 50e9  # MACs of one input; what is larger takes many hours and tens of GB without a GPU
 
 Feed = Mapping[str, np.ndarray]
@@ -50,36 +51,45 @@ Tensors = Sequence[torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class _Lesson:
-    """Outputs that are taught, their distance from the float ones, how often the inputs are seen, inputs a step."""
+    """What is taught and how.
+
+    Attributes:
+        outputs: names of the outputs taught. loss: their distance from the float ones.
+        rate: of the weights, times the step of their codes, 2^-bits. epochs: how often the inputs are seen.
+        batch: inputs of a step.
+    """
 
     outputs: tuple[str, ...]
     loss: Callable[[Tensors, Tensors], torch.Tensor]
+    rate: float
     epochs: int
     batch: int
 
 
 def _mask_loss(made: Tensors, wanted: Tensors) -> torch.Tensor:
     """Distance of (logits [..., masks, H, W], IoU estimates) from those of the float model."""
-    logits, target = made[0].flatten(-2), wanted[0].flatten(-2).sigmoid()
+    logits, wanted_logits = made[0].flatten(-2), wanted[0].flatten(-2)
+    target = wanted_logits.sigmoid()
     soft = logits.sigmoid()
     weight = target + target.mean(-1, keepdim=True)  # object and background weigh about the same
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     entropy = (entropy * weight).sum(-1) / weight.sum(-1)
     overlap = (soft * target).sum(-1)
     dice = 1 - (2 * overlap + 1) / (soft.square().sum(-1) + target.square().sum(-1) + 1)
-    return (entropy + dice).mean() + IOU_WEIGHT * functional.mse_loss(made[1], wanted[1])
+    error = (logits - wanted_logits).square().mean(-1) / wanted_logits.var(-1).clamp_min(SMALLEST_VARIANCE)
+    return (entropy + dice + error).mean() + IOU_WEIGHT * functional.mse_loss(made[1], wanted[1])
 
 
 def _embedding_loss(made: Tensors, wanted: Tensors) -> torch.Tensor:
-    return functional.mse_loss(made[0], wanted[0]) / wanted[0].var()
+    return functional.mse_loss(made[0], wanted[0]) / wanted[0].var().clamp_min(SMALLEST_VARIANCE)
 
 
 def _lesson(model: ir.Model) -> _Lesson:
     names = [value.name or "" for value in model.graph.outputs]
     if {LOGITS, IOU} <= set(names):
-        return _Lesson((LOGITS, IOU), _mask_loss, epochs=8, batch=8)
+        return _Lesson((LOGITS, IOU), _mask_loss, rate=1.6e-3, epochs=4, batch=8)
     if len(names) == 1:
-        return _Lesson((names[0],), _embedding_loss, epochs=16, batch=2)
+        return _Lesson((names[0],), _embedding_loss, rate=16e-3, epochs=32, batch=2)
     raise NotLearnable(f"its outputs are neither one embedding nor {LOGITS} and {IOU}")
 
 
@@ -139,15 +149,17 @@ def learn(
         run(model, targets, [wanted], label=f"{label}: targets")
         given = _Spill([value.name or "" for value in simulation.inputs], Path(scratch))
         run(model, feeds, [given], label=f"{label}: inputs")
-        losses = _train(simulation, lesson, given, wanted, label)
+        losses = _train(simulation, lesson, lesson.rate * 2.0**-plan.recipe.weight_bits, given, wanted, label)
     simulation.write_back(plan)
     tenth = max(1, len(losses) // 10)
     return Learned(len(feeds), float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:])))
 
 
-def _train(simulation: Simulation, lesson: _Lesson, given: _Spill, wanted: _Spill, label: str) -> list[float]:
+def _train(
+    simulation: Simulation, lesson: _Lesson, rate: float, given: _Spill, wanted: _Spill, label: str
+) -> list[float]:
     """Loss of each step."""
-    rates = [WEIGHT_RATE, SCALE_RATE, ZERO_RATE]
+    rates = [rate, SCALE_RATE * rate, ZERO_RATE * rate]
     groups = [simulation.weights(), simulation.log_scales(), simulation.zeros()]
     optimizer = torch.optim.Adam([{"params": group} for group in groups])
     steps = max(1, lesson.epochs * len(given) // lesson.batch)
