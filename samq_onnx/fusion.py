@@ -116,10 +116,12 @@ def _attention_rel_pos(kernel: Kernel) -> int:
 
 COUNTERS = {
     **dict.fromkeys(
-        ("MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul"),
+        (
+            *("MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul"),
+            *("DynamicQuantizeMatMul", "MatMulNBits", "QLinear", "QLinearQuantize", "QLinearLut"),
+        ),
         _matmul,
     ),
-    **dict.fromkeys(("MatMulNBits", "QLinear", "QLinearQuantize", "QLinearLut"), _matmul),
     **dict.fromkeys(("Gemm", "FusedGemm", "QGemm"), _gemm),
     **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "ConvInteger", "QLinearConv"), _conv),
     "ConvTranspose": _conv_transpose,

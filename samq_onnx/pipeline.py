@@ -10,7 +10,6 @@ from importlib import metadata
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from samq_onnx import ops
 from samq_onnx.calibrate import (
@@ -29,7 +28,7 @@ from samq_onnx.models import is_decoder
 from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
 from samq_onnx.passes.fold.edit import constant, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
-from samq_onnx.passes.lower import Builder, lower_attention, lower_linears, move_rows_first, raise_opset, sink_views
+from samq_onnx.passes.lower import lower, raise_opset
 from samq_onnx.plan import AttentionPlan, LinearPlan, LogCodes, QuantPlan, Uniform, Weight
 from samq_onnx.recipe import Recipe
 from samq_onnx.reconstruct import InputMoments, Learned, NotLearnable, compensate
@@ -95,13 +94,7 @@ def quantize_model(
     if recipe.compensate and learned is None and not decoder:
         _compensate(model, chosen, plan, feeds, label)
     comparable = _comparable(structure, chosen)
-    builder = Builder(model.graph)
-    refused += lower_linears(structure, builder, plan)
-    lower_attention(structure, builder, plan)
-    move_rows_first(builder)
-    sink_views(builder)
-    common.RemoveUnusedNodesPass()(model)
-    ops.add_functions(model)
+    refused += lower(model, structure, plan)
     left = {value.name for node in model.graph for value in node.outputs}
     _describe(model, plan, [name for name in comparable if name in left])
     kinds: dict[str, int] = {}

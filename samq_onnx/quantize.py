@@ -21,7 +21,7 @@ from samq_onnx.errors import UserError, main_guard
 from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
 from samq_onnx.files import atomic_path, check_writable, write_json
 from samq_onnx.fusion import fusion_report
-from samq_onnx.models import is_decoder, load_model, model_bytes, model_sha256, square_image_input
+from samq_onnx.models import is_decoder, load_model, model_bytes, model_sha256, read_model, square_image_input
 from samq_onnx.pipeline import Feeds, Outcome, quantize_model
 from samq_onnx.recipe import BITS, DEFAULT_METHOD, METHODS, Recipe, recipe
 from samq_onnx.runtime import open_session
@@ -45,7 +45,7 @@ def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | Non
             raise UserError(
                 f"{source}: a decoder is calibrated on an encoder's embeddings; give --encoder ENCODER.onnx"
             )
-        load_model(encoder)
+        read_model(encoder)
         shapes = {value.name or "": list(value.shape or ()) for value in model.graph.inputs}
         sizes = {name: [d if isinstance(d, int) else 0 for d in shape] for name, shape in shapes.items()}
         return DecoderFeeds(calibration, open_session(encoder), sizes)
@@ -150,7 +150,7 @@ def quantize(
 def quantize_folder(source: Path, output: Path, calibration: Path, chosen: Recipe) -> dict[str, Any]:
     """Quantize ``encoder.onnx`` and ``decoder.onnx`` of a folder into a folder of the same shape."""
     for name in (ENCODER, DECODER):
-        load_model(source / name)
+        read_model(source / name)
     encoder = source / ENCODER, output / ENCODER
     return {
         "encoder": quantize(*encoder, calibration, chosen),

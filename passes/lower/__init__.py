@@ -3,11 +3,29 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from samq_onnx import ops
+from samq_onnx.passes.lift import Structure
 from samq_onnx.passes.lower.attention import lower_attention
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.linear import lower_linears
 from samq_onnx.passes.lower.opset import raise_opset
 from samq_onnx.passes.lower.rows import move_rows_first
 from samq_onnx.passes.lower.sink import sink_views
+from samq_onnx.plan import QuantPlan
 
-__all__ = ["Builder", "lower_attention", "lower_linears", "move_rows_first", "raise_opset", "sink_views"]
+__all__ = ["lower", "raise_opset"]
+
+
+def lower(model: ir.Model, structure: Structure, plan: QuantPlan) -> list[str]:
+    """Make a lifted float model compute with the codes of ``plan``, in place; one sentence for each refusal."""
+    builder = Builder(model.graph)
+    refused = lower_linears(structure, builder, plan)
+    lower_attention(structure, builder, plan)
+    move_rows_first(builder)
+    sink_views(builder)
+    common.RemoveUnusedNodesPass()(model)
+    ops.add_functions(model)
+    return refused

@@ -76,10 +76,10 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan, epilogues: Epilog
         builder.node("Cast", [packed], stored, None, {"to": int(ir.DataType.INT8)})
     else:
         stored = builder.constant(f"{name}_int8", codes)
+    x = builder.quantize(node.inputs[0] or linear.x, plan.input)
     if many_rows:
         units = np.broadcast_to(bias_scale, linear.out_features).astype(np.float32)
         bias = np.zeros(linear.out_features) if bias_codes is None else bias_codes
-        x = builder.quantize(linear.node.inputs[0] or linear.x, plan.input)
         lower_qlinear(builder, linear, x, stored, bias.astype(np.int32), units, epilogues)
         return None
     shape = (-1,) if per_channel else ()
@@ -92,7 +92,7 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan, epilogues: Epilog
     axis = {"axis": linear.out_axis} if per_channel else {}
     builder.node("DequantizeLinear", [stored, weight_scale, weight_zero], weight_float, stored.producer(), axis)
 
-    node.replace_input_with(0, builder.dequantize(builder.quantize(linear.node.inputs[0] or linear.x, plan.input)))
+    node.replace_input_with(0, builder.dequantize(x))
     node.replace_input_with(1, weight_float)
     if bias_codes is not None:
         assert linear.bias is not None

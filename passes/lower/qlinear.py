@@ -98,7 +98,7 @@ class Epilogues:
                 made.zero_point[projection.channels] = codes.zero_point
                 made.values.append((value, codes))
                 widths.add(codes.bits)
-        if len(widths) != 1 or np.any(taken != 1) or len(_attention_inputs(linear.output)) != len(made.values):
+        if len(widths) != 1 or np.any(taken != 1) or _attention_inputs(linear.output) != len(made.values):
             return None
         made.bits = widths.pop()
         return made
@@ -119,12 +119,9 @@ def _leads_only_to(start: ir.Value, end: ir.Value) -> bool:
     return True
 
 
-def _attention_inputs(value: ir.Value) -> list[tuple[ir.Node, int]]:
-    """Inputs of samq nodes that ``value`` reaches through views."""
-    found: list[tuple[ir.Node, int]] = []
-    for view in _views(value):
-        found += [(node, index) for node, index in view.uses() if node.domain == DOMAIN]
-    return found
+def _attention_inputs(value: ir.Value) -> int:
+    """How many inputs of samq nodes ``value`` reaches through views."""
+    return sum(node.domain == DOMAIN for view in _views(value) for node, _ in view.uses())
 
 
 def _views(value: ir.Value) -> list[ir.Value]:

@@ -12,8 +12,11 @@ import pytest
 from scipy.special import erf
 
 from samq_onnx import assets, data, images
-from samq_onnx.passes.lower import Builder, linear, sink_views
+from samq_onnx.evaluate import overlap
+from samq_onnx.passes.lower import linear
+from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.qlinear import _gelu_table
+from samq_onnx.passes.lower.sink import sink_views
 from samq_onnx.plan import Uniform
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.quantize import quantize_folder
@@ -51,16 +54,14 @@ def masks(folder: Path) -> list[np.ndarray]:
     return found
 
 
-def overlap(one: list[np.ndarray], two: list[np.ndarray]) -> float:
-    """Mean IoU."""
-    pairs = zip(one, two, strict=True)
-    return float(np.mean([np.logical_and(a, b).sum() / max(1, np.logical_or(a, b).sum()) for a, b in pairs]))
+def mean_iou(one: list[np.ndarray], two: list[np.ndarray]) -> float:
+    return float(np.mean([overlap(a, b)[0] for a, b in zip(one, two, strict=True)]))
 
 
 def test_masks_are_near_those_of_qdq(both: dict[str, Path], nano: Path) -> None:
     nodes, qdq, exact = masks(both["nodes"]), masks(both["qdq"]), masks(nano)
-    assert overlap(nodes, qdq) > MASK_BOUND
-    assert overlap(nodes, exact) > overlap(qdq, exact) - LOSS_BOUND
+    assert mean_iou(nodes, qdq) > MASK_BOUND
+    assert mean_iou(nodes, exact) > mean_iou(qdq, exact) - LOSS_BOUND
 
 
 def test_embeddings_are_near_those_of_qdq(both: dict[str, Path], encoder_feed: Feed) -> None:

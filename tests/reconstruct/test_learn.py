@@ -9,21 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 import pytest
 import torch
 
 from samq_onnx import assets, ops, pipeline
+from samq_onnx.evaluate import overlap
 from samq_onnx.feeds import DecoderFeeds
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import Structure, lift, simplify
-from samq_onnx.passes.lower import Builder, lower_attention, lower_linears, raise_opset
+from samq_onnx.passes.lower import lower, raise_opset
 from samq_onnx.plan import LogCodes, QuantPlan, Uniform, Weight
 from samq_onnx.recipe import recipe
 from samq_onnx.reconstruct import NotLearnable, learn
 from samq_onnx.reconstruct.fake_quant import ActivationCodes, ProbabilityCodes, WeightCodes
 from samq_onnx.reconstruct.simulate import Simulation
 from samq_onnx.runtime import open_session
+from samq_onnx.verify import sqnr
 
 LOGITS = "low_res_masks"
 
@@ -49,22 +50,14 @@ def _planned(bits: str, feeds: list[Mapping[str, np.ndarray]]) -> tuple[ir.Model
 
 
 def _lowered(model: ir.Model, structure: Structure, plan: QuantPlan, feed: Mapping[str, np.ndarray]) -> np.ndarray:
-    builder = Builder(model.graph)
-    lower_linears(structure, builder, plan)
-    lower_attention(structure, builder, plan)
-    common.RemoveUnusedNodesPass()(model)
-    ops.add_functions(model)
+    lower(model, structure, plan)
     session = open_session(ir.to_proto(model).SerializeToString())
     return session.run([LOGITS], dict(feed))[0]
 
 
-def _sqnr(wanted: np.ndarray, made: np.ndarray) -> float:
-    return float(10 * np.log10(np.square(wanted).sum() / np.square(wanted - made).sum()))
-
-
 def _overlap(wanted: np.ndarray, made: np.ndarray) -> float:
     """IoU of masks given as logits, all taken together."""
-    return float(((wanted > 0) & (made > 0)).sum() / ((wanted > 0) | (made > 0)).sum())
+    return overlap(wanted > 0, made > 0)[0]
 
 
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
@@ -81,7 +74,7 @@ def test_simulation_computes_what_the_lowered_graph_computes(
     pipeline.run(model, feeds[:1], [given], label="inputs")
     with torch.no_grad():
         (made,) = simulation(dict(zip(simulation.inputs, given[0], strict=True)))
-    assert _sqnr(_lowered(model, structure, plan, feeds[0]), made.numpy()) > {"w8a8": 35, "w4a4": 20}[bits]
+    assert sqnr(_lowered(model, structure, plan, feeds[0]), made.numpy()) > {"w8a8": 35, "w4a4": 20}[bits]
 
 
 def test_learning_brings_the_masks_nearer_to_float(
