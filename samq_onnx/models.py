@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -19,6 +20,7 @@ __all__ = [
     "model_sha256",
     "read_model",
     "square_image_input",
+    "tap",
 ]
 
 DECODER_INPUTS = (
@@ -100,3 +102,13 @@ def square_image_input(model: ir.Model) -> tuple[str, int] | None:
     if not isinstance(height, int) or height != width:
         return None
     return value.name or "", height
+
+
+def tap(model: ir.Model, names: Iterable[str]) -> None:
+    """Make the float values of these names outputs too, behind those there are."""
+    made = {value.name: value for node in model.graph for value in node.outputs}
+    present = {value.name for value in model.graph.outputs}
+    for name in names:
+        if name not in present:
+            made[name].type = ir.TensorType(ir.DataType.FLOAT)
+            model.graph.outputs.append(made[name])

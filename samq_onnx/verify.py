@@ -18,7 +18,7 @@ from samq_onnx import ops
 from samq_onnx.errors import UserError, main_guard
 from samq_onnx.feeds import sample_feed
 from samq_onnx.files import check_writable, write_json
-from samq_onnx.models import load_model, model_sha256
+from samq_onnx.models import load_model, model_sha256, tap
 from samq_onnx.passes.lift import lift, simplify
 from samq_onnx.runtime import open_session
 
@@ -32,17 +32,6 @@ def sqnr(reference: np.ndarray, value: np.ndarray) -> float:
     if noise == 0.0:
         return float("inf")
     return 10.0 * float(np.log10(max(signal, 1e-300) / noise))
-
-
-def _tapped(model: ir.Model, names: Sequence[str]) -> bytes:
-    """The model with values of these names as further outputs."""
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    present = {value.name for value in model.graph.outputs}
-    for name in names:
-        if name not in present:
-            values[name].type = ir.TensorType(ir.DataType.FLOAT)
-            model.graph.outputs.append(values[name])
-    return ir.to_proto(model).SerializeToString()
 
 
 def _run(model: str | bytes, feed: Mapping[str, np.ndarray], native: bool) -> dict[str, np.ndarray]:
@@ -78,8 +67,10 @@ def verify(quantized: Path, reference: Path, feed: Mapping[str, np.ndarray] | No
 
     native = _run(str(quantized), feed, native=True)
     body = _run(str(quantized), feed, native=False)
-    quantized_values = _run(_tapped(model, sites), feed, native=True)
-    float_values = _run(_tapped(original, sites), feed, native=True)
+    for tapped in (model, original):
+        tap(tapped, sites)
+    quantized_values = _run(ir.to_proto(model).SerializeToString(), feed, native=True)
+    float_values = _run(ir.to_proto(original).SerializeToString(), feed, native=True)
     return {
         "quantized": str(quantized),
         "reference": str(reference),

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from samq_onnx.models import tap
 from samq_onnx.passes.lift.attention import Match
 
 __all__ = ["site_kinds"]
@@ -36,12 +37,9 @@ def _static(match: Match) -> tuple[list[int], list[int]] | None:
 def _measured(model: ir.Model, matches: Sequence[Match]) -> Shapes:
     """Shapes of q and k in a run on arbitrary inputs, unknown dimensions small."""
     probe = ir.external_data.load_to_model(model.clone())
-    values = {value.name: value for node in probe.graph for value in node.outputs}
     probe.graph.outputs.clear()
-    wanted = list(dict.fromkeys(v.name for m in matches for v in (m.q, m.transpose.outputs[0])))
-    for name in wanted:
-        values[name].type = ir.TensorType(ir.DataType.FLOAT)
-        probe.graph.outputs.append(values[name])
+    wanted = list(dict.fromkeys(v.name or "" for m in matches for v in (m.q, m.transpose.outputs[0])))
+    tap(probe, wanted)
     random = np.random.default_rng(0)
     feed = {}
     for value in probe.graph.inputs:

@@ -15,6 +15,7 @@ from onnx import parser
 from samq_onnx import ops
 from samq_onnx.calibrate import TensorStats, run
 from samq_onnx.errors import UserError
+from samq_onnx.models import tap
 from samq_onnx.passes.lift import lift, simplify
 from tests.conftest import run_model
 
@@ -67,12 +68,10 @@ def _lifted(path: Path) -> tuple[ir.Model, list[str]]:
 
 def _whole(model: ir.Model, names: Sequence[str], feed: Feed) -> dict[str, np.ndarray]:
     tapped = model.clone()
-    values = {value.name: value for node in tapped.graph for value in node.outputs}
+    values = {value.name for node in tapped.graph for value in node.outputs}
     tapped.graph.outputs.clear()
     made = [name for name in names if name in values]
-    for name in made:
-        values[name].type = ir.TensorType(ir.DataType.FLOAT)
-        tapped.graph.outputs.append(values[name])
+    tap(tapped, made)
     return {**feed, **dict(zip(made, run_model(tapped, feed), strict=True))}
 
 
