@@ -1,10 +1,12 @@
-# Two commands: `make demo` and `make test`. Each sets up .venv first.
+# Two commands: `make demo` and `make test`. Each sets up .venv first. `make sanitize` is for changes of the kernels.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
+SANITIZED := build/sanitized
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 
-.PHONY: demo test lint clean
+.PHONY: demo test sanitize lint clean
 
 $(VENV)/.base: pyproject.toml CMakeLists.txt $(wildcard samq_onnx/runtime/csrc/*)
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +25,18 @@ demo: $(VENV)/.base
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest
+
+# The kernels' tests on a library with AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of its own.
+# Leaks are not looked for: Python and ONNX Runtime leave memory behind at exit.
+sanitize: $(VENV)/.dev
+	$(PYTHON) -m venv --without-pip $(SANITIZED)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(SANITIZED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(BIN)/pip --python $(SANITIZED)/bin/python install --quiet --disable-pip-version-check --no-deps \
+		--force-reinstall -Cbuild-dir=build/sanitize '-Ccmake.define.CMAKE_CXX_FLAGS=$(SANITIZERS)' .
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+		$(SANITIZED)/bin/python -c 'import sys, pytest; sys.path.remove(""); sys.exit(pytest.main())' \
+		--import-mode=append runtime_tests
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -83,7 +83,7 @@ def nncf_int8(source: Path, output: Path, calibration: Path) -> None:
 
 def ours(bits: str, source: Path, output: Path, calibration: Path, encoder: Path | None = None) -> None:
     """This package's default recipe without what moves weights, so the same graph; a decoder needs ``encoder``."""
-    chosen = dataclasses.replace(recipe(bits=bits), compensate=False, learn=False)
+    chosen = dataclasses.replace(recipe(bits=bits), compensate=False, learned_bits=0, decoder_learned_bits=0)
     with contextlib.redirect_stdout(io.StringIO()):
         quantize(source, output, calibration, chosen, encoder=encoder)
 

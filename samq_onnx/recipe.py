@@ -9,7 +9,6 @@ from samq_onnx.errors import UserError
 
 __all__ = ["BITS", "DEFAULT_METHOD", "METHODS", "Recipe", "recipe"]
 
-LOSSLESS = ("w8a8",)  # widths that lose nothing worth learning
 BITS = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a4": (4, 4)}
 
 
@@ -31,7 +30,9 @@ class Recipe:
             channels that follow, and correct biases (GPTQ, Frantar et al. 2023), instead of to the nearest code.
         decoder_activation_bits: at least this many in a SAM decoder, where few bits lose the prompt and save no time:
             it is a few percent of the work.
-        learn: teach the quantized model what the float one gives, by gradients; needs torch.
+        learned_bits: weights of at most so many bits are taught, by gradients, what the float model gives; needs
+            torch. Wider ones lose less than they would then fit the calibration images alone.
+        decoder_learned_bits: the same of a SAM decoder, which sees many prompts of each calibration image.
     """
 
     method: str
@@ -46,11 +47,21 @@ class Recipe:
     nearest_probabilities: bool = False
     compensate: bool = False
     decoder_activation_bits: int = 0
-    learn: bool = False
+    learned_bits: int = 0
+    decoder_learned_bits: int = 0
+
+    @property
+    def learn(self) -> bool:
+        """Whether the model is to be learned."""
+        return self.weight_bits <= self.learned_bits
 
     def for_decoder(self) -> Recipe:
         """What to do with a SAM decoder."""
-        return dataclasses.replace(self, activation_bits=max(self.activation_bits, self.decoder_activation_bits))
+        return dataclasses.replace(
+            self,
+            activation_bits=max(self.activation_bits, self.decoder_activation_bits),
+            learned_bits=self.decoder_learned_bits,
+        )
 
 
 METHODS: dict[str, dict[str, object]] = {
@@ -67,7 +78,8 @@ METHODS: dict[str, dict[str, object]] = {
         "nearest_probabilities": True,
         "compensate": True,
         "decoder_activation_bits": 8,
-        "learn": True,
+        "learned_bits": 4,
+        "decoder_learned_bits": 6,
     },
 }
 DEFAULT_METHOD = "samq"
@@ -84,6 +96,4 @@ def recipe(method: str = DEFAULT_METHOD, bits: str = "w8a8") -> Recipe:
     if bits not in BITS:
         raise UserError(f"unknown width {bits!r}; choose one of {', '.join(BITS)}")
     weight_bits, activation_bits = BITS[bits]
-    choices = dict(METHODS[method])
-    choices["learn"] = bool(choices.get("learn")) and bits not in LOSSLESS
-    return Recipe(method=method, weight_bits=weight_bits, activation_bits=activation_bits, **choices)  # type: ignore[arg-type]
+    return Recipe(method=method, weight_bits=weight_bits, activation_bits=activation_bits, **METHODS[method])  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ class _Lesson:
 
     Attributes:
         outputs: names of the outputs taught. loss: their distance from the float ones.
-        rate: of the weights, times the step of their codes, 2^-bits. epochs: how often the inputs are seen.
+        rate: of the weights. epochs: how often the inputs are seen.
         batch: inputs of a step.
     """
 
@@ -87,9 +87,9 @@ def _embedding_loss(made: Tensors, wanted: Tensors) -> torch.Tensor:
 def _lesson(model: ir.Model) -> _Lesson:
     names = [value.name or "" for value in model.graph.outputs]
     if {LOGITS, IOU} <= set(names):
-        return _Lesson((LOGITS, IOU), _mask_loss, rate=1.6e-3, epochs=4, batch=8)
+        return _Lesson((LOGITS, IOU), _mask_loss, rate=5e-5, epochs=4, batch=8)
     if len(names) == 1:
-        return _Lesson((names[0],), _embedding_loss, rate=16e-3, epochs=32, batch=2)
+        return _Lesson((names[0],), _embedding_loss, rate=1e-3, epochs=32, batch=2)
     raise NotLearnable(f"its outputs are neither one embedding nor {LOGITS} and {IOU}")
 
 
@@ -149,17 +149,15 @@ def learn(
         run(model, targets, [wanted], label=f"{label}: targets")
         given = _Spill([value.name or "" for value in simulation.inputs], Path(scratch))
         run(model, feeds, [given], label=f"{label}: inputs")
-        losses = _train(simulation, lesson, lesson.rate * 2.0**-plan.recipe.weight_bits, given, wanted, label)
+        losses = _train(simulation, lesson, given, wanted, label)
     simulation.write_back(plan)
     tenth = max(1, len(losses) // 10)
     return Learned(len(feeds), float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:])))
 
 
-def _train(
-    simulation: Simulation, lesson: _Lesson, rate: float, given: _Spill, wanted: _Spill, label: str
-) -> list[float]:
+def _train(simulation: Simulation, lesson: _Lesson, given: _Spill, wanted: _Spill, label: str) -> list[float]:
     """Loss of each step."""
-    rates = [rate, SCALE_RATE * rate, ZERO_RATE * rate]
+    rates = [lesson.rate, SCALE_RATE * lesson.rate, ZERO_RATE * lesson.rate]
     groups = [simulation.weights(), simulation.log_scales(), simulation.zeros()]
     optimizer = torch.optim.Adam([{"params": group} for group in groups])
     steps = max(1, lesson.epochs * len(given) // lesson.batch)
