@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
+SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 
@@ -26,17 +27,18 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest
 
-# The kernels' tests on a library with AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of its own.
-# Leaks are not looked for: Python and ONNX Runtime leave memory behind at exit.
+# The kernels' tests on a library with AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of its own
+# that falls back on .venv. It runs elsewhere, or the sources would hide the package installed there. Leaks are not
+# looked for: Python and ONNX Runtime leave memory behind at exit.
 sanitize: $(VENV)/.dev
 	$(PYTHON) -m venv --without-pip $(SANITIZED)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-		> "$$($(SANITIZED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	printf '%s\n' "$$($(BIN)/python -c $(SITE_PACKAGES))" '$(CURDIR)' \
+		> "$$($(SANITIZED)/bin/python -c $(SITE_PACKAGES))/base.pth"
 	$(BIN)/pip --python $(SANITIZED)/bin/python install --quiet --disable-pip-version-check --no-deps \
 		--force-reinstall -Cbuild-dir=build/sanitize '-Ccmake.define.CMAKE_CXX_FLAGS=$(SANITIZERS)' .
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(SANITIZED)/bin/python -c 'import sys, pytest; sys.path.remove(""); sys.exit(pytest.main())' \
-		--import-mode=append runtime_tests
+	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		bin/python -m pytest --import-mode=append $(CURDIR)/runtime_tests
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

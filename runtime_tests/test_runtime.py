@@ -155,12 +155,20 @@ CASES = [
 ]
 
 
+def child(script: str, *arguments: str, **variables: str) -> str:
+    """What a Python process of its own prints."""
+    # behind the installed package, which the folder of the sources would hide
+    code = f"import sys; sys.path.append({str(Path(__file__).parents[1])!r})\n{script}"
+    environment = os.environ | variables
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=True, env=environment, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
 @pytest.mark.parametrize("name", ["baseline", "avx2", "avxvnni", "avx512", "avx512vnni"])
 def test_every_instruction_set_gives_the_same(name: str, tmp_path: Path) -> None:
     path = tmp_path / "outputs.npz"
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"SAMQ_ISA": name}
-    subprocess.run([sys.executable, "-c", SAVE_OUTPUTS, str(path)], check=True, env=environment, cwd=root)
+    child(SAVE_OUTPUTS, str(path), SAMQ_ISA=name)
     made = np.load(path)
     if made["name"] != name and name != "baseline":
         pytest.skip(f"this CPU has no {name}")
@@ -191,6 +199,4 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize("op", ["Attention", "QAttention"])
 def test_the_map_is_never_held(op: str) -> None:
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", GROWTH, op], check=True, capture_output=True, text=True, cwd=root)
-    assert float(done.stdout) < 30, "MB; the map of 8 x 2048 x 2048 would be 128 MB"
+    assert float(child(GROWTH, op)) < 30, "MB; the map of 8 x 2048 x 2048 would be 128 MB"

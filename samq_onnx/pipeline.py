@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
@@ -216,6 +217,8 @@ def _compensate(model: ir.Model, chosen: list[Linear], plan: QuantPlan, feeds: F
 
 
 def _learn(model: ir.Model, structure: Structure, plan: QuantPlan, feeds: Feeds, targets: Feeds, label: str) -> Learned:
+    # Read when torch is loaded: its threads wait without spinning, which beside other work slows them several times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from samq_onnx.reconstruct.learn import learn  # torch is optional
     except ImportError as error:

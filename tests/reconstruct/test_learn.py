@@ -81,7 +81,7 @@ def test_learning_brings_the_masks_nearer_to_float(
     feeds: list[Mapping[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lesson = learn._lesson(load_model(assets.nano_dir() / "decoder.onnx"))
-    monkeypatch.setattr(learn, "_lesson", lambda model: dataclasses.replace(lesson, epochs=60))
+    monkeypatch.setattr(learn, "_lesson", lambda model: dataclasses.replace(lesson, epochs=60, rate=1e-4))
     wanted = open_session(assets.nano_dir() / "decoder.onnx").run([LOGITS], dict(feeds[0]))[0]
     model, structure, plan = _planned("w4a4", feeds)
     before = _overlap(wanted, _lowered(model, structure, plan, feeds[0]))
