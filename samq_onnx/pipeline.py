@@ -132,11 +132,14 @@ def _fold(model: ir.Model, structure: Structure, feeds: Feeds, recipe: Recipe, l
     key_mean = {
         site.name: means[site.name].mean[site.k.channels].astype(np.float64) for site in wanted if site.k is not None
     }
-    if recipe.sign:
-        bimodal = {name: is_bimodal(sample.values) for name, sample in samples.items()}
-        reports.append(fold_sign(structure, key_mean, bimodal))
+    centred: set[str] = set()
     if recipe.key_centring:
         reports.append(fold_key_centre(structure, key_mean))
+        centred.update(reports[-1].done)
+    if recipe.sign:
+        # Two peaks come from channels on either side of zero. Centred, none is: flipping them would only widen q.
+        bimodal = {name: name not in centred and is_bimodal(sample.values) for name, sample in samples.items()}
+        reports.append(fold_sign(structure, key_mean, bimodal))
     return reports
 
 

@@ -24,7 +24,7 @@ class Recipe:
         log_probabilities: post-softmax maps as AGQ log codes (PTQ4SAM section 3.3) instead of uniform ones.
         finest_tau: largest tau of the log codes; the paper stops at 4, 8-bit codes can afford finer steps.
         nearest_probabilities: per site the log or the uniform codes, whichever leaves less error in A V.
-        sign: fold bimodal keys (BIG, PTQ4SAM section 3.2).
+        sign: fold bimodal keys (BIG, PTQ4SAM section 3.2), where they are not centred.
         key_centring: move the mean of the keys out of the range to be quantized; exact.
         compensate: round weights one input channel after the other, each rounding error made good by the
             channels that follow, and correct biases (GPTQ, Frantar et al. 2023), instead of to the nearest code.
@@ -68,7 +68,13 @@ METHODS: dict[str, dict[str, object]] = {
     "minmax": {"observer": "minmax", "weight_range": "minmax", "log_probabilities": False, "sign": False},
     "percentile": {"observer": "percentile", "weight_range": "minmax", "log_probabilities": False, "sign": False},
     "omse": {"observer": "omse", "weight_range": "mse", "log_probabilities": False, "sign": False},
-    "ptq4sam-s": {"observer": "omse", "weight_range": "mse", "log_probabilities": True, "sign": True},
+    "ptq4sam-s": {
+        "observer": "omse",
+        "weight_range": "mse",
+        "log_probabilities": True,
+        "sign": True,
+        "key_centring": False,
+    },
     "samq": {
         "observer": "omse",
         "weight_range": "mse",
