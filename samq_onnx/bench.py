@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from tqdm import tqdm
 
 from samq_onnx import roofline
 from samq_onnx.errors import UserError, main_guard
@@ -33,6 +32,7 @@ from samq_onnx.fusion import FusionReport, fusion_report
 from samq_onnx.isolate import isolated
 from samq_onnx.models import model_bytes, read_model
 from samq_onnx.profiling import by_operator, profiled
+from samq_onnx.progress import progress_bar
 from samq_onnx.roofline import Rate
 from samq_onnx.runtime import has_vnni
 from samq_onnx.worker import ORT_WORKER, Memory, Worker
@@ -98,8 +98,7 @@ def measure(entries: Sequence[Entry], runs: int = RUNS, threads: int | None = No
             np.savez(feed, **entry.feed)  # type: ignore[arg-type]
             workers.append(stack.enter_context(Worker(entry.name, entry.model, feed, threads, entry.command)))
         seconds: list[list[float]] = [[] for _ in entries]
-        # disable=None: tqdm asks whether stderr is a terminal
-        for _ in tqdm(range(1 + runs), desc="bench", unit="round", disable=None, leave=False):
+        for _ in progress_bar(range(1 + runs), "bench", "round"):
             for worker, times in zip(workers, seconds, strict=True):
                 times.append(worker.run())
         return [Measured(times[1:], worker.memory()) for worker, times in zip(workers, seconds, strict=True)]

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from samq_onnx import data, images
 from samq_onnx.errors import UserError, main_guard
 from samq_onnx.files import check_writable, write_json
 from samq_onnx.predictor import Model, SamPredictor
+from samq_onnx.progress import progress_bar
 
 __all__ = ["MIN_AREA", "PROMPTS", "evaluate", "main", "overlap"]
 
@@ -71,7 +71,7 @@ def evaluate(
     samples = data.load_coco(data_dir)[:limit]
     predictor = SamPredictor(encoder, decoder)
     scores: list[tuple[float, float]] = []
-    for sample in tqdm(samples, desc=f"evaluate, {prompt}", unit="image", disable=not progress):
+    for sample in progress_bar(samples, f"evaluate, {prompt}", "image", progress):
         usable = (instance for instance in sample.instances if not instance.crowd and instance.area >= MIN_AREA)
         chosen = list(islice(usable, instances))
         if not chosen:

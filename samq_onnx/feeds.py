@@ -12,11 +12,11 @@ from typing import overload
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from tqdm import tqdm
 
 from samq_onnx import assets, data, images
 from samq_onnx.errors import UserError
 from samq_onnx.models import is_decoder, square_image_input
+from samq_onnx.progress import progress_bar
 
 __all__ = ["DecoderFeeds", "EncoderFeeds", "Part", "sample_feed"]
 
@@ -98,7 +98,7 @@ class DecoderFeeds(_Feeds):
         self._mask_shape = [int(side) for side in decoder_inputs["mask_input"][-2:]]
         self._prompts: list[tuple[Path, np.ndarray, np.ndarray, tuple[int, int]]] = []
         samples = data.samples(folder)
-        for number, sample in enumerate(tqdm(samples, desc=label, unit="image", disable=None, leave=False)):
+        for number, sample in enumerate(progress_bar(samples, label, "image")):
             rgb = images.load(sample.path)
             height, width = rgb.shape[:2]
             embedding = encoder.run(None, {encoder.get_inputs()[0].name: images.preprocess(rgb, size)})[0]

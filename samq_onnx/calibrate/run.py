@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from samq_onnx.calibrate.blocks import Block, cut
 from samq_onnx.errors import UserError
+from samq_onnx.progress import progress_bar
 from samq_onnx.runtime import open_session
 
 __all__ = ["Collector", "resident_memory", "run"]
@@ -52,7 +53,7 @@ def run(
         model: float model, samq nodes allowed; not changed.
         feeds: inputs by graph input name, fetched one at a time.
         label: shown in front of the progress bar.
-        progress: show a bar where a person watches: time left, block, memory in use.
+        progress: say how far it is: time left, block, memory in use.
 
     Raises:
         UserError: there is no input, or a tensor is not finite, or a block is too large for one ONNX file.
@@ -63,8 +64,7 @@ def run(
     if not collectors:
         return
     blocks = cut(model, [collector.tensors for collector in collectors])
-    # disable=None: tqdm asks whether stderr is a terminal
-    bar = tqdm(total=len(blocks) * len(feeds), desc=label, unit="step", disable=None if progress else True, leave=False)
+    bar = progress_bar(len(blocks) * len(feeds), label, "step", progress)
     with bar, tempfile.TemporaryDirectory(prefix="samq-calibrate-") as scratch:
         for number, block in enumerate(blocks, 1):
             bar.set_postfix_str(f"block {number} of {len(blocks)}, {resident_memory()}", refresh=False)

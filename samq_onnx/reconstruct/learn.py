@@ -26,11 +26,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 import torch.nn.functional as functional
-from tqdm import tqdm
 
 from samq_onnx.calibrate import resident_memory, run
 from samq_onnx.passes.lift import Structure
 from samq_onnx.plan import QuantPlan
+from samq_onnx.progress import progress_bar
 from samq_onnx.reconstruct.learned import Learned, NotLearnable
 from samq_onnx.reconstruct.simulate import Simulation
 
@@ -165,7 +165,7 @@ def _train(simulation: Simulation, lesson: _Lesson, given: _Spill, wanted: _Spil
     random = np.random.default_rng(0)
     waiting: list[int] = []
     losses: list[float] = []
-    bar = tqdm(total=steps, desc=f"{label}: learning", unit="step", disable=None, leave=False)
+    bar = progress_bar(steps, f"{label}: learning", "step")
     with bar:
         for _ in range(steps):
             losses.append(0.0)

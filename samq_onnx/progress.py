@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress of long work on stderr: a live bar for a person, a line a minute for a log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+__all__ = ["progress_bar"]
+
+LIVE, LOGGED = 0.1, 60.0  # seconds between two looks; in a log, short work says nothing
+
+
+def progress_bar(items: Iterable[Any] | int, label: str, unit: str, shown: bool = True) -> tqdm:
+    """A bar over ``items``, or one of so many steps that the caller updates."""
+    live = sys.stderr.isatty()
+    steps = {"total": items} if isinstance(items, int) else {"iterable": items}
+    return tqdm(
+        **steps,
+        desc=label,
+        unit=unit,
+        disable=not shown,
+        leave=False,
+        mininterval=LIVE if live else LOGGED,
+        maxinterval=2 * LOGGED,
+        delay=0 if live else LOGGED,
+    )
