@@ -11,7 +11,7 @@ from pathlib import Path
 from samq_onnx import assets
 from samq_onnx.errors import UserError, main_guard
 from samq_onnx.export import export_sam
-from samq_onnx.files import write_json
+from samq_onnx.files import check_writable, write_json
 
 __all__ = ["main"]
 
@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batched", action="store_true", help="also decoder_batched.onnx: N prompts -> N masks")
     parser.add_argument("--json", type=Path, help="write the report here")
     arguments = parser.parse_args(argv)
+    if arguments.json:
+        check_writable(arguments.json)
     checkpoint = arguments.checkpoint
     if checkpoint is None:
         if arguments.model_type != "nano":

@@ -177,6 +177,8 @@ def _sample(root: Path, entry: dict[str, Any]) -> Sample:
 
 def _instance(file: Path, sample: Sample, entry: dict[str, Any]) -> Instance:
     x, y, width, height = (float(number) for number in entry["bbox"])
+    if not np.isfinite([x, y, width, height]).all():
+        raise ValueError(f"the bbox of annotation {entry['id']} is not finite")
     return Instance(
         where=f"{file}: annotation {entry['id']} of {sample.path.name}",
         width=sample.width,

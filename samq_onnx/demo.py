@@ -19,7 +19,7 @@ from PIL import Image
 from samq_onnx import assets, data, images
 from samq_onnx.errors import main_guard
 from samq_onnx.evaluate import evaluate
-from samq_onnx.files import write_json
+from samq_onnx.files import check_writable, write_json
 from samq_onnx.overlay import draw_box, draw_masks, side_by_side
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.quantize import DECODER, ENCODER, quantize_folder
@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
     output: Path = arguments.output
+    if arguments.json:
+        check_writable(arguments.json)
     folders = {"float": assets.nano_dir()}
     for bits in BITS:
         folders[bits] = output / bits

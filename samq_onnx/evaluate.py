@@ -2,7 +2,7 @@
 """``python -m samq_onnx.evaluate``: mean IoU and Dice of masks prompted by annotations.
 
 Each annotated object of a folder in COCO format is prompted alone, by its box (the decoder's mask 0) or by one
-point, the pixel of its mask farthest from the outside (best of masks 1 to 3 by predicted IoU). The answer is
+point, the pixel of its mask nearest to its centroid (best of masks 1 to 3 by predicted IoU). The answer is
 compared with its mask at original resolution. Crowds and objects under 12 pixels are left out.
 """
 

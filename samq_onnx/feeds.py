@@ -16,14 +16,14 @@ import onnxruntime as ort
 from samq_onnx import assets, data, images
 from samq_onnx.errors import UserError
 from samq_onnx.models import is_decoder, square_image_input
+from samq_onnx.predictor import BOX_LABELS, PADDING_LABEL
 from samq_onnx.progress import progress_bar
 
 __all__ = ["DecoderFeeds", "EncoderFeeds", "Part", "sample_feed"]
 
 PATCH = 16  # pixels of the image a side of an embedding's cell stands for
 PROMPTS_PER_IMAGE = 8  # instances; each gives one box prompt and one point prompt
-BOX_LABELS = (2.0, 3.0)
-FOREGROUND, PADDING = 1.0, -1.0
+FOREGROUND = 1.0
 
 Feed = Mapping[str, np.ndarray]
 
@@ -138,7 +138,7 @@ def _prompts(sample: data.Sample, height: int, width: int) -> Iterator[tuple[np.
 
 
 def _single_point(point: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([point, (0.0, 0.0)], np.float32), np.array([FOREGROUND, PADDING], np.float32)
+    return np.array([point, (0.0, 0.0)], np.float32), np.array([FOREGROUND, PADDING_LABEL], np.float32)
 
 
 def sample_feed(model: ir.Model, prompts: int = 1) -> dict[str, np.ndarray]:
@@ -172,7 +172,7 @@ def _sample_prompts(model: ir.Model, random: np.random.Generator, prompts: int) 
     return {
         "image_embeddings": (0.2 * random.standard_normal(embeddings)).astype(np.float32),
         "point_coords": np.concatenate([points, np.zeros_like(points)], axis=1).astype(np.float32),
-        "point_labels": np.tile(np.array([FOREGROUND, PADDING], np.float32), (prompts, 1)),
+        "point_labels": np.tile(np.array([FOREGROUND, PADDING_LABEL], np.float32), (prompts, 1)),
         "mask_input": np.zeros(shapes["mask_input"], np.float32),
         "has_mask_input": np.zeros(1, np.float32),
         "orig_im_size": np.array([side, side], np.float32),

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from samq_onnx.errors import UserError
 
-__all__ = ["atomic_path", "check_writable", "write_json"]
+__all__ = ["atomic_path", "check_distinct", "check_writable", "write_json"]
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
@@ -24,6 +25,8 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
         UserError: the folder cannot be made or written to.
     """
     target = Path(path)
+    if target.is_dir():
+        raise UserError(f"cannot write {target}: it is a folder; give the path of a file")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent):
@@ -31,6 +34,21 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; choose another output path") from error
     return target
+
+
+def check_distinct(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
+    """Refuse outputs that would replace an input or each other.
+
+    Raises:
+        UserError: two of them are one file.
+    """
+    taken = {path.resolve() for path in inputs if path is not None}
+    for path in outputs:
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise UserError(f"{path}: would replace an input or another output; choose another path")
+        taken.add(path.resolve())
 
 
 @contextlib.contextmanager
@@ -51,6 +69,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
+    """Write ``value`` as indented JSON, atomically; numbers that are not finite become null."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -52,7 +52,14 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
             raise UserError(f"{file}: its weights file {tensor.path} is missing; keep both files in one folder")
+        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).stat().st_size < _end(tensor):
+            raise UserError(f"{file}: its weights file {tensor.path} is cut short; copy or export it again")
     return model
+
+
+def _end(tensor: ir.ExternalTensor) -> int:
+    """First byte behind the tensor in its file."""
+    return (tensor.offset or 0) + (tensor.length or 0)
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:

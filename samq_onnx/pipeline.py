@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One model through all stages: lift -> fold -> calibrate -> compensate -> plan -> lower."""
+"""One model through all stages: lift -> fold -> calibrate -> plan -> (learn or compensate) -> lower."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ __all__ = ["Outcome", "quantize_model"]
 
 OBSERVED_PROMPTS = 128
 FOLD_FEEDS = 8  # feeds that decide the exact folds; any choice leaves the float function as it is
+RECIPE = "samq_onnx.recipe"  # metadata of a quantized model
 CONV_OUTPUT_BITS = 8  # a convolution needs codes at its output to run in integers; 8 bits cost no accuracy
 
 Feeds = Sequence[Mapping[str, np.ndarray]]
@@ -244,5 +245,5 @@ def _comparable(structure: Structure, chosen: list[Linear]) -> list[str]:
 
 def _describe(model: ir.Model, plan: QuantPlan, comparable: list[str]) -> None:
     model.metadata_props["samq_onnx.version"] = metadata.version("samq_onnx")
-    model.metadata_props["samq_onnx.recipe"] = json.dumps(dataclasses.asdict(plan.recipe))
+    model.metadata_props[RECIPE] = json.dumps(dataclasses.asdict(plan.recipe))
     model.metadata_props["samq_onnx.comparable"] = json.dumps(comparable)

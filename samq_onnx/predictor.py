@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -14,7 +15,7 @@ from samq_onnx.errors import UserError
 from samq_onnx.models import DECODER_INPUTS
 from samq_onnx.runtime import open_session
 
-__all__ = ["Best", "Model", "SamPredictor"]
+__all__ = ["BOX_LABELS", "PADDING_LABEL", "Best", "Model", "SamPredictor", "check_pair"]
 
 Model: TypeAlias = str | os.PathLike[str] | ort.InferenceSession
 BOX_LABELS = (2.0, 3.0)
@@ -46,11 +47,9 @@ class SamPredictor:
     def __init__(self, encoder: Model, decoder: Model) -> None:
         self._encoder = _session(encoder)
         self._decoder = _session(decoder)
-        self.image_size = _image_size(self._encoder, _name(encoder, "encoder"))
+        taken = {value.name: value.shape for value in self._decoder.get_inputs()}
+        self.image_size = check_pair(self._encoder, _name(encoder, "encoder"), taken.get("image_embeddings"))
         _check_decoder(self._decoder, _name(decoder, "decoder"))
-        made, wanted = self._encoder.get_outputs()[0].shape, self._decoder.get_inputs()[0].shape
-        if not _compatible(made, wanted):
-            raise UserError(f"the encoder makes embeddings {made}, the decoder takes {wanted}; use two of one model")
         self._embedding: np.ndarray | None = None
         self._shape = (0, 0)
 
@@ -148,13 +147,27 @@ def _name(model: Model, role: str) -> str:
     return f"the {role}" if isinstance(model, ort.InferenceSession) else os.fspath(model)
 
 
-def _image_size(session: ort.InferenceSession, name: str) -> int:
-    """Side of the square image that the encoder takes."""
+def check_pair(session: ort.InferenceSession, name: str, embeddings: Iterable[Any] | None) -> int:
+    """Side of the square image that an encoder takes.
+
+    Args:
+        session: of the encoder. name: of its file, for messages.
+        embeddings: shape that a decoder takes, if it is one.
+
+    Raises:
+        UserError: it is no encoder of SAM, or makes embeddings of another shape.
+    """
     inputs = session.get_inputs()
     shape = inputs[0].shape
     if len(inputs) != 1 or len(shape) != 4 or shape[1] != 3 or not isinstance(shape[2], int) or shape[2] != shape[3]:
         found = ", ".join(f"{value.name} {value.shape}" for value in inputs)
         raise UserError(f"{name}: not a SAM encoder (takes {found}); wanted one image [1, 3, S, S]")
+    if embeddings is None:
+        return shape[2]
+    made, wanted = session.get_outputs()[0].shape, list(embeddings)
+    known = [(a, b) for a, b in zip(made, wanted, strict=False) if isinstance(a, int) and isinstance(b, int)]
+    if len(made) != len(wanted) or any(a != b for a, b in known):
+        raise UserError(f"{name}: makes embeddings {made}, the decoder takes {wanted}; use two of one model")
     return shape[2]
 
 
@@ -164,9 +177,3 @@ def _check_decoder(session: ort.InferenceSession, name: str) -> None:
         raise UserError(f"{name}: not a SAM decoder (has no input {', '.join(sorted(missing))}); see samq_onnx.export")
     if len(session.get_outputs()) < 3:
         raise UserError(f"{name}: not a SAM decoder (has {len(session.get_outputs())} outputs, wanted 3)")
-
-
-def _compatible(made: list[int | str | None], wanted: list[int | str | None]) -> bool:
-    """Whether two shapes agree wherever both are known."""
-    pairs = zip(made, wanted, strict=False)
-    return len(made) == len(wanted) and all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))

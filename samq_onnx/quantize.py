@@ -19,10 +19,11 @@ import onnxruntime as ort
 from samq_onnx import assets, data
 from samq_onnx.errors import UserError, main_guard
 from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
-from samq_onnx.files import atomic_path, check_writable, write_json
+from samq_onnx.files import atomic_path, check_distinct, check_writable, write_json
 from samq_onnx.fusion import fusion_report
 from samq_onnx.models import is_decoder, load_model, model_bytes, model_sha256, read_model, square_image_input
-from samq_onnx.pipeline import Feeds, Outcome, quantize_model
+from samq_onnx.pipeline import RECIPE, Feeds, Outcome, quantize_model
+from samq_onnx.predictor import SamPredictor, check_pair
 from samq_onnx.recipe import BITS, DEFAULT_METHOD, METHODS, Recipe, recipe
 from samq_onnx.runtime import open_session
 
@@ -35,7 +36,11 @@ ONE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf holds less than 2
 def _calibration_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in data.image_paths(folder):
-        digest.update(path.name.encode() + path.read_bytes())
+        content = path.read_bytes()
+        digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
+    annotations = folder / data.ANNOTATIONS
+    if annotations.is_file():
+        digest.update(annotations.read_bytes())
     return digest.hexdigest()
 
 
@@ -46,9 +51,11 @@ def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | Non
                 f"{source}: a decoder is calibrated on an encoder's embeddings; give --encoder ENCODER.onnx"
             )
         read_model(encoder)
+        session = open_session(encoder)
         shapes = {value.name or "": list(value.shape or ()) for value in model.graph.inputs}
         sizes = {name: [d if isinstance(d, int) else 0 for d in shape] for name, shape in shapes.items()}
-        return DecoderFeeds(calibration, open_session(encoder), sizes)
+        check_pair(session, os.fspath(encoder), shapes["image_embeddings"])
+        return DecoderFeeds(calibration, session, sizes)
     image = square_image_input(model)
     if image is None:
         described = ", ".join(f"{v.name}{list(v.shape or ())}" for v in model.graph.inputs)
@@ -58,11 +65,10 @@ def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | Non
 
 def _save(model: ir.Model, output: Path) -> None:
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    with atomic_path(output) as temporary:
-        if weights > ONE_FILE_LIMIT:
-            ir.save(model, temporary, external_data=f"{output.name}.data")
-        else:
-            ir.save(model, temporary)
+    if weights > ONE_FILE_LIMIT:
+        ir.save(model, output, external_data=f"{output.name}.data")
+    else:
+        ir.save(model, output)
 
 
 def _print_outcome(outcome: Outcome) -> None:
@@ -111,6 +117,8 @@ def quantize(
     if output.exists() and output.samefile(source):
         raise UserError(f"{output}: the output would replace the float model; choose another path with -o")
     check_writable(output)
+    if RECIPE in model.metadata_props:
+        raise UserError(f"{source}: is already quantized; give the float model it was made from")
     if is_decoder(model):
         chosen = chosen.for_decoder()
     print(f"{source}: {chosen.method} W{chosen.weight_bits}A{chosen.activation_bits}")
@@ -119,8 +127,9 @@ def quantize(
     outcome = quantize_model(model, feeds, chosen, targets=targets, label=source.stem)
     model.metadata_props["samq_onnx.float_model.sha256"] = model_sha256(source)
     model.metadata_props["samq_onnx.calibration.sha256"] = _calibration_sha256(calibration)
-    _save(model, output)
-    fusion = fusion_report(output, feeds[0])
+    with atomic_path(output) as temporary:
+        _save(model, temporary)
+        fusion = fusion_report(temporary, feeds[0])  # ONNX Runtime loads it: only then does it replace what was there
     report: dict[str, Any] = {
         "model": os.fspath(source),
         "output": os.fspath(output),
@@ -143,26 +152,27 @@ def quantize(
     print(f"  {before:.1f} MB -> {after:.1f} MB ({before / after:.1f}x smaller), {report['seconds']:.0f} s")
     for line in fusion.lines():
         print(f"  {line}")
-    print(f"  wrote {output}")
     return report
 
 
 def quantize_folder(source: Path, output: Path, calibration: Path, chosen: Recipe) -> dict[str, Any]:
-    """Quantize ``encoder.onnx`` and ``decoder.onnx`` of a folder into a folder of the same shape."""
+    """Quantize ``encoder.onnx`` and ``decoder.onnx`` of a folder into a folder of the same shape, both or none."""
     for name in (ENCODER, DECODER):
         read_model(source / name)
-    encoder = source / ENCODER, output / ENCODER
-    return {
-        "encoder": quantize(*encoder, calibration, chosen),
-        "decoder": quantize(
-            source / DECODER,
-            output / DECODER,
-            calibration,
-            chosen,
-            encoder=encoder[0],
-            quantized_encoder=encoder[1],
-        ),
-    }
+        if (output / name).exists() and (output / name).samefile(source / name):
+            raise UserError(f"{output}: the output would replace the float models; choose another folder with -o")
+    SamPredictor(source / ENCODER, source / DECODER)  # refuses what does not fit together
+    data.samples(calibration)
+    with atomic_path(output / ENCODER) as encoder, atomic_path(output / DECODER) as decoder:
+        report = {
+            "encoder": quantize(source / ENCODER, encoder, calibration, chosen),
+            "decoder": quantize(
+                source / DECODER, decoder, calibration, chosen, encoder=source / ENCODER, quantized_encoder=encoder
+            ),
+        }
+    for part, name in (("encoder", ENCODER), ("decoder", DECODER)):
+        report[part]["output"] = os.fspath(output / name)
+    return report
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -198,9 +208,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if source.is_dir():
         output = arguments.output or Path(f"{source.name}_{arguments.bits}")
         report = quantize_folder(source, output, calibration, chosen)
+        print(f"wrote {output / ENCODER}, {output / DECODER}")
     else:
         output = arguments.output or source.with_name(f"{source.stem}_{arguments.bits}.onnx")
+        check_distinct([output, arguments.json], [source, arguments.encoder])
         report = quantize(source, output, calibration, chosen, encoder=arguments.encoder)
+        print(f"wrote {output}")
     if arguments.json:
         write_json(arguments.json, report)
     return 0

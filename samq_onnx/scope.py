@@ -10,6 +10,7 @@ from samq_onnx.passes.lift import Linear, Structure
 __all__ = ["split_linears"]
 
 FIRST = "first layer (before any attention)"
+OTHER_TYPE = "its weights are not float32"
 LAST = "last layer (after all attention of the decoder)"
 
 
@@ -32,8 +33,10 @@ def split_linears(structure: Structure) -> tuple[list[Linear], dict[str, str]]:
     attention projections stay float (patch embedding, prompt encoder). In a decoder those after all attention
     stay float too (mask head, IoU head), except the projection that reads the last attention's output.
     """
+    linears = [linear for linear in structure.linears if _is_float32(linear)]
+    kept = {linear.name: OTHER_TYPE for linear in structure.linears if not _is_float32(linear)}
     if not structure.attentions:
-        return list(structure.linears), {}
+        return linears, kept
     sites = [site.node for site in structure.attentions]
     after, before = _reach(sites, forward=True), _reach(sites, forward=False)
     projections = {
@@ -42,11 +45,10 @@ def split_linears(structure: Structure) -> tuple[list[Linear], dict[str, str]]:
         for projection in (site.q, site.k, site.v)
         if projection is not None
     }
-    linears = {linear.node for linear in structure.linears}
-    outputs = set(_next_linears(sites, linears))
+    outputs = set(_next_linears(sites, {linear.node for linear in structure.linears}))
     decoder = any(site.kind.startswith("decoder") for site in structure.attentions)
-    chosen, kept = [], {}
-    for linear in structure.linears:
+    chosen = []
+    for linear in linears:
         node = linear.node
         if node not in after and node not in projections:
             kept[linear.name] = FIRST
@@ -55,6 +57,10 @@ def split_linears(structure: Structure) -> tuple[list[Linear], dict[str, str]]:
         else:
             chosen.append(linear)
     return chosen, kept
+
+
+def _is_float32(linear: Linear) -> bool:
+    return linear.weight.const_value is not None and linear.weight.const_value.dtype == ir.DataType.FLOAT
 
 
 def _next_linears(sites: list[ir.Node], linears: set[ir.Node]) -> list[ir.Node]:

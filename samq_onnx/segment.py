@@ -14,7 +14,7 @@ from PIL import Image
 
 from samq_onnx import images, overlay
 from samq_onnx.errors import UserError, main_guard
-from samq_onnx.files import atomic_path, check_writable, write_json
+from samq_onnx.files import atomic_path, check_distinct, check_writable, write_json
 from samq_onnx.predictor import SamPredictor
 
 __all__ = ["main"]
@@ -74,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args(argv)
     coords, box = _parse_prompt(arguments.point, arguments.box)
-    if arguments.output.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(arguments.output.suffix.lower()) not in Image.SAVE:
         raise UserError(f"{arguments.output}: unknown kind of picture; give a name that ends in .png")
+    check_distinct([arguments.output, arguments.json], [arguments.image, arguments.encoder, arguments.decoder])
     for target in filter(None, (arguments.output, arguments.json)):
         check_writable(target)
     rgb = images.load(arguments.image)

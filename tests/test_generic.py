@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
+import onnx.parser
 import pytest
 
 from samq_onnx import assets, data, images, quantize, verify
@@ -49,3 +51,29 @@ def test_a_network_without_attention_is_quantized_whole(quantized: Quantized) ->
     image = images.preprocess(images.load(data.image_paths(assets.demo_images())[0]), nets.SIDE)
     expected, found = (run_model(path, {"image": image})[0] for path in (quantized.source, quantized.output))
     assert verify.sqnr(expected, found) > 25
+
+
+def test_an_old_opset_is_raised(tmp_path: Path) -> None:
+    source, output = tmp_path / "float.onnx", tmp_path / "quantized.onnx"
+    model = nets.build("convolutional")
+    model.opset_import[0].version = 11
+    onnx.save(model, source)
+    assert quantize.main([str(source), "-o", str(output), "--calib", str(assets.calibration_images())]) == 0
+    assert onnx.load(output).opset_import[0].version >= 13
+
+
+def test_weights_of_other_types_stay(tmp_path: Path) -> None:
+    source, output, report = (tmp_path / name for name in ("float.onnx", "quantized.onnx", "report.json"))
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    half (float[1, 3, 64, 64] image) => (float[1, 3, 64, 8] y) <float16[64, 8] w>
+    { x = Cast <to = 10> (image)
+      product = MatMul (x, w)
+      y = Cast <to = 1> (product) }
+    """
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 8), np.float16), "w"))
+    onnx.save(model, source)
+    arguments = [source, "-o", output, "--calib", assets.calibration_images(), "--json", report]
+    assert quantize.main([str(argument) for argument in arguments]) == 0
+    assert list(json.loads(report.read_text())["kept_float"].values()) == ["its weights are not float32"]

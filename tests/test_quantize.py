@@ -13,11 +13,12 @@ import onnx_ir as ir
 import pytest
 
 from samq_onnx import assets, data, images, ops, quantize, verify
+from samq_onnx.errors import UserError
 from samq_onnx.evaluate import overlap
 from samq_onnx.models import load_model
 from samq_onnx.plan import QuantPlan
 from samq_onnx.predictor import SamPredictor
-from samq_onnx.recipe import DEFAULT_METHOD
+from samq_onnx.recipe import DEFAULT_METHOD, recipe
 from samq_onnx.runtime import open_session
 from tests.conftest import Feed, relative_error, run_model
 
@@ -163,6 +164,16 @@ def test_every_method_makes_a_model_that_runs(
     assert relative_error(run_model(nano / "encoder.onnx", encoder_feed), run_model(output, encoder_feed)) < 0.5
 
 
+def test_a_quantized_model_is_refused(
+    quantized, calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = quantized
+    output = tmp_path / "again.onnx"
+    assert quantize.main([str(folder / "encoder.onnx"), "-o", str(output), "--calib", str(calibration)]) == 2
+    assert "is already quantized" in capsys.readouterr().err
+    assert not output.exists()
+
+
 class TestWrongInput:
     def refuse(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, *arguments: object) -> str:
         """Run the command; it must exit with 2, print one line and write nothing."""
@@ -218,5 +229,65 @@ class TestWrongInput:
         copy = tmp_path / "encoder.onnx"
         shutil.copy(nano / "encoder.onnx", copy)
         before = copy.read_bytes()
-        assert "replace the float model" in self.refuse(capsys, tmp_path, copy, "--calib", calibration, "-o", copy)
+        assert "would replace an input" in self.refuse(capsys, tmp_path, copy, "--calib", calibration, "-o", copy)
         assert copy.read_bytes() == before
+
+    def test_a_wrong_encoder(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path
+    ) -> None:
+        decoder = nano / "decoder.onnx"
+        line = self.refuse(capsys, tmp_path, decoder, "--encoder", decoder, "--calib", calibration)
+        assert "decoder.onnx: not a SAM encoder" in line
+
+    def test_broken_annotations_leave_no_half_folder(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path
+    ) -> None:
+        folder = tmp_path / "calib"
+        shutil.copytree(assets.calibration_images() / "images", folder / "images")
+        (folder / "annotations.json").write_text("{")
+        output = tmp_path / "out"
+        line = self.refuse(capsys, tmp_path, nano, "--calib", folder, "--method", "minmax", "-o", output)
+        assert "annotations.json" in line
+        assert not list(output.glob("*"))
+
+    def test_a_decoder_that_fails_takes_the_encoder_with_it(
+        self, tmp_path: Path, nano: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def quantize_one(source: Path, output: Path, *_: object, **__: object) -> dict[str, object]:
+            if source.name == "decoder.onnx":
+                raise UserError("no")
+            output.touch()
+            return {}
+
+        monkeypatch.setattr(quantize, "quantize", quantize_one)
+        with pytest.raises(UserError, match="no"):
+            quantize.quantize_folder(nano, tmp_path / "out", calibration, recipe())
+        assert not list((tmp_path / "out").iterdir())
+
+    def test_an_output_that_is_an_input(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path
+    ) -> None:
+        encoder = tmp_path / "encoder.onnx"
+        shutil.copy(nano / "encoder.onnx", encoder)
+        before = encoder.read_bytes()
+        line = self.refuse(
+            capsys, tmp_path, nano / "decoder.onnx", "--encoder", encoder, "--calib", calibration, "-o", encoder
+        )
+        assert "would replace an input" in line
+        assert encoder.read_bytes() == before
+
+    def test_a_folder_as_output_file(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path
+    ) -> None:
+        (tmp_path / "here").mkdir()
+        line = self.refuse(capsys, tmp_path, nano / "encoder.onnx", "--calib", calibration, "-o", tmp_path / "here")
+        assert "it is a folder" in line
+
+    def test_weights_cut_short(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path
+    ) -> None:
+        source = tmp_path / "encoder.onnx"
+        ir.save(load_model(nano / "encoder.onnx"), source, external_data="weights.bin")
+        weights = tmp_path / "weights.bin"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        assert "weights.bin is cut short" in self.refuse(capsys, tmp_path, source, "--calib", calibration)

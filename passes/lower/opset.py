@@ -45,9 +45,14 @@ def raise_opset(model: ir.Model, weight_bits: int) -> None:
     current = model.opset_imports.get("", 0)
     if current >= needed:
         return
+    if current < QDQ_OPSET:
+        needed = max(needed, AXES_INPUT_OPSET)  # the converter knows no way to opsets between
     if current < AXES_INPUT_OPSET <= needed:
         _axes_to_input(model)
-    version_converter.convert_version(model, needed)
+    try:
+        version_converter.convert_version(model, needed)
+    except Exception as error:  # the converter raises errors of any kind
+        raise UserError(f"opset {current} cannot be raised to {needed} ({error}); export the model again") from error
     if model.opset_imports.get("", 0) < needed:
         raise UserError(
             f"the model has opset {current} and cannot be raised to {needed}; export it with opset {needed}"

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files are complete or absent, and never replace what they must not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from samq_onnx.errors import UserError
+from samq_onnx.files import atomic_path, check_distinct, write_json
+
+
+def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_json_has_no_infinity(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": [1.5, float("inf")], "b": {"c": float("nan")}, "d": "Infinity"})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1.5, None], "b": {"c": None}, "d": "Infinity"}
+
+
+def test_outputs_are_not_inputs_or_each_other(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    check_distinct([one, None], [two, None])
+    for outputs, inputs in (([one], [one]), ([one, one], []), ([tmp_path / "x" / ".." / "two"], [two])):
+        with pytest.raises(UserError, match="would replace"):
+            check_distinct(outputs, inputs)
