@@ -11,8 +11,9 @@ import onnx_ir as ir
 import pytest
 from scipy.special import erf
 
-from samq_onnx import assets, data, images
+from samq_onnx import assets, data, images, ops
 from samq_onnx.evaluate import overlap
+from samq_onnx.models import load_model
 from samq_onnx.passes.lower import linear
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.qlinear import _gelu_table
@@ -123,3 +124,22 @@ def test_views_sink(pad_value: float, first: str) -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32)
     one, two = (open_session(ir.to_proto(m).SerializeToString()).run(None, {"x": x})[0] for m in (before, after))
     np.testing.assert_array_equal(one, two)
+
+
+def test_fused_codes_are_those_of_quantizing_afterwards(both: dict[str, Path], encoder_feed: Feed) -> None:
+    """q, k and v of the first attention: the same but for roundings of what comes before."""
+    codes = {}
+    for name, folder in both.items():
+        model = load_model(folder / "encoder.onnx")
+        site = next(node for node in model.graph if node.domain == ops.DOMAIN and "Attention" in node.op_type)
+        model.graph.outputs.clear()
+        for index in (0, 3, 6):
+            value = site.inputs[index]
+            assert value is not None
+            value.type = ir.TensorType(ir.DataType.UINT8)
+            model.graph.outputs.append(value)
+        codes[name] = run_model(model, encoder_feed)
+    for one, two in zip(codes["nodes"], codes["qdq"], strict=True):
+        difference = one.astype(int) - two
+        assert np.abs(difference).max() <= 1
+        assert np.abs(difference).mean() < 0.05
