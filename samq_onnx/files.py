@@ -42,13 +42,21 @@ def check_distinct(outputs: Iterable[Path | None], inputs: Iterable[Path | None]
     Raises:
         UserError: two of them are one file.
     """
-    taken = {path.resolve() for path in inputs if path is not None}
+    taken = {_identity(path) for path in inputs if path is not None}
     for path in outputs:
         if path is None:
             continue
-        if path.resolve() in taken:
+        if _identity(path) in taken:
             raise UserError(f"{path}: would replace an input or another output; choose another path")
-        taken.add(path.resolve())
+        taken.add(_identity(path))
+
+
+def _identity(path: Path) -> tuple[int, int] | Path:
+    """Equal for two names of one file, links included."""
+    if not path.exists():
+        return path.resolve()
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager

@@ -12,11 +12,12 @@ from tqdm import tqdm
 __all__ = ["progress_bar"]
 
 LIVE, LOGGED = 0.1, 60.0  # seconds between two looks; in a log, short work says nothing
+LONGEST = 10.0  # seconds more, where steps are slower than they were
 
 
 def progress_bar(items: Iterable[Any] | int, label: str, unit: str, shown: bool = True) -> tqdm:
     """A bar over ``items``, or one of so many steps that the caller updates."""
-    live = sys.stderr.isatty()
+    interval = LIVE if sys.stderr.isatty() else LOGGED
     steps = {"total": items} if isinstance(items, int) else {"iterable": items}
     return tqdm(
         **steps,
@@ -24,7 +25,7 @@ def progress_bar(items: Iterable[Any] | int, label: str, unit: str, shown: bool 
         unit=unit,
         disable=not shown,
         leave=False,
-        mininterval=LIVE if live else LOGGED,
-        maxinterval=2 * LOGGED,
-        delay=0 if live else LOGGED,
+        mininterval=interval,
+        maxinterval=interval + LONGEST,
+        delay=interval,
     )

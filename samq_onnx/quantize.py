@@ -114,8 +114,7 @@ def quantize(
     """
     started = time.perf_counter()
     model = load_model(source)
-    if output.exists() and output.samefile(source):
-        raise UserError(f"{output}: the output would replace the float model; choose another path with -o")
+    check_distinct([output], [source, encoder, quantized_encoder])
     check_writable(output)
     if RECIPE in model.metadata_props:
         raise UserError(f"{source}: is already quantized; give the float model it was made from")
@@ -159,8 +158,7 @@ def quantize_folder(source: Path, output: Path, calibration: Path, chosen: Recip
     """Quantize ``encoder.onnx`` and ``decoder.onnx`` of a folder into a folder of the same shape, both or none."""
     for name in (ENCODER, DECODER):
         read_model(source / name)
-        if (output / name).exists() and (output / name).samefile(source / name):
-            raise UserError(f"{output}: the output would replace the float models; choose another folder with -o")
+    check_distinct([output / ENCODER, output / DECODER], [source / ENCODER, source / DECODER])
     SamPredictor(source / ENCODER, source / DECODER)  # refuses what does not fit together
     data.samples(calibration)
     with atomic_path(output / ENCODER) as encoder, atomic_path(output / DECODER) as decoder:
