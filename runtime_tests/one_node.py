@@ -87,6 +87,11 @@ def code_feed(shape: tuple[int, ...], keys: int, depth: int, seed: int = 0, p_sc
     }
 
 
+def without_scale(feed: Feed) -> dict[str, Any]:
+    """The feed for post-softmax codes that are relative to their row."""
+    return {name: x for name, x in feed.items() if name != "p_scale"}
+
+
 def narrow(feed: dict[str, Any], bits: int, lowest: int = 0) -> dict[str, Any]:
     """The feed with codes of so many bits from ``lowest`` on, and zero points among them."""
     changes: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from runtime_tests.one_node import build, code_feed, code_tables, float_feed
+from runtime_tests.one_node import build, code_feed, code_tables, float_feed, without_scale
 from samq_onnx import ops
 from samq_onnx.errors import UserError
 from samq_onnx.runtime import open_session
@@ -59,10 +59,12 @@ def _optimized_types(model: onnx.ModelProto, path: Path, native: bool) -> list[s
     return [node.op_type for node in onnx.load(path).graph.node]
 
 
-def test_the_library_is_used_when_registered_and_bodies_run_in_integers(tmp_path: Path) -> None:
-    model = build("QAttention", CODES, LOG)
-    assert _optimized_types(model, tmp_path / "native.onnx", native=True) == ["QAttention"]
+@pytest.mark.parametrize("op", ["QAttention", "UniformAttention", "LogRowAttention", "UniformRowAttention"])
+def test_the_library_is_used_when_registered_and_bodies_run_in_integers(op: str, tmp_path: Path) -> None:
+    attributes = {name: value for name, value in LOG.items() if name != "tau" or not op.startswith("Uniform")}
+    model = build(op, without_scale(CODES) if "Row" in op else CODES, attributes)
+    assert _optimized_types(model, tmp_path / "native.onnx", native=True) == [op]
     without = _optimized_types(model, tmp_path / "body.onnx", native=False)
-    assert "QAttention" not in without
+    assert op not in without
     assert {"MatMulInteger", "MatMulIntegerToFloat"} & set(without)
     assert not {"DequantizeLinear", "Softmax"} & set(without)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from runtime_tests.one_node import code_feed, code_tables, float_logits, narrow, plain, run, scalar
+from runtime_tests.one_node import code_feed, code_tables, float_logits, narrow, plain, run, scalar, without_scale
 from samq_onnx import reference
 
 # A probability this near to the border between two codes (in code steps) may get either: what float32 logits and the
@@ -76,10 +77,49 @@ def check_uniform(op: str, feed: dict[str, Any], scale: float, bits: int) -> Non
     np.testing.assert_array_less(np.abs(expected - codes @ centred * unit), bound + 1e-30)
 
 
+def check_rows(feed: dict[str, Any], scale: float, tau: int, bits: int) -> None:
+    """As `check_log`, of both kinds of codes that are relative to their row."""
+    feed = without_scale(feed)
+    suffix = "RelPos" if "table_h" in feed else ""
+    given = plain(feed)
+    relative = reference.softmax(float_logits(feed, scale))
+    relative /= relative.max(axis=-1, keepdims=True)
+    weights, top = reference.row_weights(tau, bits), 2**bits - 1
+
+    def weigh_log(shift: float) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            steps = -tau * np.log2(relative) + shift * tau
+        return weights[np.clip(np.rint(steps), 0, top).astype(np.int64)]
+
+    def weigh_uniform(shift: float) -> np.ndarray:
+        return np.clip(np.rint(top * relative * (1 + shift)), 0, top).astype(np.int64)
+
+    expected = reference.log_row_attention(**given, scale=scale, tau=tau, bits=bits)
+    check_bits(f"LogRowAttention{suffix}", feed, {"scale": scale, "tau": tau, "bits": bits}, expected)
+    check_mean(expected, given, weigh_log)
+    expected = reference.uniform_row_attention(**given, scale=scale, bits=bits)
+    check_bits(f"UniformRowAttention{suffix}", feed, {"scale": scale, "bits": bits}, expected)
+    check_mean(expected, given, weigh_uniform)
+
+
+def check_mean(actual: np.ndarray, given: dict[str, Any], weigh: Callable[[float], np.ndarray]) -> None:
+    """``actual`` is the mean of v with the weights of exact probabilities, but for those that a shift moves."""
+    weights, moved = weigh(0.0), np.abs(weigh(-TIE) - weigh(TIE))
+    total = weights.sum(axis=-1, keepdims=True)
+    centred = given["v"].astype(np.int64) - given["v_zero_point"]
+    mean = weights @ centred / total
+    # a weight that moves by d takes the mean d / (sum of weights) of the way to its v
+    farthest = np.abs(centred).max(axis=-2, keepdims=True) + np.abs(mean)
+    bound = moved.sum(axis=-1, keepdims=True) / np.maximum(total - moved.sum(axis=-1, keepdims=True), 1) * farthest
+    error = np.abs(actual - mean * given["v_scale"])
+    np.testing.assert_array_less(error, given["v_scale"] * (bound + OUTPUT_BOUND * np.abs(mean)) + 1e-30)
+
+
 @pytest.mark.parametrize(("tau", "bits"), [(1, 4), (2, 6), (4, 8), (1, 8), (4, 4), (2, 1)])
 @pytest.mark.parametrize(("shape", "keys", "depth"), SHAPES)
 def test_log_codes(shape: tuple[int, ...], keys: int, depth: int, tau: int, bits: int) -> None:
     check_log("QAttention", code_feed(shape, keys, depth), 0.5 * depth**-0.5, tau, bits)
+    check_rows(code_feed(shape, keys, depth), 0.5 * depth**-0.5, tau, bits)
 
 
 @pytest.mark.parametrize(("shape", "hq", "wq", "hk", "wk", "depth"), GRIDS)
@@ -88,6 +128,7 @@ def test_log_codes_with_relative_position(
 ) -> None:
     feed = code_feed(shape, hk * wk, depth) | code_tables(hq, wq, hk, wk, depth)
     check_log("QAttentionRelPos", feed, depth**-0.5, tau=2, bits=8)
+    check_rows(feed, depth**-0.5, tau=16, bits=8)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -112,6 +153,7 @@ def test_narrow_codes(shape: tuple[int, ...], keys: int, depth: int, bits: int, 
     feed = narrow(code_feed(shape, keys, depth, p_scale=0.8 / (2**bits - 1)), bits, lowest)
     check_uniform("UniformAttention", feed, 0.5 * depth**-0.5, bits)
     check_log("QAttention", feed, 0.5 * depth**-0.5, tau=2, bits=bits)
+    check_rows(feed, 0.5 * depth**-0.5, tau=2, bits=bits)
 
 
 def test_narrow_extremes_stay_exact() -> None:
@@ -120,6 +162,7 @@ def test_narrow_extremes_stay_exact() -> None:
         feed["q"][:], feed["k"][:], feed["v"][:] = q, k, k
         feed["k"][:, 0], feed["v"][:, 0] = q - k, q - k
         check_uniform("UniformAttention", feed, 1e-9, bits=4 if q == 15 else 6)
+        check_rows(feed, 1e-9, tau=2, bits=4 if q == 15 else 6)
 
 
 def test_equal_scores_give_equal_codes() -> None:
@@ -127,6 +170,7 @@ def test_equal_scores_give_equal_codes() -> None:
     feed["k"][:] = 135
     check_log("QAttention", feed, 1.0, tau=4, bits=4)
     check_uniform("UniformAttention", feed, 1.0, bits=8)
+    check_rows(feed, 1.0, tau=4, bits=4)
     feed["v"][:] = feed["v"][:, :1]
     actual = run("QAttention", feed, {"scale": 1.0, "tau": 4, "bits": 4}, native=True)
     expected = 0.01 * (feed["v"][0, 0].astype(np.float64) - 133)
@@ -138,6 +182,7 @@ def test_one_key_takes_all() -> None:
     feed["k_scale"] = scalar(3.0)  # logits of thousands: all other probabilities are 0
     check_log("QAttention", feed, 1.0, tau=2, bits=8)
     check_uniform("UniformAttention", feed, 1.0, bits=8)
+    check_rows(feed, 1.0, tau=2, bits=8)
 
 
 @pytest.mark.parametrize("keys", range(1, 68))
@@ -145,6 +190,7 @@ def test_every_number_of_keys(keys: int) -> None:
     """Vectors of every width end inside a row."""
     check_log("QAttention", code_feed((1, 7), keys, 9), 0.3, tau=4, bits=8)
     check_uniform("UniformAttention", code_feed((1, 7), keys, 9, p_scale=0.002), 0.3, bits=8)
+    check_rows(code_feed((1, 7), keys, 9), 0.3, tau=16, bits=8)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -158,6 +204,7 @@ def test_any_scales(seed: int) -> None:
         feed[name] = scalar(feed[name] * random.uniform(0.1, 1.0))
     feed["p_scale"] = scalar(random.uniform(0.1, 1.0))
     check_log("QAttentionRelPos", feed, depth**-0.5, tau=2 ** int(random.integers(0, 5)), bits=8)
+    check_rows(feed, depth**-0.5, tau=2 ** int(random.integers(0, 5)), bits=8)
     feed["p_scale"] = scalar(random.uniform(0.001, 0.004))
     check_uniform("UniformAttentionRelPos", feed, depth**-0.5, bits=8)
 
@@ -178,6 +225,7 @@ def test_saturated_operands_stay_exact() -> None:
     feed["v_zero_point"] = scalar(0, np.uint8)
     check_log("QAttention", feed, 1e-9, tau=4, bits=8)
     check_uniform("UniformAttention", feed, 1e-9, bits=8)
+    check_rows(feed, 1e-9, tau=4, bits=8)
 
 
 def test_saturated_tables_stay_exact() -> None:
@@ -188,6 +236,7 @@ def test_saturated_tables_stay_exact() -> None:
     feed["table_h"][:, 1:] += 1
     feed["table_h_scale"] = feed["table_w_scale"] = scalar(1e-7)
     check_log("QAttentionRelPos", feed, 0.001, tau=4, bits=8)
+    check_rows(feed, 0.001, tau=4, bits=8)
 
 
 def test_near_the_float_graph() -> None:
@@ -203,3 +252,9 @@ def test_near_the_float_graph() -> None:
     feed["p_scale"] = scalar(1 / 255)
     uniform = run("UniformAttention", feed, {"scale": scale, "bits": 8}, native=True)
     assert np.all(np.abs(uniform - expected) < 0.51 / 255 * np.abs(v).sum(axis=-2, keepdims=True))
+    feed = without_scale(feed)
+    fine = run("LogRowAttention", feed, {"scale": scale, "tau": 16, "bits": 8}, native=True)
+    # A thirty-second of an octave, of each weight and of their sum; what is below 2^-15 of the largest is left out.
+    assert np.all(np.abs(fine - expected) < 0.045 * weight + 2.0**-14 * np.abs(v).sum(axis=-2, keepdims=True))
+    uniform = run("UniformRowAttention", feed, {"scale": scale, "bits": 8}, native=True)
+    assert np.all(np.abs(uniform - expected) < 1.02 / 255 * np.abs(v).sum(axis=-2, keepdims=True))

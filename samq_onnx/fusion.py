@@ -114,6 +114,7 @@ def _attention_rel_pos(kernel: Kernel) -> int:
     return _attention(kernel) + math.prod(kernel.inputs[0][1]) * sum(shape[1] for shape in tables)
 
 
+ATTENTION = ("Attention", "QAttention", "UniformAttention", "LogRowAttention", "UniformRowAttention")
 COUNTERS = {
     **dict.fromkeys(
         (
@@ -126,8 +127,8 @@ COUNTERS = {
     **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "ConvInteger", "QLinearConv"), _conv),
     "ConvTranspose": _conv_transpose,
     "Einsum": _einsum,
-    **dict.fromkeys(("Attention", "QAttention", "UniformAttention"), _attention),
-    **dict.fromkeys(("AttentionRelPos", "QAttentionRelPos", "UniformAttentionRelPos"), _attention_rel_pos),
+    **dict.fromkeys(ATTENTION, _attention),
+    **dict.fromkeys((f"{name}RelPos" for name in ATTENTION), _attention_rel_pos),
 }
 
 

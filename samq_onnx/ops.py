@@ -12,6 +12,11 @@ the tables are float for AttentionRelPos, s16 codes with a scale each for the op
 Attributes: ``scale`` multiplies q kT; ``tau`` (a power of two up to 16; the paper stops at 4) and ``bits`` in 1..8 are
 those of PTQ4SAM eq. 8.
 
+Post-softmax codes are of four kinds. With a scale for the whole tensor: log codes (QAttention, the paper's AGQ) and
+uniform ones (UniformAttention). Relative to the largest probability of their row, and divided by their sum as the
+softmax divides its powers: LogRowAttention and UniformRowAttention. These need no scale, follow sharp and flat rows
+alike, and their last log code is 0, so that many small probabilities do not add up to what was never there.
+
 Linear layers on codes: x u8 [..., K], w s8 [K, N], bias s32 [N] at scale 1 of the sums, scale and y_zero float scalars
 or [N], table u8 [codes] -> [..., N], float32 or u8.
 
@@ -150,12 +155,8 @@ def scaled(sums, p_scale, v_scale, unit: float):
 
 
 @script(samq)
-def ShiftLutMatMul(codes, v, p_scale, v_scale, v_zero_point, tau: int, bits: int):
-    """sum_j p_scale 2^(-codes_j / tau) * v_scale (v_j - v_zero_point): codes u8 [..., M, N], v u8 [..., N, dv].
-
-    The power is taken by shift and table (PTQ4SAM eq. 10-13): with n = ceil(c / tau) and r = tau n - c, code c
-    weighs round(2^30 * 2^(r / tau)) >> n. Sums of these integers are exact in double up to 2^15 keys.
-    """
+def codeWeights(tau: int, bits: int):
+    """round(2^30 2^(r / tau)) >> n of each code c, with n = ceil(c / tau) and r = tau n - c, as u64 [2^bits]."""
     one = op.Constant(value_int=1)
     step = op.Constant(value_int=tau)
     levels = op.Cast(op.Pow(op.Constant(value_float=2.0), op.Constant(value_int=bits)), to=INT64)
@@ -166,7 +167,17 @@ def ShiftLutMatMul(codes, v, p_scale, v_scale, v_zero_point, tau: int, bits: int
     two = op.Cast(op.Constant(value_float=2.0), to=DOUBLE)
     entries = op.Round(op.Mul(fraction, op.Pow(two, op.Div(r, op.Cast(step, to=DOUBLE)))))
     shifts = op.Cast(op.Min(n, op.Constant(value_int=LARGEST_SHIFT)), to=UINT64)
-    weights = op.Cast(op.BitShift(op.Cast(entries, to=UINT64), shifts, direction="RIGHT"), to=DOUBLE)
+    return op.BitShift(op.Cast(entries, to=UINT64), shifts, direction="RIGHT")
+
+
+@script(samq)
+def ShiftLutMatMul(codes, v, p_scale, v_scale, v_zero_point, tau: int, bits: int):
+    """sum_j p_scale 2^(-codes_j / tau) * v_scale (v_j - v_zero_point): codes u8 [..., M, N], v u8 [..., N, dv].
+
+    The power is taken by shift and table (PTQ4SAM eq. 10-13), see `codeWeights`. Sums of these integers are exact in
+    double up to 2^15 keys.
+    """
+    weights = op.Cast(codeWeights(tau=tau, bits=bits), to=DOUBLE)
     sums = op.MatMul(op.Gather(weights, op.Cast(codes, to=INT32)), centred(v, v_zero_point))
     return scaled(sums, p_scale, v_scale, unit=1.0 / FRACTION)
 
@@ -265,6 +276,42 @@ def uniformAttend(logits, v, v_scale, v_zero_point, p_scale, bits: int):
 
 
 @script(samq)
+def weighedMean(weights, v, v_scale, v_zero_point):
+    """sum_j w_j v_scale (v_j - v_zero_point) / sum_j w_j of integer weights [B, M, N] in double, all sums exact."""
+    total = op.ReduceSum(weights, op.Constant(value_ints=[-1]))
+    mean = op.Div(op.MatMul(weights, centred(v, v_zero_point)), total)
+    return op.Cast(op.Mul(mean, op.Cast(v_scale, to=DOUBLE)), to=FLOAT)
+
+
+@script(samq)
+def rowLogAttend(logits, v, v_scale, v_zero_point, tau: int, bits: int):
+    """softmax of logits [B, M, N] in octaves, as log codes below the largest of each row, times v [B, N, dv].
+
+    code = nearest(tau * distance) weighs 2^14 2^(-code / tau), rounded, and the last code nothing.
+    """
+    steps = op.Cast(op.Constant(value_int=tau), to=FLOAT)
+    codes = nearestCode(op.Mul(distances(logits), steps), bits=bits)
+    fine = op.Add(codeWeights(tau=tau, bits=bits), op.Cast(op.Constant(value_int=32768), to=UINT64))
+    weights = op.Cast(op.BitShift(fine, op.Cast(op.Constant(value_int=16), to=UINT64), direction="RIGHT"), to=DOUBLE)
+    none = op.Cast(op.Constant(value_floats=[0.0]), to=DOUBLE)
+    kept = op.Slice(weights, op.Constant(value_ints=[0]), op.Constant(value_ints=[-1]))
+    weights = op.Gather(op.Concat(kept, none, axis=0), op.Cast(codes, to=INT32))
+    return weighedMean(weights, v, v_scale, v_zero_point)
+
+
+@script(samq)
+def rowUniformAttend(logits, v, v_scale, v_zero_point, bits: int):
+    """softmax of logits [B, M, N] in octaves, as uniform codes up to the largest of each row, times v [B, N, dv].
+
+    code = nearest((2^bits - 1) * power)
+    """
+    levels = op.Pow(op.Constant(value_float=2.0), op.Constant(value_int=bits))
+    factor = op.Mul(op.Sub(levels, op.Constant(value_float=1.0)), op.Constant(value_float=1.0 / C0))
+    codes = nearestCode(op.Mul(fixedPowers(distances(logits)), factor), bits=bits)
+    return weighedMean(op.Cast(codes, to=DOUBLE), v, v_scale, v_zero_point)
+
+
+@script(samq)
 def QAttention(
     q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point, p_scale,
     scale: float, tau: int, bits: int,
@@ -308,6 +355,52 @@ def UniformAttentionRelPos(
         q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_h_scale, table_w, table_w_scale, scale=scale
     )
     return unflatten(uniformAttend(logits, flatten(v), v_scale, v_zero_point, p_scale, bits=bits), q, v)
+
+
+@script(samq)
+def LogRowAttention(
+    q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point,
+    scale: float, tau: int, bits: int,
+):  # fmt: skip
+    """Attention on u8 codes q, k, v, with log-2 codes relative to the largest of each row after the softmax."""
+    logits = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
+    return unflatten(rowLogAttend(logits, flatten(v), v_scale, v_zero_point, tau=tau, bits=bits), q, v)
+
+
+@script(samq)
+def LogRowAttentionRelPos(
+    q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point,
+    table_h, table_h_scale, table_w, table_w_scale,
+    scale: float, tau: int, bits: int,
+):  # fmt: skip
+    """`LogRowAttention` with rel_h and rel_w of the dequantized q added before the softmax."""
+    logits = quantizedLogits(
+        q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_h_scale, table_w, table_w_scale, scale=scale
+    )
+    return unflatten(rowLogAttend(logits, flatten(v), v_scale, v_zero_point, tau=tau, bits=bits), q, v)
+
+
+@script(samq)
+def UniformRowAttention(
+    q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point,
+    scale: float, bits: int,
+):  # fmt: skip
+    """Attention on u8 codes q, k, v, with uniform codes relative to the largest of each row after the softmax."""
+    logits = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
+    return unflatten(rowUniformAttend(logits, flatten(v), v_scale, v_zero_point, bits=bits), q, v)
+
+
+@script(samq)
+def UniformRowAttentionRelPos(
+    q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point,
+    table_h, table_h_scale, table_w, table_w_scale,
+    scale: float, bits: int,
+):  # fmt: skip
+    """`UniformRowAttention` with rel_h and rel_w of the dequantized q added before the softmax."""
+    logits = quantizedLogits(
+        q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_h_scale, table_w, table_w_scale, scale=scale
+    )
+    return unflatten(rowUniformAttend(logits, flatten(v), v_scale, v_zero_point, bits=bits), q, v)
 
 
 @script(samq)

@@ -15,11 +15,15 @@ import onnx_ir as ir
 from samq_onnx import ops
 from samq_onnx.calibrate import (
     OBSERVERS,
-    AttentionStats,
+    AttentionRows,
     ChannelMean,
     Collector,
+    Judge,
     KeySamples,
+    LogError,
+    RowError,
     TensorStats,
+    UniformRange,
     qparams,
     run,
     weight_scales,
@@ -30,7 +34,7 @@ from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_cen
 from samq_onnx.passes.fold.edit import constant, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
 from samq_onnx.passes.lower import lower, raise_opset
-from samq_onnx.plan import AttentionPlan, LinearPlan, LogCodes, QuantPlan, Uniform, Weight
+from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan, Uniform, Weight
 from samq_onnx.recipe import Recipe
 from samq_onnx.reconstruct import InputMoments, Learned, NotLearnable, compensate
 from samq_onnx.scope import split_linears
@@ -149,7 +153,7 @@ def _calibrate(
 ) -> QuantPlan:
     """Collect statistics once, then decide every number of the plan."""
     ranges: dict[str, TensorStats] = {}
-    maps: dict[str, AttentionStats] = {}
+    maps: dict[str, AttentionRows] = {}
     for linear in chosen:
         for value in (linear.x, linear.output) if linear.node.op_type == "Conv" else (linear.x,):
             assert value.name
@@ -157,12 +161,11 @@ def _calibrate(
     for site in structure.attentions:
         for name in _operands(site):
             ranges.setdefault(name, TensorStats(name))
-        maps[site.name] = AttentionStats(
+        maps[site.name] = AttentionRows(
             _operands(site),
             scale=site.scale,
             tables=tuple(t.const_value.numpy() for t in site.tables) if site.tables else None,  # type: ignore[union-attr]
-            bits=recipe.activation_bits,
-            finest=recipe.finest_tau,
+            judge=_judge(recipe),
         )
     collectors: list[Collector] = [*ranges.values(), *maps.values()]
     run(model, feeds, collectors, label=f"{label}: ranges")
@@ -187,16 +190,16 @@ def _calibrate(
         )
     for site in structure.attentions:
         q, k, v = (uniform(ranges[name], bits) for name in _operands(site))
-        stats = maps[site.name]
-        if not recipe.log_probabilities:
-            probabilities: LogCodes | Uniform = uniform(stats.probabilities, bits)
-        elif recipe.nearest_probabilities and stats.uniform_is_nearer:
-            probabilities = Uniform(stats.uniform_scale, 0, bits)
-        else:
-            tau, scale = stats.best()
-            probabilities = LogCodes(scale, tau, bits)
-        plan.attentions[site.name] = AttentionPlan(q, k, v, probabilities)
+        plan.attentions[site.name] = AttentionPlan(q, k, v, maps[site.name].judge.codes())
     return plan
+
+
+def _judge(recipe: Recipe) -> Judge:
+    """Who chooses the post-softmax codes of a site."""
+    bits = recipe.activation_bits
+    if recipe.probabilities == "uniform":
+        return UniformRange(OBSERVERS[recipe.observer], bits)
+    return LogError(bits) if recipe.probabilities == "log" else RowError(bits)
 
 
 def _compensate(model: ir.Model, chosen: list[Linear], plan: QuantPlan, feeds: Feeds, label: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from samq_onnx.recipe import Recipe
 
-__all__ = ["AttentionPlan", "LinearPlan", "LogCodes", "QuantPlan", "Uniform", "Weight"]
+__all__ = ["AttentionPlan", "LinearPlan", "LogCodes", "QuantPlan", "RowCodes", "Uniform", "Weight"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,17 @@ class LogCodes:
     """Post-softmax codes of PTQ4SAM eq. 8: a = scale * 2^(-code / tau), code in [0, 2^bits - 1]."""
 
     scale: float
+    tau: int
+    bits: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RowCodes:
+    """Post-softmax codes relative to the largest of their row, their weights divided by the sum of the row.
+
+    tau above 0: log codes that weigh 2^(-code / tau), the last one 0; tau = 0: uniform codes.
+    """
+
     tau: int
     bits: int
 
@@ -58,12 +69,12 @@ class LinearPlan:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPlan:
-    """An attention site: codes of its operands, and of the post-softmax map (log or uniform)."""
+    """An attention site: codes of its operands, and of the post-softmax map."""
 
     q: Uniform
     k: Uniform
     v: Uniform
-    probabilities: LogCodes | Uniform
+    probabilities: LogCodes | Uniform | RowCodes
 
 
 @dataclasses.dataclass
@@ -83,7 +94,9 @@ class QuantPlan:
     def from_json(cls, data: dict[str, Any]) -> QuantPlan:
         """Read what `to_json` wrote."""
 
-        def probabilities(codes: dict[str, Any]) -> LogCodes | Uniform:
+        def probabilities(codes: dict[str, Any]) -> LogCodes | Uniform | RowCodes:
+            if "scale" not in codes:
+                return RowCodes(**codes)
             return LogCodes(**codes) if "tau" in codes else Uniform(**codes)
 
         return cls(

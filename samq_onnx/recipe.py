@@ -21,13 +21,14 @@ class Recipe:
         weight_bits, activation_bits: widths of the codes.
         observer: how activation ranges follow from statistics, a key of `samq_onnx.calibrate.OBSERVERS`.
         weight_range: ``minmax`` or ``mse``, per output channel.
-        log_probabilities: post-softmax maps as AGQ log codes (PTQ4SAM section 3.3) instead of uniform ones.
-        finest_tau: largest tau of the log codes; the paper stops at 4, 8-bit codes can afford finer steps.
-        nearest_probabilities: per site the log or the uniform codes, whichever leaves less error in A V.
+        probabilities: codes of post-softmax maps: ``uniform``; ``log``, AGQ (PTQ4SAM section 3.3); or ``row``, relative
+            to the largest of their row, per site log or uniform, whichever leaves less error in A V.
         sign: fold bimodal keys (BIG, PTQ4SAM section 3.2), where they are not centred.
         key_centring: move the mean of the keys out of the range to be quantized; exact.
         compensate: round weights one input channel after the other, each rounding error made good by the
             channels that follow, and correct biases (GPTQ, Frantar et al. 2023), instead of to the nearest code.
+        decoder_observer: observer of a SAM decoder, whose rare foreground and few tokens lie at the ends of the
+            ranges that an error over all values would cut; the same one as elsewhere if empty.
         decoder_activation_bits: at least this many in a SAM decoder, where few bits lose the prompt and save no time:
             it is a few percent of the work.
         learned_bits: weights of at most so many bits are taught, by gradients, what the float model gives; needs
@@ -40,12 +41,11 @@ class Recipe:
     activation_bits: int
     observer: str
     weight_range: str
-    log_probabilities: bool
+    probabilities: str
     sign: bool
     key_centring: bool = True
-    finest_tau: int = 4
-    nearest_probabilities: bool = False
     compensate: bool = False
+    decoder_observer: str = ""
     decoder_activation_bits: int = 0
     learned_bits: int = 0
     decoder_learned_bits: int = 0
@@ -59,30 +59,30 @@ class Recipe:
         """What to do with a SAM decoder."""
         return dataclasses.replace(
             self,
+            observer=self.decoder_observer or self.observer,
             activation_bits=max(self.activation_bits, self.decoder_activation_bits),
             learned_bits=self.decoder_learned_bits,
         )
 
 
 METHODS: dict[str, dict[str, object]] = {
-    "minmax": {"observer": "minmax", "weight_range": "minmax", "log_probabilities": False, "sign": False},
-    "percentile": {"observer": "percentile", "weight_range": "minmax", "log_probabilities": False, "sign": False},
-    "omse": {"observer": "omse", "weight_range": "mse", "log_probabilities": False, "sign": False},
+    "minmax": {"observer": "minmax", "weight_range": "minmax", "probabilities": "uniform", "sign": False},
+    "percentile": {"observer": "percentile", "weight_range": "minmax", "probabilities": "uniform", "sign": False},
+    "omse": {"observer": "omse", "weight_range": "mse", "probabilities": "uniform", "sign": False},
     "ptq4sam-s": {
         "observer": "omse",
         "weight_range": "mse",
-        "log_probabilities": True,
+        "probabilities": "log",
         "sign": True,
         "key_centring": False,
     },
     "samq": {
         "observer": "omse",
         "weight_range": "mse",
-        "log_probabilities": True,
+        "probabilities": "row",
         "sign": True,
-        "finest_tau": 16,
-        "nearest_probabilities": True,
         "compensate": True,
+        "decoder_observer": "minmax",
         "decoder_activation_bits": 8,
         "learned_bits": 4,
         "decoder_learned_bits": 6,

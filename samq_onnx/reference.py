@@ -20,12 +20,15 @@ __all__ = [
     "linear_lut",
     "linear_quantize",
     "log_quantize",
+    "log_row_attention",
     "q_attention",
     "quantized_logits",
     "rel_pos",
+    "row_weights",
     "shift_lut_matmul",
     "softmax",
     "uniform_attention",
+    "uniform_row_attention",
 ]
 
 FRACTION_BITS = 30
@@ -157,6 +160,43 @@ def uniform_attention(
     steps = powers.astype(np.float32) * factors.astype(np.float32)
     codes = np.clip(np.rint(steps), 0, 2**bits - 1).astype(np.int64)
     return scaled(codes @ (v.astype(np.int64) - int(v_zero_point)), p_scale, v_scale, 1.0)
+
+
+def weighed_mean(weights: Array, v: Array, v_scale: float, v_zero_point: int) -> NDArray[np.float32]:
+    """Mean of v with integer weights [..., M, N], from exact sums, then scaled, in double, rounded once."""
+    mean = (weights @ (v.astype(np.int64) - int(v_zero_point))) / weights.sum(axis=-1, keepdims=True)
+    return (mean * float(v_scale)).astype(np.float32)
+
+
+def row_weights(tau: int, bits: int) -> NDArray[np.int64]:
+    """The integer weight of each log code of a row, 2^14 being 1: `code_weights` rounded to 14 bits, the last one 0."""
+    weights = (code_weights(tau, bits) + 2**15) >> 16
+    weights[-1] = 0
+    return weights
+
+
+def log_row_attention(
+    q: Array, q_scale: float, q_zero_point: int, k: Array, k_scale: float, k_zero_point: int,
+    v: Array, v_scale: float, v_zero_point: int,
+    *, scale: float, tau: int, bits: int, **tables: Any,
+) -> NDArray[np.float32]:  # fmt: skip
+    """LogRowAttention and, with tables, LogRowAttentionRelPos."""
+    logits = quantized_logits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale, **tables)
+    distance = logits.max(axis=-1, keepdims=True) - logits
+    codes = np.clip(np.rint(distance * np.float32(tau)), 0, 2**bits - 1).astype(np.int64)
+    return weighed_mean(row_weights(tau, bits)[codes], v, v_scale, v_zero_point)
+
+
+def uniform_row_attention(
+    q: Array, q_scale: float, q_zero_point: int, k: Array, k_scale: float, k_zero_point: int,
+    v: Array, v_scale: float, v_zero_point: int,
+    *, scale: float, bits: int, **tables: Any,
+) -> NDArray[np.float32]:  # fmt: skip
+    """UniformRowAttention and, with tables, UniformRowAttentionRelPos."""
+    logits = quantized_logits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale, **tables)
+    powers = fixed_powers(logits.max(axis=-1, keepdims=True) - logits)
+    codes = np.rint(powers.astype(np.float32) * np.float32((2**bits - 1) * 2.0**-POWER_BITS)).astype(np.int64)
+    return weighed_mean(codes, v, v_scale, v_zero_point)
 
 
 def linear(x: Array, x_zero_point: int, w: Array, bias: Array, scale: Array | float) -> NDArray[np.float32]:

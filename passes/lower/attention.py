@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lower attention sites to the integer nodes of the samq domain.
 
-    Attention(q, k, v)  ->  QAttention(Quantize(q), Quantize(k), Quantize(v), ...)
+    Attention(q, k, v)  ->  LogRowAttention(Quantize(q), Quantize(k), Quantize(v), ...)
 
-q, k and v become u8 codes. The plan's post-softmax codes choose the node: AGQ log codes give QAttention, whose A V
-product is shift-plus-LUT arithmetic; uniform codes give UniformAttention. Both carry an ONNX function body, so no
-site is refused. Tables of relative position become s16 codes.
+q, k and v become u8 codes. The plan's post-softmax codes choose the node: log codes, which are weighed by shift and
+table, give QAttention (AGQ, one scale for the site) or LogRowAttention (relative to the row); uniform codes give
+UniformAttention or UniformRowAttention. All carry an ONNX function body, so no site is refused. Tables of relative
+position become s16 codes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.fold.edit import constant
 from samq_onnx.passes.lift import Structure
 from samq_onnx.passes.lower.build import Builder
-from samq_onnx.plan import LogCodes, QuantPlan
+from samq_onnx.plan import LogCodes, QuantPlan, RowCodes, Uniform
 
 __all__ = ["lower_attention"]
 
@@ -28,6 +29,12 @@ def _table_codes(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """s16 codes of a float table and their scale."""
     scale = np.float32(np.abs(table).max() / LARGEST_TABLE_CODE or 1.0)
     return np.rint(table / scale).astype(np.int16), np.array(scale)
+
+
+def _operator(probabilities: LogCodes | Uniform | RowCodes) -> str:
+    if isinstance(probabilities, RowCodes):
+        return "LogRowAttention" if probabilities.tau else "UniformRowAttention"
+    return "QAttention" if isinstance(probabilities, LogCodes) else "UniformAttention"
 
 
 def lower_attention(structure: Structure, builder: Builder, plan: QuantPlan) -> None:
@@ -45,17 +52,16 @@ def lower_attention(structure: Structure, builder: Builder, plan: QuantPlan) -> 
             made = builder.quantize(value, params)
             inputs += [made.value, made.scale, made.zero_point]
         probabilities = codes.probabilities
-        inputs.append(builder.constant(f"{site.name}_p_scale", np.array(probabilities.scale, np.float32)))
+        if not isinstance(probabilities, RowCodes):
+            inputs.append(builder.constant(f"{site.name}_p_scale", np.array(probabilities.scale, np.float32)))
         for name, table in zip(("table_h", "table_w"), site.tables or (), strict=False):
             made_codes, table_scale = _table_codes(constant(table))
             inputs.append(builder.constant(f"{site.name}_{name}", made_codes))
             inputs.append(builder.constant(f"{site.name}_{name}_scale", table_scale))
         attributes: dict[str, int | float] = {"scale": float(site.scale), "bits": probabilities.bits}
-        if isinstance(probabilities, LogCodes):
+        if not isinstance(probabilities, Uniform) and probabilities.tau:
             attributes["tau"] = probabilities.tau
-        op_type = "QAttention" if isinstance(probabilities, LogCodes) else "UniformAttention"
-        if site.tables:
-            op_type += "RelPos"
+        op_type = _operator(probabilities) + ("RelPos" if site.tables else "")
         output = node.outputs[0]
         replacement = ir.node(op_type, inputs, attributes, domain=DOMAIN, name=node.name)
         graph.insert_before(node, replacement)

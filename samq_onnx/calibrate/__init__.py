@@ -3,19 +3,26 @@
 
 from __future__ import annotations
 
-from samq_onnx.calibrate.attention import AttentionStats
+from samq_onnx.calibrate.agq import LogError
+from samq_onnx.calibrate.attention import AttentionRows
 from samq_onnx.calibrate.observers import OBSERVERS
+from samq_onnx.calibrate.post_softmax import Judge, UniformRange
 from samq_onnx.calibrate.quantizer import fake_quantize, qparams, weight_scales
+from samq_onnx.calibrate.row_codes import RowError
 from samq_onnx.calibrate.run import Collector, resident_memory, run
 from samq_onnx.calibrate.stats import ChannelMean, KeySamples, TensorStats
 
 __all__ = [
     "OBSERVERS",
-    "AttentionStats",
+    "AttentionRows",
     "ChannelMean",
     "Collector",
+    "Judge",
     "KeySamples",
+    "LogError",
+    "RowError",
     "TensorStats",
+    "UniformRange",
     "fake_quantize",
     "qparams",
     "resident_memory",

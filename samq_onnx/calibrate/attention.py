@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of post-softmax maps, on sampled query rows, so that no map is ever held whole."""
+"""Rows of post-softmax maps, sampled so that no map is ever held whole, for those who choose its codes."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from samq_onnx.calibrate.agq import LogError
+from samq_onnx.calibrate.post_softmax import Judge
 from samq_onnx.calibrate.products import small_products
-from samq_onnx.calibrate.stats import TensorStats
 
-__all__ = ["AttentionStats"]
+__all__ = ["AttentionRows"]
 
 ENTRIES = 131_072  # map entries of one feed that are looked at
 GOLDEN = 0.6180339887498949  # multiples of it are spread evenly modulo one, and follow no row or column of an image
 
 
-class AttentionStats:
+class AttentionRows:
     """Collector over q [..., M, d], k [..., N, d], v [..., N, d] of one attention site.
 
     Looks at evenly spread query rows of every map (head, window, prompt), other rows in each map and feed.
@@ -23,12 +22,7 @@ class AttentionStats:
     Args:
         tensors: names of q, k, v. scale: of the attention.
         tables: relative position tables [Hq, Hk, d] and [Wq, Wk, d], or None.
-        bits: of the codes. finest: largest tau among AGQ's candidates.
-
-    Attributes:
-        probabilities: `TensorStats` of the post-softmax values. log_error: `LogError` of AGQ's candidates.
-        uniform_scale: of uniform codes over [0, p], p the power of two above the first feed's largest probability.
-        uniform_error: what these codes leave in the attention output, as `LogError` counts it.
+        judge: is shown the rows.
     """
 
     def __init__(
@@ -37,14 +31,11 @@ class AttentionStats:
         *,
         scale: float,
         tables: tuple[np.ndarray, np.ndarray] | None,
-        bits: int,
-        finest: int,
+        judge: Judge,
     ) -> None:
         self.tensors = tensors
         self.scale, self.tables = scale, tables
-        self.probabilities = TensorStats(f"probabilities of {tensors[0]}")
-        self.log_error = LogError(bits, finest)
-        self.uniform_scale = self.uniform_error = 0.0
+        self.judge = judge
         self._rows_seen = 0
 
     def update(self, *arrays: np.ndarray) -> None:
@@ -61,13 +52,7 @@ class AttentionStats:
             numbers = np.arange(self._rows_seen, self._rows_seen + maps * count).reshape(maps, count)
             rows = (numbers * GOLDEN % 1 * queries).astype(int)
             self._rows_seen += maps * count
-        probabilities = self._probabilities(np.take_along_axis(q, rows[..., None], axis=1), k, rows)
-        self.probabilities.update(probabilities)
-        self.log_error.update(probabilities, v)
-        self.uniform_scale = min(1.0, float(self.log_error.scales[0])) / self.log_error.top
-        codes = np.minimum(np.rint(probabilities / np.float32(self.uniform_scale)), self.log_error.top)
-        moved = small_products(codes * np.float32(self.uniform_scale) - probabilities, v)
-        self.uniform_error += float(np.square(moved, dtype=np.float64).sum())
+        self.judge.update(self._probabilities(np.take_along_axis(q, rows[..., None], axis=1), k, rows), v)
 
     def _probabilities(self, q: np.ndarray, k: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """softmax(scale q kT + rel_h + rel_w) [maps, r, N] of the queries q [maps, r, d] at ``rows`` [maps, r]."""
@@ -84,12 +69,3 @@ class AttentionStats:
         np.exp(logits, out=logits)
         logits /= logits.sum(axis=-1, keepdims=True)
         return logits
-
-    def best(self) -> tuple[int, float]:
-        """tau and s of the log codes with the least error in the attention output."""
-        return self.log_error.best()
-
-    @property
-    def uniform_is_nearer(self) -> bool:
-        """Whether uniform codes leave less error in the attention output than the best log codes."""
-        return self.uniform_error < self.log_error.errors.min()

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from samq_onnx.plan import LogCodes, Uniform, Weight
+from samq_onnx.plan import LogCodes, RowCodes, Uniform, Weight
 
-__all__ = ["ActivationCodes", "ProbabilityCodes", "WeightCodes"]
+__all__ = ["ActivationCodes", "ProbabilityCodes", "RowProbabilityCodes", "WeightCodes", "probability_codes"]
 
 SMALLEST_PROBABILITY = 1e-30
+SMALLEST_OCTAVE = 15  # below the largest of a row; what weighs less is rounded to nothing
 
 
 class _Uniform(torch.autograd.Function):
@@ -92,8 +93,37 @@ class WeightCodes(torch.nn.Module):
         return Weight(tuple(self.log_scale.detach().exp().ravel().tolist()), self.bits)
 
 
+class RowProbabilityCodes(torch.nn.Module):
+    """Post-softmax codes relative to the largest of their row; nothing of them learns."""
+
+    def __init__(self, codes: RowCodes) -> None:
+        super().__init__()
+        self.codes = codes
+
+    def forward(self, p: torch.Tensor) -> torch.Tensor:
+        tau, top = self.codes.tau, 2**self.codes.bits - 1
+        with torch.no_grad():
+            relative = p / p.amax(-1, keepdim=True)
+            if tau:
+                codes = (-tau * torch.log2(relative.clamp_min(SMALLEST_PROBABILITY))).round()
+                weights = torch.exp2(-codes / tau).masked_fill_((codes >= top) | (codes > tau * SMALLEST_OCTAVE), 0)
+            else:
+                weights = (relative * top).round()
+            coded = weights / weights.sum(-1, keepdim=True)
+        return p + (coded - p).detach()
+
+    def learned(self) -> RowCodes:
+        """The codes."""
+        return self.codes
+
+
+def probability_codes(codes: LogCodes | Uniform | RowCodes) -> ProbabilityCodes | RowProbabilityCodes:
+    """The module that simulates them."""
+    return RowProbabilityCodes(codes) if isinstance(codes, RowCodes) else ProbabilityCodes(codes)
+
+
 class ProbabilityCodes(torch.nn.Module):
-    """Post-softmax codes, log or uniform; the scale learns, tau stays."""
+    """Post-softmax codes of one scale, log or uniform; the scale learns, tau stays."""
 
     def __init__(self, codes: LogCodes | Uniform) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.fold.edit import constant, replace_constant
 from samq_onnx.passes.lift import Structure
 from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
-from samq_onnx.reconstruct.fake_quant import ActivationCodes, ProbabilityCodes, WeightCodes
+from samq_onnx.reconstruct.fake_quant import ActivationCodes, WeightCodes, probability_codes
 from samq_onnx.reconstruct.torch_ops import OPERATORS, attention_logits
 
 __all__ = ["Simulation"]
@@ -76,7 +76,7 @@ class Simulation(torch.nn.Module):
             operands = plan.attentions[site.name]
             for name in OPERANDS:
                 self._hold(node, name, ActivationCodes(getattr(operands, name)))
-            self._hold(node, "probabilities", ProbabilityCodes(operands.probabilities))
+            self._hold(node, "probabilities", probability_codes(operands.probabilities))
         learning = {value for linear in structure.linears for value in (linear.weight, linear.bias)}
         learning |= {value for norm in structure.norms for value in (norm.scale, norm.bias)}
         for value in read:
@@ -110,7 +110,7 @@ class Simulation(torch.nn.Module):
 
     def log_scales(self) -> list[torch.nn.Parameter]:
         """Logarithms of all scales."""
-        return [module.log_scale for module in self._modules_of.values()]  # type: ignore[misc]
+        return [scale for name, scale in self.named_parameters() if name.endswith(".log_scale")]
 
     def zeros(self) -> list[torch.nn.Parameter]:
         """Zero points of all activations."""

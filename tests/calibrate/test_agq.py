@@ -19,7 +19,7 @@ def _maps(sharpness: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_errors_are_those_of_the_codes(bits: int) -> None:
     """Every candidate, over two feeds, against codes and values taken from the definition."""
     feeds = [_maps(2.0, seed=0), _maps(3.0, seed=1)]
-    log_error = LogError(bits, max(TAUS))
+    log_error = LogError(bits)
     for probabilities, v in feeds:
         log_error.update(probabilities, v)
     assert log_error.errors.shape == (len(TAUS), len(log_error.scales))
@@ -45,7 +45,7 @@ def test_values_of_a_worked_example() -> None:
     for place in range(probabilities.size):
         v = np.zeros((1, 6, 1), np.float32)
         v[0, place] = 1
-        log_error = LogError(4, 4)
+        log_error = LogError(4)
         log_error.update(probabilities, v)
         column = int(np.abs(log_error.scales - 0.5).argmin())
         assert log_error.scales[column] == 0.5
@@ -57,15 +57,8 @@ def test_values_of_a_worked_example() -> None:
 def test_few_bits_choose_coarse_codes_for_peaked_maps_and_fine_ones_for_flat_maps() -> None:
     found = {}
     for sharpness in (0.3, 4.0):
-        log_error = LogError(4, 4)
+        log_error = LogError(4)
         log_error.update(*_maps(sharpness))
-        found[sharpness] = log_error.best()
-    assert found[0.3][0] == 4 and found[0.3][1] < 0.2
-    assert found[4.0][0] < 4 and found[4.0][1] > 0.4
-
-
-def test_finest_limits_tau() -> None:
-    for finest in (1, 4):
-        log_error = LogError(8, finest)
-        log_error.update(*_maps(2.0))
-        assert log_error.best()[0] == finest
+        found[sharpness] = log_error.codes()
+    assert found[0.3].tau == 4 and found[0.3].scale < 0.2
+    assert found[4.0].tau < 4 and found[4.0].scale > 0.4

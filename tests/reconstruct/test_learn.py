@@ -18,10 +18,10 @@ from samq_onnx.feeds import DecoderFeeds
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import Structure, lift, simplify
 from samq_onnx.passes.lower import lower, raise_opset
-from samq_onnx.plan import LogCodes, QuantPlan, Uniform, Weight
+from samq_onnx.plan import LogCodes, QuantPlan, RowCodes, Uniform, Weight
 from samq_onnx.recipe import recipe
 from samq_onnx.reconstruct import NotLearnable, learn
-from samq_onnx.reconstruct.fake_quant import ActivationCodes, ProbabilityCodes, WeightCodes
+from samq_onnx.reconstruct.fake_quant import ActivationCodes, WeightCodes, probability_codes
 from samq_onnx.reconstruct.simulate import Simulation
 from samq_onnx.runtime import open_session
 from samq_onnx.verify import sqnr
@@ -131,14 +131,18 @@ class TestCodes:
         assert codes().detach().numpy() == pytest.approx(np.array([[0.1, -3.0], [0.2, 1.0]]))
         assert codes.learned().scale == pytest.approx((0.1, 1.0))
 
-    @pytest.mark.parametrize("codes", [LogCodes(0.5, 2, 4), Uniform(1 / 15, 0, 4)])
-    def test_probabilities_stay_on_their_codes(self, codes: LogCodes | Uniform) -> None:
-        p = torch.tensor([0.5, 0.3, 0.19, 0.01, 0.0])
-        made = ProbabilityCodes(codes)(p)
+    @pytest.mark.parametrize("codes", [LogCodes(0.5, 2, 4), Uniform(1 / 15, 0, 4), RowCodes(2, 4), RowCodes(0, 4)])
+    def test_probabilities_stay_on_their_codes(self, codes: LogCodes | Uniform | RowCodes) -> None:
+        p = torch.tensor([0.5, 0.3, 0.19, 0.01, 0.0], requires_grad=True)
+        made = probability_codes(codes)(p)
         if isinstance(codes, LogCodes):
             levels = codes.scale * 2.0 ** (-np.arange(16) / codes.tau)
-        else:
+        elif isinstance(codes, Uniform):
             levels = codes.scale * np.arange(16.0)
+        else:
+            assert made.sum().item() == pytest.approx(1)
+            levels = np.append(2.0 ** (-np.arange(15) / codes.tau), 0) if codes.tau else np.arange(16.0) / 15
+            levels *= made.max().item()
         distance = np.abs(made.detach().numpy()[:, None] - levels).min(axis=1)
         assert distance.max() < 1e-6
         made.sum().backward()  # type: ignore[no-untyped-call]

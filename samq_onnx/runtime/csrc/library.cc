@@ -24,6 +24,8 @@ ort::CustomOpDomain* make_domain() {
       op<Attention<false>>(),          op<Attention<true>>(),
       op<QAttention<LogCodes, false>>(),     op<QAttention<LogCodes, true>>(),
       op<QAttention<UniformCodes, false>>(), op<QAttention<UniformCodes, true>>(),
+      op<QAttention<LogRowCodes, false>>(),     op<QAttention<LogRowCodes, true>>(),
+      op<QAttention<UniformRowCodes, false>>(), op<QAttention<UniformRowCodes, true>>(),
       op<LogQuantize>(),               op<ShiftLutMatMul>(),
       op<QLinear>(),                   op<QLinearQuantize>(),
       op<QLinearLut>(),

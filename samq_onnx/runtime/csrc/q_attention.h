@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// samq.QAttention, samq.UniformAttention and their RelPos forms: attention on 8-bit codes. All sums are integers, and
-// what is float takes single rounded steps in the order of the function bodies (ops.py), so both give the same bits.
+// samq.QAttention, UniformAttention, LogRowAttention, UniformRowAttention and their RelPos forms: attention on 8-bit
+// codes. All sums are integers, and what is float takes single rounded steps in the order of the function bodies
+// (ops.py), so both give the same bits.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <vector>
 
@@ -14,41 +16,64 @@
 
 namespace samq {
 
-template <bool kRelPos>
+// Codes, scale and zero point of q, k and v; p_scale unless codes are relative to their row; tables and their scales.
+template <bool kRow, bool kRelPos>
 struct QAttentionTypes {
-  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kFloat, ort::kUint8, ort::kUint8, ort::kFloat,
-                                                 ort::kUint8,  ort::kUint8,  ort::kFloat, ort::kUint8, ort::kFloat};
+  static constexpr auto make() {
+    constexpr ort::ElementType operands[] = {ort::kUint8, ort::kFloat, ort::kUint8};
+    constexpr ort::ElementType tables[] = {ort::kInt16, ort::kFloat};
+    std::array<ort::ElementType, 9 + !kRow + 4 * kRelPos> types{};
+    size_t count = 0;
+    for (; count < 9; ++count) types[count] = operands[count % 3];
+    if (!kRow) types[count++] = ort::kFloat;
+    for (int i = 0; count < types.size(); ++i) types[count++] = tables[i % 2];
+    return types;
+  }
+  static constexpr auto kInputs = make();
 };
-template <>
-struct QAttentionTypes<true> {
-  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kFloat, ort::kUint8, ort::kUint8,
-                                                 ort::kFloat, ort::kUint8,  ort::kUint8,  ort::kFloat,
-                                                 ort::kUint8,  ort::kFloat, ort::kInt16, ort::kFloat,
-                                                 ort::kInt16, ort::kFloat};
-};
+
+inline int32_t log_steps(const Attributes& attributes) {
+  const int64_t tau = attributes.integer("tau", 1, 16);
+  if ((tau & (tau - 1)) != 0) throw Failure("attribute tau must be 1, 2, 4, 8 or 16, got " + std::to_string(tau));
+  return static_cast<int32_t>(tau);
+}
 
 // Post-softmax codes p_scale * 2^(-c / tau), weighted by shift and table with 30 fractional bits.
 struct LogCodes {
   static constexpr const char* kName = "QAttention";
   static constexpr const char* kRelPosName = "QAttentionRelPos";
+  static constexpr bool kRow = false;
   static constexpr double kUnit = 1.0 / (1 << 30);
-  static int32_t tau(const Attributes& attributes) {
-    const int64_t tau = attributes.integer("tau", 1, 16);
-    if ((tau & (tau - 1)) != 0) throw Failure("attribute tau must be 1, 2, 4, 8 or 16, got " + std::to_string(tau));
-    return static_cast<int32_t>(tau);
-  }
+  static int32_t tau(const Attributes& attributes) { return log_steps(attributes); }
 };
 
 // Post-softmax codes p_scale * c.
 struct UniformCodes {
   static constexpr const char* kName = "UniformAttention";
   static constexpr const char* kRelPosName = "UniformAttentionRelPos";
+  static constexpr bool kRow = false;
   static constexpr double kUnit = 1.0;
   static int32_t tau(const Attributes&) { return 0; }
 };
 
+// Post-softmax codes 2^(-c / tau), the last one 0, of the largest of the row, and divided by their sum.
+struct LogRowCodes {
+  static constexpr const char* kName = "LogRowAttention";
+  static constexpr const char* kRelPosName = "LogRowAttentionRelPos";
+  static constexpr bool kRow = true;
+  static int32_t tau(const Attributes& attributes) { return log_steps(attributes); }
+};
+
+// Post-softmax codes c of the largest of the row, and divided by their sum.
+struct UniformRowCodes {
+  static constexpr const char* kName = "UniformRowAttention";
+  static constexpr const char* kRelPosName = "UniformRowAttentionRelPos";
+  static constexpr bool kRow = true;
+  static int32_t tau(const Attributes&) { return 0; }
+};
+
 template <class Codes, bool kRelPos>
-class QAttention : public QAttentionTypes<kRelPos> {
+class QAttention : public QAttentionTypes<Codes::kRow, kRelPos> {
  public:
   static constexpr const char* kName = kRelPos ? Codes::kRelPosName : Codes::kName;
   static constexpr ort::ElementType kOutput = ort::kFloat;
@@ -71,17 +96,22 @@ class QAttention : public QAttentionTypes<kRelPos> {
     job.logit_scale = q_scale * context.scalar<float>(4, "k_scale") * scale_ * kOctaves;
     std::optional<RelPosTables<int16_t>> tables;
     if constexpr (kRelPos) {
-      tables.emplace(context.tensor<int16_t>(10, "table_h"), context.tensor<int16_t>(12, "table_w"), job.sizes,
+      constexpr int first = Codes::kRow ? 9 : 10;
+      tables.emplace(context.tensor<int16_t>(first, "table_h"), context.tensor<int16_t>(first + 2, "table_w"), job.sizes,
                      kernels.panel);
       job.rel = tables->view();
-      job.rel.scale_h = q_scale * context.scalar<float>(11, "table_h_scale") * kOctaves;
-      job.rel.scale_w = q_scale * context.scalar<float>(13, "table_w_scale") * kOctaves;
+      job.rel.scale_h = q_scale * context.scalar<float>(first + 1, "table_h_scale") * kOctaves;
+      job.rel.scale_w = q_scale * context.scalar<float>(first + 3, "table_w_scale") * kOctaves;
     }
     job.tau = tau_;
     job.largest_code = largest_code_;
-    job.p_scale = context.scalar<float>(9, "p_scale");
-    if (!(job.p_scale > 0)) throw Failure("p_scale must be above 0, got " + std::to_string(job.p_scale));
-    job.out_scale = static_cast<double>(job.p_scale) * context.scalar<float>(7, "v_scale") * Codes::kUnit;
+    job.by_row = Codes::kRow;
+    job.out_scale = context.scalar<float>(7, "v_scale");
+    if constexpr (!Codes::kRow) {
+      job.p_scale = context.scalar<float>(9, "p_scale");
+      if (!(job.p_scale > 0)) throw Failure("p_scale must be above 0, got " + std::to_string(job.p_scale));
+      job.out_scale = static_cast<double>(job.p_scale) * job.out_scale * Codes::kUnit;
+    }
     const int32_t k_zero = context.scalar<uint8_t>(5, "k_zero_point"), v_zero = context.scalar<uint8_t>(8, "v_zero_point");
     job.out = context.output<float>(attention_output(q.dims, v.dims));
     const auto [batch, rows, keys, depth, value_depth] = job.sizes;

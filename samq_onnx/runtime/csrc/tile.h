@@ -53,8 +53,9 @@ struct CodeJob {
   RelPos<int16_t> rel;
   int32_t tau;  // log codes of 2^(1 / tau); 0: uniform codes
   int32_t largest_code;
-  float p_scale;
-  double out_scale;  // value of accumulator 1
+  bool by_row;       // codes are relative to the largest of the row, and what they weigh is divided by their sum
+  float p_scale;     // of other codes
+  double out_scale;  // value of accumulator 1; by row, of v
 };
 
 constexpr int64_t kTileRows = 24;

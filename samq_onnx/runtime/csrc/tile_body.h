@@ -220,6 +220,25 @@ struct LogWeights {
   }
 };
 
+// weights [1 plane][rows][chunk] of keys [from, from + count), 2^14 being 1 and the last code 0; adds up those of each row
+SAMQ_INLINE void row_log_weights(const CodeJob& job, const LogWeights& table, const CodeScratch& made, int64_t rows,
+                                 int64_t from, int64_t count, const float* largest, int64_t* sums) {
+  const int64_t line = padded(job.sizes.keys, kPanel);
+  const float steps = static_cast<float>(job.tau), top = static_cast<float>(job.largest_code);
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* const x = made.x + r * line + from;
+    Ints total = {};
+    for (int64_t i = 0; i < count; i += kLanes) {  // keys of the padding have the last code
+      const Ints code = to_code((largest[r] - load(x + i)) * steps, top);
+      const Ints weight = (LogWeights::weight(code, table) + 32768) >> 16;
+      const Ints kept = code == job.largest_code ? splat_int(0) : weight;
+      total += kept;
+      store_shorts(made.weights + r * kCodeChunk + i, kept);
+    }
+    for (int64_t i = 0; i < kLanes; ++i) sums[r] += total[i];
+  }
+}
+
 // weights [2 planes][rows][chunk] of keys [from, from + count): W = 65536 plane0 + plane1
 SAMQ_INLINE void log_weights(const CodeJob& job, const LogWeights& table, const CodeScratch& made, int64_t rows,
                              int64_t from, int64_t count, const float* largest, const float* offsets) {
@@ -302,7 +321,8 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
         add_products<kRows>(q + r * depth, depth, k, j, 0, depth, c, line);
     });
 
-  // Softmax: code = round(tau (largest - x) + tau log2(sum p_scale)), or round(power / (sum p_scale)).
+  // Softmax: code = round(tau (largest - x) + tau log2(sum p_scale)), or round(power / (sum p_scale)). By row it is
+  // round(tau (largest - x)), which needs no powers, or round(power times the largest code).
   float largest[kTileRows], factors[kTileRows];
   for (int64_t r = 0; r < rows; ++r) {
     float* const x = made.x + r * line;
@@ -312,21 +332,27 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
       return to_floats(load_ints(p)) * job.logit_scale + bias;
     });
     const auto scaled = [&job](int64_t sum) { return static_cast<double>(sum) * static_cast<double>(job.p_scale); };
-    if (job.tau != 0)
+    if (job.by_row && job.tau != 0) continue;
+    if (job.by_row) {
+      sum_powers<true>(x, keys, largest[r]);
+      factors[r] = static_cast<float>(job.largest_code * kPowerUnit);
+    } else if (job.tau != 0)
       factors[r] = static_cast<float>(job.tau * __builtin_log2(scaled(sum_powers<false>(x, keys, largest[r])) * kPowerUnit));
     else
       factors[r] = static_cast<float>(1.0 / scaled(sum_powers<true>(x, keys, largest[r])));
   }
 
   const LogWeights table(job.tau != 0 ? job.tau : 1);
-  const int64_t planes = job.tau != 0 ? 2 : 1;
+  const int64_t planes = job.tau != 0 && !job.by_row ? 2 : 1;
   const bool pairs = v.form == Form::kPairs;
   auto* const bytes = reinterpret_cast<uint8_t*>(made.weights);
   int64_t code_sums[kTileRows] = {};
   for (int64_t i = 0; i < rows * width; ++i) made.sums[i] = 0;
   for (int64_t from = 0; from < keys; from += kCodeChunk) {
     const int64_t count = keys - from < kCodeChunk ? keys - from : kCodeChunk;
-    if (job.tau != 0)
+    if (job.tau != 0 && job.by_row)
+      row_log_weights(job, table, made, rows, from, count, largest, code_sums);
+    else if (job.tau != 0)
       log_weights(job, table, made, rows, from, count, largest, factors);
     else if (pairs)
       uniform_weights(job, made, rows, from, count, factors, made.weights, code_sums);
@@ -350,7 +376,9 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < value_depth; ++c) {
       const int64_t sum = made.sums[r * width + c] + code_sums[r] * job.v_row;
-      out[r * value_depth + c] = static_cast<float>(static_cast<double>(sum) * job.out_scale);
+      const double value = static_cast<double>(sum);
+      const double weighed = job.by_row ? value / static_cast<double>(code_sums[r]) : value;
+      out[r * value_depth + c] = static_cast<float>(weighed * job.out_scale);
     }
 }
 

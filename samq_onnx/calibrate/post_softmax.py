@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codes of post-softmax maps are decided by judges, who see sampled rows of the maps; here the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import numpy as np
+
+from samq_onnx.calibrate.products import small_products
+from samq_onnx.calibrate.quantizer import qparams
+from samq_onnx.calibrate.stats import TensorStats
+from samq_onnx.plan import LogCodes, RowCodes, Uniform
+
+__all__ = ["Judge", "UniformRange", "output_errors"]
+
+
+class Judge(Protocol):
+    """Sees float32 probabilities [maps, rows, N] and v [maps, N, d] of each feed, then names the codes."""
+
+    def update(self, probabilities: np.ndarray, v: np.ndarray) -> None: ...
+
+    def codes(self) -> LogCodes | Uniform | RowCodes: ...
+
+
+class UniformRange:
+    """Uniform codes over the range that an observer gives, as for any other tensor.
+
+    Attributes:
+        stats: `TensorStats` of the probabilities.
+    """
+
+    def __init__(self, observe: Callable[[TensorStats, int], tuple[float, float]], bits: int) -> None:
+        self.observe, self.bits = observe, bits
+        self.stats = TensorStats("probabilities")
+
+    def update(self, probabilities: np.ndarray, v: np.ndarray) -> None:
+        self.stats.update(probabilities)
+
+    def codes(self) -> Uniform:
+        scale, zero_point = qparams(*self.observe(self.stats, self.bits), self.bits)
+        return Uniform(scale, zero_point, self.bits)
+
+
+def output_errors(coded: Iterable[np.ndarray], count: int, probabilities: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """|| (A^ - A) V ||^2 (PTQ4SAM eq. 14) of ``count`` coded maps A^ of one map A, float64 [count].
+
+    Args:
+        coded: float32 [maps, rows, N] each. probabilities: A, the same. v: float32 [maps, N, d].
+    """
+    maps, rows, keys = probabilities.shape
+    difference = np.empty((maps, count, rows, keys), np.float32)
+    for index, made in enumerate(coded):
+        np.subtract(made, probabilities, out=difference[:, index])
+    moved = small_products(difference.reshape(maps, -1, keys), v)
+    return np.square(moved, out=moved).reshape(maps, count, -1).sum(axis=(0, 2), dtype=np.float64)
