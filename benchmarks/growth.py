@@ -62,8 +62,7 @@ def _attention(op: str, keys: int, **attributes: int | float) -> ir.Model:
         operands = [node("QuantizeLinear", [x, scale, zero]), scale, zero]
         for name in "kv":
             operands += [constant(name, random.integers(0, 256, shape, np.uint8)), scale, zero]
-        share = constant("p", np.float32(1 / 255))
-        out = node(op, [*operands, share], ops.DOMAIN, scale=LOGIT_SCALE, bits=8, **attributes)
+        out = node(op, operands, ops.DOMAIN, scale=LOGIT_SCALE, bits=8, **attributes)
     out.name, out.shape, out.type = "out", ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
     model = ir.Model(ir.Graph([x], [out], nodes=nodes, initializers=held, opset_imports={"": 17}), ir_version=10)
     ops.add_functions(model)
@@ -73,8 +72,8 @@ def _attention(op: str, keys: int, **attributes: int | float) -> ir.Model:
 ROWS: dict[str, tuple[str, dict[str, int | float]]] = {
     "ONNX Runtime float": ("", {}),
     "samq float": ("Attention", {}),
-    "samq 8-bit, uniform codes": ("UniformAttention", {}),
-    "samq 8-bit, log codes": ("QAttention", {"tau": 4}),
+    "samq 8-bit, uniform codes": ("UniformRowAttention", {}),
+    "samq 8-bit, log codes": ("LogRowAttention", {"tau": 16}),
 }
 
 

@@ -20,15 +20,14 @@ MODEL_TYPES = ("vit_b", "vit_l", "vit_h", "nano")
 
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command; see `export_sam`."""
     parser = argparse.ArgumentParser(prog="python -m samq_onnx.export", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, help="state dict, .pth or .safetensors; nano is bundled")
     parser.add_argument("--model-type", required=True, choices=MODEL_TYPES)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the ONNX files")
     parser.add_argument("--batched", action="store_true", help="also decoder_batched.onnx: N prompts -> N masks")
-    parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--json", type=check_writable, help="write the report here")
     arguments = parser.parse_args(argv)
-    if arguments.json:
-        check_writable(arguments.json)
     checkpoint = arguments.checkpoint
     if checkpoint is None:
         if arguments.model_type != "nano":

@@ -50,9 +50,9 @@ def _difference(sam: Sam, state: StateDict) -> str:
     wanted = {name: tuple(tensor.shape) for name, tensor in sam.state_dict().items()}
     missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing:
-        return f"it has no {missing[0]} (and lacks {len(missing) - 1} more of {len(wanted)} tensors)"
+        return f"it lacks {len(missing)} of {len(wanted)} tensors, the first is {missing[0]}"
     if unknown:
-        return f"it has {unknown[0]} (and {len(unknown) - 1} more tensors) that the model does not know"
+        return f"the model does not know {len(unknown)} of its tensors, the first is {unknown[0]}"
     for name, shape in wanted.items():
         if tuple(state[name].shape) != shape:
             return f"its {name} is {list(state[name].shape)}, not {list(shape)}"

@@ -257,11 +257,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=RUNS, help=f"runs of each model that count (default: {RUNS})")
     parser.add_argument("--threads", type=int, help="threads within an operator (default: ONNX Runtime's choice)")
     parser.add_argument("--profile", action="store_true", help="also the time by operator")
-    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    parser.add_argument("--json", type=check_writable, help="write all numbers to this file")
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
-    if arguments.json:
-        check_writable(arguments.json)
     entries = [Entry.of_file(model) for model in arguments.models]
     report = bench(entries, arguments.runs, arguments.threads, arguments.profile)
     _print(report)

@@ -63,14 +63,13 @@ def _pictures(folders: dict[str, Path], output: Path) -> None:
 
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command: quantize, evaluate, draw."""
     parser = argparse.ArgumentParser(prog="samq_onnx.demo", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder for models and pictures")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=check_writable, help="write the numbers here")
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
     output: Path = arguments.output
-    if arguments.json:
-        check_writable(arguments.json)
     folders = {"float": assets.nano_dir()}
     for bits in BITS:
         folders[bits] = output / bits

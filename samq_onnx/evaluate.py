@@ -93,6 +93,8 @@ def evaluate(
 
 def _score(predictor: SamPredictor, instance: data.Instance, prompt: str) -> tuple[float, float]:
     truth = instance.mask()
+    if not truth.any():
+        raise UserError(f"{instance.where}: the segmentation has no pixel; mend the file")
     if prompt == "box":
         answer = predictor.best(box=np.array(instance.box))
     else:
@@ -110,10 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompt", choices=PROMPTS, required=True)
     parser.add_argument("--limit", type=int, help="first images only, in the order of the annotations")
     parser.add_argument("--instances", type=int, help="first instances of each image only")
-    parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--json", type=check_writable, help="write the result here")
     arguments = parser.parse_args(argv)
-    if arguments.json:
-        check_writable(arguments.json)
     report = evaluate(
         arguments.encoder, arguments.decoder, arguments.data, arguments.prompt, arguments.limit, arguments.instances
     )

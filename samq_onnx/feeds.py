@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +18,9 @@ import onnxruntime as ort
 from samq_onnx import assets, data, images
 from samq_onnx.errors import UserError
 from samq_onnx.models import is_decoder, square_image_input
-from samq_onnx.predictor import BOX_LABELS, PADDING_LABEL
+from samq_onnx.predictor import BOX_LABELS, PADDING_LABEL, check_pair
 from samq_onnx.progress import progress_bar
+from samq_onnx.runtime import open_session
 
 __all__ = ["DecoderFeeds", "EncoderFeeds", "Part", "sample_feed"]
 
@@ -98,6 +101,11 @@ class DecoderFeeds(_Feeds):
         self._mask_shape = [int(side) for side in decoder_inputs["mask_input"][-2:]]
         self._prompts: list[tuple[Path, np.ndarray, np.ndarray, tuple[int, int]]] = []
         samples = data.samples(folder)
+        if any(sample.instances for sample in samples) and importlib.util.find_spec("pycocotools") is None:
+            print(
+                "warning: point prompts lie in the middle of boxes, not of masks; run: pip install samq_onnx[eval]",
+                file=sys.stderr,
+            )
         for number, sample in enumerate(progress_bar(samples, label, "image")):
             rgb = images.load(sample.path)
             height, width = rgb.shape[:2]
@@ -141,13 +149,16 @@ def _single_point(point: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([point, (0.0, 0.0)], np.float32), np.array([FOREGROUND, PADDING_LABEL], np.float32)
 
 
-def sample_feed(model: ir.Model, prompts: int = 1) -> dict[str, np.ndarray]:
+def sample_feed(
+    model: ir.Model, prompts: int = 1, encoder: str | os.PathLike[str] | None = None
+) -> dict[str, np.ndarray]:
     """One input of the shapes that the model wants, always the same: a bundled image for an image encoder, one
-    foreground point a prompt on a random embedding for a SAM decoder, random numbers for any other model.
+    foreground point a prompt for a SAM decoder, random numbers for any other model.
 
     Args:
         model: what is to be fed. Its dynamic dimensions become 1.
         prompts: for a decoder that takes many at once.
+        encoder: file that embeds the bundled image for a decoder, whose embedding is random otherwise.
 
     Raises:
         UserError: an input without a shape or of a type that has no numbers.
@@ -155,11 +166,20 @@ def sample_feed(model: ir.Model, prompts: int = 1) -> dict[str, np.ndarray]:
     image = square_image_input(model)
     if image is not None:
         name, size = image
-        return {name: images.preprocess(images.load(data.image_paths(assets.demo_images())[0]), size)}
+        return {name: _sample_image(size)}
     random = np.random.default_rng(0)
     if is_decoder(model):
-        return _sample_prompts(model, random, prompts)
+        feed = _sample_prompts(model, random, prompts)
+        if encoder is not None:
+            session = open_session(encoder)
+            size = check_pair(session, os.fspath(encoder), feed["image_embeddings"].shape)
+            (feed["image_embeddings"],) = session.run(None, {session.get_inputs()[0].name: _sample_image(size)})
+        return feed
     return {value.name or "": _random_input(value, random) for value in model.graph.inputs}
+
+
+def _sample_image(size: int) -> np.ndarray:
+    return images.preprocess(images.load(data.image_paths(assets.demo_images())[0]), size)
 
 
 def _sample_prompts(model: ir.Model, random: np.random.Generator, prompts: int) -> dict[str, np.ndarray]:

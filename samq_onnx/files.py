@@ -19,7 +19,7 @@ __all__ = ["atomic_path", "check_distinct", "check_writable", "write_json"]
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Return ``path`` if a file can be created beside it, before long work starts.
+    """Return ``path`` if a file can be created there, before long work starts.
 
     Raises:
         UserError: the folder cannot be made or written to.
@@ -28,12 +28,16 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     if target.is_dir():
         raise UserError(f"cannot write {target}: it is a folder; give the path of a file")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent):
+        with tempfile.NamedTemporaryFile(dir=next(folder for folder in _folders(target) if folder.exists())):
             pass
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; choose another output path") from error
     return target
+
+
+def _folders(path: Path) -> list[Path]:
+    """Those that hold it, innermost first."""
+    return list(path.absolute().parents)
 
 
 def check_distinct(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
@@ -64,9 +68,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path in a scratch folder beside ``path``; what is written there replaces ``path`` on success.
 
     The scratch folder holds every file that the writer makes (such as external data); all of them move
-    together, so a failure leaves what stood there before.
+    together, so a failure leaves what stood there before, and no folder that was not there.
     """
     target = check_writable(path)
+    missing = [folder for folder in _folders(target) if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield scratch / target.name
@@ -74,6 +80,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(made, target.parent / made.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):  # one that holds something stays
+            for folder in missing:
+                folder.rmdir()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

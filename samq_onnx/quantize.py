@@ -9,6 +9,7 @@ import hashlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def _calibration_sha256(folder: Path) -> str:
 
 
 def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | None) -> Feeds:
+    if not is_decoder(model) and encoder is not None:
+        raise UserError(f"{source}: is no SAM decoder; leave out --encoder")
     if is_decoder(model):
         if encoder is None:
             raise UserError(
@@ -58,7 +61,7 @@ def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | Non
         return DecoderFeeds(calibration, session, sizes)
     image = square_image_input(model)
     if image is None:
-        described = ", ".join(f"{v.name}{list(v.shape or ())}" for v in model.graph.inputs)
+        described = ", ".join(f"{v.name}{v.shape or ''}" for v in model.graph.inputs)
         raise UserError(f"{source}: cannot make inputs ({described}) from images; a float image [1,3,S,S] is wanted")
     return EncoderFeeds(calibration, *image)
 
@@ -77,7 +80,9 @@ def _print_outcome(outcome: Outcome) -> None:
         print(f"  attention sites: {found}")
     else:
         print("  no SAM structure found: quantized as a generic network (linears and convolutions)")
-    print(f"  linears quantized: {outcome.linears}, kept float: {len(outcome.plan.kept_float)}")
+    print(f"  linears quantized: {outcome.linears}")
+    for reason, count in Counter(outcome.plan.kept_float.values()).items():
+        print(f"  linears kept float: {count}, {reason}")
     for fold in outcome.folds:
         print(f"  fold {fold.name}: {len(fold.done)} done, {len(fold.refused)} refused")
         for line in fold.refused:
@@ -183,18 +188,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--encoder", type=Path, help="float encoder, needed to calibrate a decoder alone")
     parser.add_argument("--bits", choices=sorted(BITS, reverse=True), default="w8a8")
     parser.add_argument("--method", choices=sorted(METHODS), default=DEFAULT_METHOD)
-    parser.add_argument("--json", type=Path, help="write the report, with the whole plan, to this file")
+    parser.add_argument("--json", type=check_writable, help="write the report, with the whole plan, to this file")
     return parser
 
 
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command; see `quantize` and `quantize_folder`."""
     arguments = _parser().parse_args(argv)
     ort.set_default_logger_severity(3)
     source: Path = arguments.model or assets.nano_dir()
     chosen = recipe(arguments.method, arguments.bits)
-    if arguments.json:
-        check_writable(arguments.json)
     calibration: Path | None = arguments.calib
     if calibration is None:
         calibration = assets.calibration_images()
@@ -204,7 +208,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     data.image_paths(calibration)
     if source.is_dir():
+        if arguments.encoder:
+            raise UserError(f"{source}: is a folder, whose encoder.onnx is used; leave out --encoder")
         output = arguments.output or Path(f"{source.name}_{arguments.bits}")
+        check_distinct([arguments.json], [source / ENCODER, source / DECODER, output / ENCODER, output / DECODER])
         report = quantize_folder(source, output, calibration, chosen)
         print(f"wrote {output / ENCODER}, {output / DECODER}")
     else:

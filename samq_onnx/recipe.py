@@ -82,7 +82,7 @@ METHODS: dict[str, dict[str, object]] = {
         "probabilities": "row",
         "sign": True,
         "compensate": True,
-        "decoder_observer": "minmax",
+        "decoder_observer": "l4",
         "decoder_activation_bits": 8,
         "learned_bits": 4,
         "decoder_learned_bits": 6,

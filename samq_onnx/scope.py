@@ -6,6 +6,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from samq_onnx.passes.lift import Linear, Structure
+from samq_onnx.passes.lift.trace import VIEW_OPS
 
 __all__ = ["split_linears"]
 
@@ -33,8 +34,8 @@ def split_linears(structure: Structure) -> tuple[list[Linear], dict[str, str]]:
     attention projections stay float (patch embedding, prompt encoder). In a decoder those after all attention
     stay float too (mask head, IoU head), except the projection that reads the last attention's output.
     """
-    linears = [linear for linear in structure.linears if _is_float32(linear)]
     kept = {linear.name: OTHER_TYPE for linear in structure.linears if not _is_float32(linear)}
+    linears = [linear for linear in structure.linears if linear.name not in kept]
     if not structure.attentions:
         return linears, kept
     sites = [site.node for site in structure.attentions]
@@ -70,6 +71,6 @@ def _next_linears(sites: list[ir.Node], linears: set[ir.Node]) -> list[ir.Node]:
         node = pending.pop()
         if node in linears:
             found.append(node)
-        elif node.op_type in ("Reshape", "Transpose", "Identity", "Squeeze", "Unsqueeze", "Slice"):
+        elif node.op_type in VIEW_OPS:
             pending.extend(node.successors())
     return found

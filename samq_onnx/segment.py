@@ -70,15 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--decoder", type=Path, required=True, help="decoder .onnx, float or quantized")
     parser.add_argument("--point", action="append", default=[], metavar="X,Y", help="point in the object; repeatable")
     parser.add_argument("--box", metavar="X0,Y0,X1,Y1", help="box around the object")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="picture to write (.png, .jpg, ...)")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("-o", "--output", type=check_writable, required=True, help="picture to write (.png, .jpg, ...)")
+    parser.add_argument("--json", type=check_writable, help="write the numbers here")
     arguments = parser.parse_args(argv)
     coords, box = _parse_prompt(arguments.point, arguments.box)
     if Image.registered_extensions().get(arguments.output.suffix.lower()) not in Image.SAVE:
         raise UserError(f"{arguments.output}: unknown kind of picture; give a name that ends in .png")
     check_distinct([arguments.output, arguments.json], [arguments.image, arguments.encoder, arguments.decoder])
-    for target in filter(None, (arguments.output, arguments.json)):
-        check_writable(target)
     rgb = images.load(arguments.image)
     _check_inside(coords, box, *rgb.shape[:2])
     predictor = SamPredictor(arguments.encoder, arguments.decoder)

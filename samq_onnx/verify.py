@@ -40,8 +40,11 @@ def _run(model: str | bytes, feed: Mapping[str, np.ndarray], native: bool) -> di
     return dict(zip(names, session.run(names, dict(feed)), strict=True))
 
 
-def verify(quantized: Path, reference: Path, feed: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dict[str, Any]:
     """Compare a quantized model with itself without the library, and with the float model it came from.
+
+    Args:
+        encoder: whose embedding of a bundled image a decoder is fed; random numbers without it.
 
     Returns:
         ``native_max_abs`` output -> largest difference between native kernels and function bodies; ``same`` whether
@@ -56,7 +59,7 @@ def verify(quantized: Path, reference: Path, feed: Mapping[str, np.ndarray] | No
         raise UserError(f"{quantized}: not written by samq_onnx.quantize; give a quantized model")
     if model.metadata_props.get("samq_onnx.float_model.sha256") != model_sha256(reference):
         raise UserError(f"{quantized} was not made from {reference}; give the float model it came from")
-    feed = feed or sample_feed(original)
+    feed = sample_feed(original, encoder=encoder)
     simplify(original)
     structure = lift(original)
     if structure.attentions:
@@ -83,15 +86,15 @@ def verify(quantized: Path, reference: Path, feed: Mapping[str, np.ndarray] | No
 
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command; see `verify`."""
     parser = argparse.ArgumentParser(prog="samq_onnx.verify", description=__doc__)
     parser.add_argument("quantized", type=Path)
+    parser.add_argument("--encoder", type=Path, help="embeds a bundled image for a decoder; else its input is random")
     parser.add_argument("--reference", type=Path, required=True, help="the float model it was made from")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=check_writable, help="write the numbers here")
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
-    if arguments.json:
-        check_writable(arguments.json)
-    report = verify(arguments.quantized, arguments.reference)
+    report = verify(arguments.quantized, arguments.reference, arguments.encoder)
     for name, value in report["native_max_abs"].items():
         print(f"native against body  {value:7.1e} off {name}")
     for name, value in sorted(report["site_sqnr_db"].items(), key=lambda item: item[1]):

@@ -117,7 +117,7 @@ def test_the_count_is_that_of_the_architecture(nano: Path, tmp_path: Path) -> No
         totals = [one.integer_macs + one.float_macs for one in reports]
         saved = padding if part == "encoder" else 0
         assert totals[0] == totals[1] == totals[2] + saved == totals[3] + saved
-        assert "QAttention" in " ".join(reports[2].operators)
+        assert "LogRowAttention" in " ".join(reports[2].operators)
         if part == "encoder":
             # patch embedding, per token and block qkv + projection + MLP, two neck convolutions
             linears = tokens * 768 * d + 6 * tokens * 12 * d * d + 4 * padding

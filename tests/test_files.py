@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from samq_onnx.errors import UserError
-from samq_onnx.files import atomic_path, check_distinct, write_json
+from samq_onnx.files import atomic_path, check_distinct, check_writable, write_json
 
 
 def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -20,6 +20,18 @@ def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
         raise RuntimeError
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_folders_are_made_for_what_succeeds(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "file"
+    check_writable(target)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(RuntimeError), atomic_path(target):
+        raise RuntimeError
+    assert not (tmp_path / "a").exists()
+    with atomic_path(target) as temporary:
+        temporary.write_text("new")
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
 
 
 def test_json_has_no_infinity(tmp_path: Path) -> None:

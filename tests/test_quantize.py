@@ -119,6 +119,16 @@ def test_verify_sees_small_differences_only(quantized, nano: Path) -> None:  # t
     assert found["output_sqnr_db"]["image_embeddings"] > (20 if wide else 3)
 
 
+def test_verify_of_a_decoder_wants_an_encoder_to_say_much(quantized, nano: Path) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = quantized
+    masks = {}
+    for encoder in (None, nano / "encoder.onnx"):
+        found = verify.verify(folder / "decoder.onnx", nano / "decoder.onnx", encoder)
+        assert found["same"]
+        masks[encoder] = found["output_sqnr_db"]["low_res_masks"]
+    assert masks[nano / "encoder.onnx"] > max(10, masks[None])
+
+
 def test_verify_refuses_another_float_model(quantized, nano: Path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
     folder, _ = quantized
     assert verify.main([str(folder / "encoder.onnx"), "--reference", str(nano / "decoder.onnx")]) == 2
@@ -248,7 +258,26 @@ class TestWrongInput:
         output = tmp_path / "out"
         line = self.refuse(capsys, tmp_path, nano, "--calib", folder, "--method", "minmax", "-o", output)
         assert "annotations.json" in line
-        assert not list(output.glob("*"))
+        assert not output.exists()
+
+    def test_an_encoder_for_what_is_no_decoder(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path
+    ) -> None:
+        encoder = nano / "encoder.onnx"
+        for model in (encoder, nano):
+            assert "leave out --encoder" in self.refuse(
+                capsys, tmp_path, model, "--encoder", encoder, "--calib", calibration, "-o", tmp_path / "new"
+            )
+
+    def test_json_over_a_model_of_the_folder(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path
+    ) -> None:
+        folder = tmp_path / "sam"
+        shutil.copytree(nano, folder)
+        before = (folder / "decoder.onnx").read_bytes()
+        line = self.refuse(capsys, tmp_path, folder, "--calib", calibration, "--json", folder / "decoder.onnx")
+        assert "would replace an input" in line
+        assert (folder / "decoder.onnx").read_bytes() == before
 
     def test_a_decoder_that_fails_takes_the_encoder_with_it(
         self, tmp_path: Path, nano: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
@@ -262,7 +291,7 @@ class TestWrongInput:
         monkeypatch.setattr(quantize, "quantize", quantize_one)
         with pytest.raises(UserError, match="no"):
             quantize.quantize_folder(nano, tmp_path / "out", calibration, recipe())
-        assert not list((tmp_path / "out").iterdir())
+        assert not (tmp_path / "out").exists()
 
     def test_an_output_that_is_an_input(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.passes.lift import AttentionSite, Linear, Projection, Structure
+from samq_onnx.passes.lift.trace import VIEW_OPS
 
 __all__ = [
     "FoldReport",
@@ -20,9 +21,7 @@ __all__ = [
     "shift_outputs",
 ]
 
-VIEW_OPS = frozenset(
-    {"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Gather", "Identity", "Flatten", "Shape"}
-)
+HARMLESS_OPS = VIEW_OPS | {"Flatten", "Shape"}  # to a changed sign, shift or scale of channels: they show none
 
 
 @dataclasses.dataclass
@@ -61,7 +60,7 @@ def reaches_only_attention(value: ir.Value) -> bool:
         for node, _ in current.uses():
             if node in seen or node.op_type == "Shape" or node.domain == "samq":
                 continue
-            if node.domain or node.op_type not in VIEW_OPS:
+            if node.domain or node.op_type not in HARMLESS_OPS:
                 return False
             seen.add(node)
             pending.extend(node.outputs)

@@ -44,7 +44,7 @@ def test_omse_keeps_extreme_outliers() -> None:
 
 @pytest.mark.parametrize("data", [NORMAL, HEAVY, SKEWED, np.abs(NORMAL), -np.abs(NORMAL)])
 @pytest.mark.parametrize("bits", [8, 6, 4])
-@pytest.mark.parametrize("exponent", [2.0, 2.4])
+@pytest.mark.parametrize("exponent", [2.0, 2.4, 4.0])
 def test_least_error_is_as_good_as_a_dense_search(data: np.ndarray, bits: int, exponent: float) -> None:
     x = np.sort(data)[:: data.size // 4000]
     ends = least_error(_stats(x), bits, exponent)

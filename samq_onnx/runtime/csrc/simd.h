@@ -119,6 +119,23 @@ SAMQ_INLINE Ints to_code(Floats x, float largest) {
   return (Ints)(x + kRounder) - kRounderBits;
 }
 
+constexpr int32_t kTableSize = 16;
+
+// table[index] in each lane, 0 <= index < kTableSize
+SAMQ_INLINE Ints look_up(const int32_t* table, Ints index) {
+#if SAMQ_LANES == 16 && defined(__AVX512F__)
+  return (Ints)_mm512_permutexvar_epi32((__m512i)index, (__m512i)load_ints(table));
+#elif SAMQ_LANES == 8 && defined(__AVX2__)
+  const auto low = _mm256_permutevar8x32_epi32((__m256i)load_ints(table), (__m256i)index);
+  const auto high = _mm256_permutevar8x32_epi32((__m256i)load_ints(table + kLanes), (__m256i)index);
+  return index > 7 ? (Ints)high : (Ints)low;
+#else
+  Ints found;
+  for (int64_t i = 0; i < kLanes; ++i) found[i] = table[index[i]];
+  return found;
+#endif
+}
+
 // sum + a0 b0 + a1 b1 in each lane, where a lane of a and b holds two 16-bit numbers.
 SAMQ_INLINE Ints add_pair_products(Ints sum, Ints a, Ints b) {
 #if SAMQ_LANES == 16 && defined(__AVX512BW__)

@@ -198,8 +198,8 @@ SAMQ_INLINE int64_t sum_powers(float* x, int64_t keys, float largest) {
 
 // Weight of a log code, 2^30 being 1: table[r] >> n with n = ceil(c / tau), r = tau n - c.
 struct LogWeights {
-  static constexpr int32_t kMostSteps = 16;
-  Ints table[kMostSteps];
+  static constexpr int32_t kMostSteps = kTableSize;
+  alignas(64) int32_t table[kMostSteps];
   int32_t tau, shift;  // tau = 2^shift
 
   explicit LogWeights(int32_t step) : table{}, tau(step), shift(0) {
@@ -208,15 +208,13 @@ struct LogWeights {
         1073741824, 1121280436, 1170923762, 1222764986, 1276901417, 1333434672,
         1392470869, 1454120821, 1518500250, 1585730000, 1655936265, 1729250827,
         1805811301, 1885761398, 1969251188, 2056437387};
-    for (int32_t i = 0; i < tau; ++i) table[i] = splat_int(kSixteenths[i * (kMostSteps / tau)]);
+    for (int32_t i = 0; i < tau; ++i) table[i] = kSixteenths[i * (kMostSteps / tau)];
   }
 
   SAMQ_INLINE Ints weight(Ints code, const LogWeights& w) {
     const Ints n = (code + (w.tau - 1)) >> w.shift;
     const Ints r = (n << w.shift) - code;
-    Ints entry = w.table[0];
-    for (int32_t i = 1; i < w.tau; ++i) entry = r == i ? w.table[i] : entry;
-    return entry >> (n > 31 ? splat_int(31) : n);
+    return look_up(w.table, r) >> (n > 31 ? splat_int(31) : n);
   }
 };
 
