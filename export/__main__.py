@@ -11,7 +11,7 @@ from pathlib import Path
 from samq_onnx import assets
 from samq_onnx.errors import UserError, main_guard
 from samq_onnx.export import export_sam
-from samq_onnx.files import check_writable, write_json
+from samq_onnx.files import check_distinct, check_writable, write_json
 
 __all__ = ["main"]
 
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.model_type != "nano":
             raise UserError(f"--model-type {arguments.model_type} needs --checkpoint FILE; only nano is bundled")
         checkpoint = assets.nano_checkpoint()
+    made = [arguments.output / name for name in ("encoder.onnx", "decoder.onnx", "decoder_batched.onnx")]
+    check_distinct([arguments.json, *made], [checkpoint])
     report = export_sam(checkpoint, arguments.model_type, arguments.output, arguments.batched)
     for file in report["files"].values():
         print(file["path"])

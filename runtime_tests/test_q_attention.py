@@ -11,6 +11,7 @@ import pytest
 
 from runtime_tests.one_node import code_feed, code_tables, float_logits, narrow, plain, run, scalar, without_scale
 from samq_onnx import reference
+from samq_onnx.log_codes import FRACTION_BITS, code_weights, row_weights
 
 # A probability this near to the border between two codes (in code steps) may get either: what float32 logits and the
 # fixed-point powers may be off.
@@ -51,13 +52,13 @@ def check_log(op: str, feed: dict[str, Any], scale: float, tau: int, bits: int) 
     check_bits(op, feed, {"scale": scale, "tau": tau, "bits": bits}, expected)
     with np.errstate(divide="ignore"):
         steps = -tau * np.log2(reference.softmax(float_logits(feed, scale)) / given["p_scale"])
-    weights = reference.code_weights(tau, bits)
+    weights = code_weights(tau, bits)
 
     def weigh(x: np.ndarray) -> np.ndarray:
         return weights[np.clip(np.rint(x), 0, 2**bits - 1).astype(np.int64)]
 
     centred = given["v"].astype(np.int64) - given["v_zero_point"]
-    unit = given["p_scale"] * given["v_scale"] * 2.0**-reference.FRACTION_BITS
+    unit = given["p_scale"] * given["v_scale"] * 2.0**-FRACTION_BITS
     ties = np.abs(weigh(steps - TIE) - weigh(steps + TIE)) @ np.abs(centred) * unit
     total = weigh(steps) @ np.abs(centred) * unit
     np.testing.assert_array_less(np.abs(expected - weigh(steps) @ centred * unit), ties + OUTPUT_BOUND * total + 1e-30)
@@ -84,7 +85,7 @@ def check_rows(feed: dict[str, Any], scale: float, tau: int, bits: int) -> None:
     given = plain(feed)
     relative = reference.softmax(float_logits(feed, scale))
     relative /= relative.max(axis=-1, keepdims=True)
-    weights, top = reference.row_weights(tau, bits), 2**bits - 1
+    weights, top = row_weights(tau, bits), 2**bits - 1
 
     def weigh_log(shift: float) -> np.ndarray:
         with np.errstate(divide="ignore"):

@@ -27,7 +27,7 @@ import onnxruntime as ort
 from samq_onnx import roofline
 from samq_onnx.errors import UserError, main_guard
 from samq_onnx.feeds import sample_feed
-from samq_onnx.files import check_writable, write_json
+from samq_onnx.files import check_distinct, check_writable, write_json
 from samq_onnx.fusion import FusionReport, fusion_report
 from samq_onnx.isolate import isolated
 from samq_onnx.models import model_bytes, read_model
@@ -260,6 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=check_writable, help="write all numbers to this file")
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
+    check_distinct([arguments.json], arguments.models)
     entries = [Entry.of_file(model) for model in arguments.models]
     report = bench(entries, arguments.runs, arguments.threads, arguments.profile)
     _print(report)

@@ -18,7 +18,7 @@ import numpy as np
 from samq_onnx import images
 from samq_onnx.errors import UserError
 
-__all__ = ["Instance", "Sample", "image_paths", "interior_point", "load_coco", "samples"]
+__all__ = ["Instance", "Sample", "files", "image_paths", "interior_point", "load_coco", "samples"]
 
 ANNOTATIONS = "annotations.json"
 IMAGES = "images"
@@ -122,6 +122,16 @@ def image_paths(folder: str | os.PathLike[str]) -> list[Path]:
     if not found:
         raise UserError(f"{root}: no images in this folder; supported: {' '.join(sorted(SUFFIXES))}")
     return found
+
+
+def files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Everything that is read of a folder: its images, and its annotations if it has some.
+
+    Raises:
+        UserError: as `image_paths`.
+    """
+    annotations = Path(folder) / ANNOTATIONS
+    return [*image_paths(folder), *([annotations] if annotations.is_file() else [])]
 
 
 def samples(folder: str | os.PathLike[str]) -> list[Sample]:

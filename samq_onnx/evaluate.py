@@ -19,7 +19,7 @@ import numpy as np
 
 from samq_onnx import data, images
 from samq_onnx.errors import UserError, main_guard
-from samq_onnx.files import check_writable, write_json
+from samq_onnx.files import check_distinct, check_writable, write_json
 from samq_onnx.predictor import Model, SamPredictor
 from samq_onnx.progress import progress_bar
 
@@ -114,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--instances", type=int, help="first instances of each image only")
     parser.add_argument("--json", type=check_writable, help="write the result here")
     arguments = parser.parse_args(argv)
+    check_distinct([arguments.json], [arguments.encoder, arguments.decoder, *data.files(arguments.data)])
     report = evaluate(
         arguments.encoder, arguments.decoder, arguments.data, arguments.prompt, arguments.limit, arguments.instances
     )

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -101,11 +99,6 @@ class DecoderFeeds(_Feeds):
         self._mask_shape = [int(side) for side in decoder_inputs["mask_input"][-2:]]
         self._prompts: list[tuple[Path, np.ndarray, np.ndarray, tuple[int, int]]] = []
         samples = data.samples(folder)
-        if any(sample.instances for sample in samples) and importlib.util.find_spec("pycocotools") is None:
-            print(
-                "warning: point prompts lie in the middle of boxes, not of masks; run: pip install samq_onnx[eval]",
-                file=sys.stderr,
-            )
         for number, sample in enumerate(progress_bar(samples, label, "image")):
             rgb = images.load(sample.path)
             height, width = rgb.shape[:2]

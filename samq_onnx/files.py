@@ -22,11 +22,13 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     """Return ``path`` if a file can be created there, before long work starts.
 
     Raises:
-        UserError: the folder cannot be made or written to.
+        UserError: the nearest folder that is there cannot be written to, or something else has that name.
     """
     target = Path(path)
     if target.is_dir():
         raise UserError(f"cannot write {target}: it is a folder; give the path of a file")
+    if target.exists() and not target.is_file():
+        raise UserError(f"cannot write {target}: it is no regular file; choose another output path")
     try:
         with tempfile.NamedTemporaryFile(dir=next(folder for folder in _folders(target) if folder.exists())):
             pass
@@ -41,15 +43,17 @@ def _folders(path: Path) -> list[Path]:
 
 
 def check_distinct(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
-    """Refuse outputs that would replace an input or each other.
+    """Refuse outputs that would replace an input or each other, or be the folder of one another.
 
     Raises:
-        UserError: two of them are one file.
+        UserError: two of them are one file, or one lies in the other.
     """
+    made = [path for path in outputs if path is not None]
+    for path in made:
+        if any(path.resolve() in other.resolve().parents for other in made):
+            raise UserError(f"{path}: is also the folder of another output; choose another path")
     taken = {_identity(path) for path in inputs if path is not None}
-    for path in outputs:
-        if path is None:
-            continue
+    for path in made:
         if _identity(path) in taken:
             raise UserError(f"{path}: would replace an input or another output; choose another path")
         taken.add(_identity(path))
@@ -70,10 +74,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     The scratch folder holds every file that the writer makes (such as external data); all of them move
     together, so a failure leaves what stood there before, and no folder that was not there.
     """
-    target = check_writable(path)
+    target = check_writable(path).resolve()  # what a link points to, not the link, is replaced
     missing = [folder for folder in _folders(target) if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=".samq-", dir=target.parent))
     try:
         yield scratch / target.name
         for made in sorted(scratch.iterdir(), key=lambda file: file.name == target.name):

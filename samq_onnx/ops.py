@@ -10,7 +10,7 @@ of all three equal. Scales and zero points are scalars. Relative position takes 
 table_h [Hq, Hk, d], table_w [Wq, Wk, d], keys in row-major order, N = Hk*Wk (segment-anything's decomposed form);
 the tables are float for AttentionRelPos, s16 codes with a scale each for the operators on codes.
 Attributes: ``scale`` multiplies q kT; ``tau`` (a power of two up to 16; the paper stops at 4) and ``bits`` in 1..8 are
-those of PTQ4SAM eq. 8.
+those of log codes (PTQ4SAM eq. 8) and of uniform ones.
 
 Post-softmax codes are of four kinds. With a scale for the whole tensor: log codes (QAttention, the paper's AGQ) and
 uniform ones (UniformAttention). Relative to the largest probability of their row, and divided by their sum as the
@@ -21,9 +21,9 @@ Linear layers on codes: x u8 [..., K], w s8 [K, N], bias s32 [N] at scale 1 of t
 or [N], table u8 [codes] -> [..., N], float32 or u8.
 
 Of the operators on codes, every sum is one of integers, exact in any order, and the float steps between them are
-single IEEE operations in a fixed order, so that kernel, body and reference give the same bits on every CPU. Log codes
-take one double logarithm for each row, which libraries may round differently in its last bit: about one row in 10^8
-can then get an offset one float step away.
+single IEEE operations in a fixed order, so that kernel, body and reference give the same bits on every CPU. QAttention
+alone takes one double logarithm for each row, which libraries may round differently in its last bit: about one row in
+10^8 can then get an offset one float step away.
 
 Functions with a lower-case first letter only serve the other bodies and have no kernel.
 """

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 
 import numpy as np
@@ -24,8 +24,8 @@ from samq_onnx.calibrate import (
     RowError,
     TensorStats,
     UniformRange,
-    qparams,
     run,
+    uniform_codes,
     weight_scales,
 )
 from samq_onnx.feeds import Part
@@ -170,11 +170,8 @@ def _calibrate(
     collectors: list[Collector] = [*ranges.values(), *maps.values()]
     run(model, feeds, collectors, label=f"{label}: ranges")
 
-    observe = OBSERVERS[recipe.observer]
-
     def uniform(stats: TensorStats, bits: int) -> Uniform:
-        scale, zero_point = qparams(*observe(stats, bits), bits)
-        return Uniform(float(scale), int(zero_point), bits)
+        return uniform_codes(stats, OBSERVERS[recipe.observer], bits)
 
     bits = recipe.activation_bits
     plan = QuantPlan(recipe)
@@ -197,9 +194,12 @@ def _calibrate(
 def _judge(recipe: Recipe) -> Judge:
     """Who chooses the post-softmax codes of a site."""
     bits = recipe.activation_bits
-    if recipe.probabilities == "uniform":
-        return UniformRange(OBSERVERS[recipe.observer], bits)
-    return LogError(bits) if recipe.probabilities == "log" else RowError(bits)
+    judges: dict[str, Callable[[], Judge]] = {
+        "uniform": lambda: UniformRange(OBSERVERS[recipe.observer], bits),
+        "log": lambda: LogError(bits),
+        "row": lambda: RowError(bits),
+    }
+    return judges[recipe.probabilities]()
 
 
 def _compensate(model: ir.Model, chosen: list[Linear], plan: QuantPlan, feeds: Feeds, label: str) -> None:

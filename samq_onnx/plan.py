@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quantization plan: every number that lowering needs, and nothing that it has to guess.
 
-A plan is made from statistics, stored as JSON and read by `samq_onnx.passes.lower`. Methods of the literature
+A plan is made from statistics and read by `samq_onnx.passes.lower`; reports hold it as JSON. Methods of the literature
 differ in how they fill a plan; targets differ in how they lower one.
 """
 
@@ -89,34 +89,3 @@ class QuantPlan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> QuantPlan:
-        """Read what `to_json` wrote."""
-
-        def probabilities(codes: dict[str, Any]) -> LogCodes | Uniform | RowCodes:
-            if "scale" not in codes:
-                return RowCodes(**codes)
-            return LogCodes(**codes) if "tau" in codes else Uniform(**codes)
-
-        return cls(
-            recipe=Recipe(**data["recipe"]),
-            linears={
-                name: LinearPlan(
-                    input=Uniform(**entry["input"]),
-                    weight=Weight(scale=tuple(entry["weight"]["scale"]), bits=entry["weight"]["bits"]),
-                    output=Uniform(**entry["output"]) if entry["output"] else None,
-                )
-                for name, entry in data["linears"].items()
-            },
-            attentions={
-                name: AttentionPlan(
-                    q=Uniform(**entry["q"]),
-                    k=Uniform(**entry["k"]),
-                    v=Uniform(**entry["v"]),
-                    probabilities=probabilities(entry["probabilities"]),
-                )
-                for name, entry in data["attentions"].items()
-            },
-            kept_float=dict(data["kept_float"]),
-        )

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,9 @@ ONE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf holds less than 2
 
 def _calibration_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in data.image_paths(folder):
+    for path in data.files(folder):
         content = path.read_bytes()
         digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
-    annotations = folder / data.ANNOTATIONS
-    if annotations.is_file():
-        digest.update(annotations.read_bytes())
     return digest.hexdigest()
 
 
@@ -125,6 +123,8 @@ def quantize(
         raise UserError(f"{source}: is already quantized; give the float model it was made from")
     if is_decoder(model):
         chosen = chosen.for_decoder()
+        if (calibration / data.ANNOTATIONS).is_file() and find_spec("pycocotools") is None:
+            print("warning: points lie amid boxes, not masks; run: pip install samq_onnx[eval]", file=sys.stderr)
     print(f"{source}: {chosen.method} W{chosen.weight_bits}A{chosen.activation_bits}")
     feeds = _feeds(source, model, calibration, quantized_encoder or encoder)
     targets = _feeds(source, model, calibration, encoder) if quantized_encoder and chosen.learn else None
@@ -206,17 +206,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             "warning: no --calib; calibrating on a few bundled microscopy images, give a folder of your own images",
             file=sys.stderr,
         )
-    data.image_paths(calibration)
     if source.is_dir():
         if arguments.encoder:
             raise UserError(f"{source}: is a folder, whose encoder.onnx is used; leave out --encoder")
         output = arguments.output or Path(f"{source.name}_{arguments.bits}")
-        check_distinct([arguments.json], [source / ENCODER, source / DECODER, output / ENCODER, output / DECODER])
+        check_distinct(
+            [arguments.json, output / ENCODER, output / DECODER],
+            [source / ENCODER, source / DECODER, *data.files(calibration)],
+        )
         report = quantize_folder(source, output, calibration, chosen)
         print(f"wrote {output / ENCODER}, {output / DECODER}")
     else:
         output = arguments.output or source.with_name(f"{source.stem}_{arguments.bits}.onnx")
-        check_distinct([output, arguments.json], [source, arguments.encoder])
+        check_distinct([output, arguments.json], [source, arguments.encoder, *data.files(calibration)])
         report = quantize(source, output, calibration, chosen, encoder=arguments.encoder)
         print(f"wrote {output}")
     if arguments.json:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from samq_onnx.log_codes import FRACTION_BITS, code_weights, row_weights
+
 __all__ = [
-    "FRACTION_BITS",
     "attention",
-    "code_weights",
     "fixed_powers",
     "linear",
     "linear_lut",
@@ -24,14 +24,12 @@ __all__ = [
     "q_attention",
     "quantized_logits",
     "rel_pos",
-    "row_weights",
     "shift_lut_matmul",
     "softmax",
     "uniform_attention",
     "uniform_row_attention",
 ]
 
-FRACTION_BITS = 30
 POWER_BITS = 23
 LOG2_E = np.float32(1.44269504)
 # 2^f for |f| <= 0.5, highest power first
@@ -78,14 +76,6 @@ def log_quantize(p: Array, p_scale: float, *, tau: int, bits: int) -> NDArray[np
     with np.errstate(divide="ignore"):
         codes = np.rint(-tau * np.log2(ratio.astype(np.float64)))
     return np.clip(codes, 0, 2**bits - 1).astype(np.uint8)
-
-
-def code_weights(tau: int, bits: int) -> NDArray[np.int64]:
-    """The integer weight of each code, 2^30 being 1: round(2^30 2^(r/tau)) >> n, n = ceil(c/tau), r = tau n - c."""
-    codes = np.arange(2**bits, dtype=np.int64)
-    n = -(-codes // tau)
-    table = np.rint(2.0 ** (FRACTION_BITS + np.arange(tau) / tau)).astype(np.int64)
-    return table[tau * n - codes] >> np.minimum(n, 63)
 
 
 def scaled(sums: Array, p_scale: float, v_scale: float, unit: float) -> NDArray[np.float32]:
@@ -166,13 +156,6 @@ def weighed_mean(weights: Array, v: Array, v_scale: float, v_zero_point: int) ->
     """Mean of v with integer weights [..., M, N], from exact sums, then scaled, in double, rounded once."""
     mean = (weights @ (v.astype(np.int64) - int(v_zero_point))) / weights.sum(axis=-1, keepdims=True)
     return (mean * float(v_scale)).astype(np.float32)
-
-
-def row_weights(tau: int, bits: int) -> NDArray[np.int64]:
-    """The integer weight of each log code of a row, 2^14 being 1: `code_weights` rounded to 14 bits, the last one 0."""
-    weights = (code_weights(tau, bits) + 2**15) >> 16
-    weights[-1] = 0
-    return weights
 
 
 def log_row_attention(

@@ -17,8 +17,8 @@ import onnxruntime as ort
 from samq_onnx import ops
 from samq_onnx.errors import UserError, main_guard
 from samq_onnx.feeds import sample_feed
-from samq_onnx.files import check_writable, write_json
-from samq_onnx.models import load_model, model_sha256, tap
+from samq_onnx.files import check_distinct, check_writable, write_json
+from samq_onnx.models import is_decoder, load_model, model_sha256, tap
 from samq_onnx.passes.lift import lift, simplify
 from samq_onnx.runtime import open_session
 
@@ -59,6 +59,8 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
         raise UserError(f"{quantized}: not written by samq_onnx.quantize; give a quantized model")
     if model.metadata_props.get("samq_onnx.float_model.sha256") != model_sha256(reference):
         raise UserError(f"{quantized} was not made from {reference}; give the float model it came from")
+    if encoder is not None and not is_decoder(original):
+        raise UserError(f"{reference}: is no SAM decoder; leave out --encoder")
     feed = sample_feed(original, encoder=encoder)
     simplify(original)
     structure = lift(original)
@@ -94,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=check_writable, help="write the numbers here")
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
+    check_distinct([arguments.json], [arguments.quantized, arguments.reference, arguments.encoder])
     report = verify(arguments.quantized, arguments.reference, arguments.encoder)
     for name, value in report["native_max_abs"].items():
         print(f"native against body  {value:7.1e} off {name}")

@@ -26,6 +26,12 @@ def test_other_methods_are_narrow_everywhere_and_learn_nothing(method: str) -> N
         assert (part.weight_bits, part.activation_bits, part.learn) == (4, 4, False)
 
 
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_default_cuts_less_off_in_the_decoder(method: str) -> None:
+    chosen = recipe(method)
+    assert chosen.for_decoder().observer == ("l4" if method == "samq" else chosen.observer)
+
+
 @pytest.mark.parametrize(("method", "bits"), [("magic", "w8a8"), ("samq", "w3a3")])
 def test_unknown_names_are_refused(method: str, bits: str) -> None:
     with pytest.raises(UserError, match="choose one of"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from samq_onnx.calibrate.agq import LogError
 from samq_onnx.calibrate.attention import AttentionRows
 from samq_onnx.calibrate.observers import OBSERVERS
-from samq_onnx.calibrate.post_softmax import Judge, UniformRange
+from samq_onnx.calibrate.post_softmax import Judge, UniformRange, uniform_codes
 from samq_onnx.calibrate.quantizer import fake_quantize, qparams, weight_scales
 from samq_onnx.calibrate.row_codes import RowError
 from samq_onnx.calibrate.run import Collector, resident_memory, run
@@ -27,5 +27,6 @@ __all__ = [
     "qparams",
     "resident_memory",
     "run",
+    "uniform_codes",
     "weight_scales",
 ]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from samq_onnx.calibrate.quantizer import qparams
 from samq_onnx.calibrate.stats import TensorStats
 from samq_onnx.plan import LogCodes, RowCodes, Uniform
 
-__all__ = ["Judge", "UniformRange", "output_errors"]
+__all__ = ["Judge", "UniformRange", "output_errors", "uniform_codes"]
 
 
 class Judge(Protocol):
@@ -24,6 +24,15 @@ class Judge(Protocol):
     def codes(self) -> LogCodes | Uniform | RowCodes: ...
 
 
+Observer: TypeAlias = Callable[[TensorStats, int], tuple[float, float]]
+
+
+def uniform_codes(stats: TensorStats, observe: Observer, bits: int) -> Uniform:
+    """Codes over the range that an observer gives."""
+    scale, zero_point = qparams(*observe(stats, bits), bits)
+    return Uniform(scale, zero_point, bits)
+
+
 class UniformRange:
     """Uniform codes over the range that an observer gives, as for any other tensor.
 
@@ -31,7 +40,7 @@ class UniformRange:
         stats: `TensorStats` of the probabilities.
     """
 
-    def __init__(self, observe: Callable[[TensorStats, int], tuple[float, float]], bits: int) -> None:
+    def __init__(self, observe: Observer, bits: int) -> None:
         self.observe, self.bits = observe, bits
         self.stats = TensorStats("probabilities")
 
@@ -39,8 +48,7 @@ class UniformRange:
         self.stats.update(probabilities)
 
     def codes(self) -> Uniform:
-        scale, zero_point = qparams(*self.observe(self.stats, self.bits), self.bits)
-        return Uniform(scale, zero_point, self.bits)
+        return uniform_codes(self.stats, self.observe, self.bits)
 
 
 def output_errors(coded: Iterable[np.ndarray], count: int, probabilities: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from samq_onnx.log_codes import row_weights
 from samq_onnx.plan import LogCodes, RowCodes, Uniform, Weight
 
 __all__ = ["ActivationCodes", "ProbabilityCodes", "RowProbabilityCodes", "WeightCodes", "probability_codes"]
 
 SMALLEST_PROBABILITY = 1e-30
-SMALLEST_OCTAVE = 15  # below the largest of a row; what weighs less is rounded to nothing
 
 
 class _Uniform(torch.autograd.Function):
@@ -99,14 +99,16 @@ class RowProbabilityCodes(torch.nn.Module):
     def __init__(self, codes: RowCodes) -> None:
         super().__init__()
         self.codes = codes
+        if codes.tau:
+            self.weights = torch.tensor(row_weights(codes.tau, codes.bits), dtype=torch.float32)
 
     def forward(self, p: torch.Tensor) -> torch.Tensor:
         tau, top = self.codes.tau, 2**self.codes.bits - 1
         with torch.no_grad():
             relative = p / p.amax(-1, keepdim=True)
             if tau:
-                codes = (-tau * torch.log2(relative.clamp_min(SMALLEST_PROBABILITY))).round()
-                weights = torch.exp2(-codes / tau).masked_fill_((codes >= top) | (codes > tau * SMALLEST_OCTAVE), 0)
+                codes = (-tau * torch.log2(relative.clamp_min(SMALLEST_PROBABILITY))).round().clamp_max_(top)
+                weights = self.weights[codes.int()]
             else:
                 weights = (relative * top).round()
             coded = weights / weights.sum(-1, keepdim=True)

@@ -37,6 +37,13 @@ def test_omse_of_a_normal_tensor_at_four_bits() -> None:
     assert high - low == pytest.approx(2 * 2.71, rel=0.03)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_l4_cuts_less_off_than_omse(bits: int) -> None:
+    stats = _stats(SKEWED)
+    omse, l4, minmax = (OBSERVERS[name](stats, bits)[1] for name in ("omse", "l4", "minmax"))
+    assert omse < l4 <= minmax
+
+
 def test_omse_keeps_extreme_outliers() -> None:
     low, high = OBSERVERS["omse"](_stats(HEAVY), 4)
     assert low < 0.6 * HEAVY.min() and high > 0.6 * HEAVY.max()

@@ -21,13 +21,20 @@ ort::CustomOpDomain* make_domain() {
   ort::CustomOpDomain* domain = nullptr;
   check(runtime().create_domain("samq", &domain));
   const ort::CustomOp* const ops[] = {
-      op<Attention<false>>(),          op<Attention<true>>(),
-      op<QAttention<LogCodes, false>>(),     op<QAttention<LogCodes, true>>(),
-      op<QAttention<UniformCodes, false>>(), op<QAttention<UniformCodes, true>>(),
-      op<QAttention<LogRowCodes, false>>(),     op<QAttention<LogRowCodes, true>>(),
-      op<QAttention<UniformRowCodes, false>>(), op<QAttention<UniformRowCodes, true>>(),
-      op<LogQuantize>(),               op<ShiftLutMatMul>(),
-      op<QLinear>(),                   op<QLinearQuantize>(),
+      op<Attention<false>>(),
+      op<Attention<true>>(),
+      op<QAttention<LogCodes, false>>(),
+      op<QAttention<LogCodes, true>>(),
+      op<QAttention<UniformCodes, false>>(),
+      op<QAttention<UniformCodes, true>>(),
+      op<QAttention<LogRowCodes, false>>(),
+      op<QAttention<LogRowCodes, true>>(),
+      op<QAttention<UniformRowCodes, false>>(),
+      op<QAttention<UniformRowCodes, true>>(),
+      op<LogQuantize>(),
+      op<ShiftLutMatMul>(),
+      op<QLinear>(),
+      op<QLinearQuantize>(),
       op<QLinearLut>(),
   };
   for (const ort::CustomOp* one : ops) check(runtime().domain_add(domain, one));

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <optional>
 #include <vector>
 
@@ -94,6 +95,7 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos> {
     job.q_zero_point = context.scalar<uint8_t>(2, "q_zero_point");
     const auto q_scale = context.scalar<float>(1, "q_scale");
     job.logit_scale = q_scale * context.scalar<float>(4, "k_scale") * scale_ * kOctaves;
+    if (!std::isfinite(job.logit_scale)) throw Failure("q_scale * k_scale * scale must be finite");
     std::optional<RelPosTables<int16_t>> tables;
     if constexpr (kRelPos) {
       constexpr int first = Codes::kRow ? 9 : 10;

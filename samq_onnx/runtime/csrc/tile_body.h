@@ -198,17 +198,16 @@ SAMQ_INLINE int64_t sum_powers(float* x, int64_t keys, float largest) {
 
 // Weight of a log code, 2^30 being 1: table[r] >> n with n = ceil(c / tau), r = tau n - c.
 struct LogWeights {
-  static constexpr int32_t kMostSteps = kTableSize;
-  alignas(64) int32_t table[kMostSteps];
+  alignas(64) int32_t table[kTableSize];
   int32_t tau, shift;  // tau = 2^shift
 
   explicit LogWeights(int32_t step) : table{}, tau(step), shift(0) {
     while (1 << shift < tau) ++shift;
-    static constexpr int32_t kSixteenths[kMostSteps] = {  // 2^30 * 2^(i / 16)
+    static constexpr int32_t kSixteenths[kTableSize] = {  // 2^30 * 2^(i / 16)
         1073741824, 1121280436, 1170923762, 1222764986, 1276901417, 1333434672,
         1392470869, 1454120821, 1518500250, 1585730000, 1655936265, 1729250827,
         1805811301, 1885761398, 1969251188, 2056437387};
-    for (int32_t i = 0; i < tau; ++i) table[i] = kSixteenths[i * (kMostSteps / tau)];
+    for (int32_t i = 0; i < tau; ++i) table[i] = kSixteenths[i * (kTableSize / tau)];
   }
 
   SAMQ_INLINE Ints weight(Ints code, const LogWeights& w) {
@@ -330,14 +329,17 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
       return to_floats(load_ints(p)) * job.logit_scale + bias;
     });
     const auto scaled = [&job](int64_t sum) { return static_cast<double>(sum) * static_cast<double>(job.p_scale); };
-    if (job.by_row && job.tau != 0) continue;
-    if (job.by_row) {
-      sum_powers<true>(x, keys, largest[r]);
+    if (job.by_row && job.tau != 0) {
+      factors[r] = 0;
+    } else if (job.by_row) {
+      sum_powers<true>(x, keys, largest[r]);  // for the powers alone
       factors[r] = static_cast<float>(job.largest_code * kPowerUnit);
-    } else if (job.tau != 0)
-      factors[r] = static_cast<float>(job.tau * __builtin_log2(scaled(sum_powers<false>(x, keys, largest[r])) * kPowerUnit));
-    else
+    } else if (job.tau != 0) {
+      const double sum = scaled(sum_powers<false>(x, keys, largest[r])) * kPowerUnit;
+      factors[r] = static_cast<float>(job.tau * __builtin_log2(sum));
+    } else {
       factors[r] = static_cast<float>(1.0 / scaled(sum_powers<true>(x, keys, largest[r])));
+    }
   }
 
   const LogWeights table(job.tau != 0 ? job.tau : 1);
