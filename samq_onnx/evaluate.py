@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--instances", type=int, help="first instances of each image only")
     parser.add_argument("--json", type=check_writable, help="write the result here")
     arguments = parser.parse_args(argv)
-    check_distinct([arguments.json], [arguments.encoder, arguments.decoder, *data.files(arguments.data)])
+    check_distinct([arguments.json], [arguments.encoder, arguments.decoder, arguments.data / data.ANNOTATIONS])
     report = evaluate(
         arguments.encoder, arguments.decoder, arguments.data, arguments.prompt, arguments.limit, arguments.instances
     )

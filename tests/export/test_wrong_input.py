@@ -97,7 +97,8 @@ def test_no_model_type_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert "[1, 2, 2, 192], not [1, 32, 32, 192]" in line
     state.pop(key)
     torch.save(state, tmp_path / "model.pth")
-    assert f"no {key}" in refuse(tmp_path / "model.pth", "nano", tmp_path, capsys)
+    line = refuse(tmp_path / "model.pth", "nano", tmp_path, capsys)
+    assert "it lacks 1 of" in line and f"the first is {key}" in line
 
 
 def test_output_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
