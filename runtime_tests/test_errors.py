@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime_tests.one_node import build, code_feed, code_tables, float_feed, run, scalar, tables
+from runtime_tests.one_node import build, code_feed, code_tables, float_feed, run, scalar, tables, without_scale
 from samq_onnx.errors import UserError
 from samq_onnx.runtime import open_session
 
@@ -33,6 +33,8 @@ CODES = code_feed((2, 6), 6, 8)
     ("AttentionRelPos", FLOATS | tables(2, 3, 2, 3, 7), {"scale": 1.0}, "table_h must be [queries, keys, 8]"),
     ("QAttentionRelPos", code_feed((2, 6), 6, 257) | code_tables(2, 3, 2, 3, 257), LOG, "q of at most 256"),
     ("QAttention", changed(CODES, q_scale=np.ones(2, np.float32)), LOG, "q_scale must hold one number"),
+    ("QAttention", changed(CODES, q_scale=scalar(np.nan)), LOG, "q_scale * k_scale * scale must be finite"),
+    ("LogRowAttention", changed(without_scale(CODES), k_scale=scalar(np.inf)), LOG, "must be finite"),
     ("QAttention", changed(CODES, p_scale=scalar(0.0)), LOG, "p_scale must be above 0"),
     ("QAttention", changed(CODES, p_scale=scalar(np.nan)), LOG, "p_scale must be above 0"),
     ("QAttention", changed(CODES, v=CODES["v"][:, :5]), LOG, "k and v must have equally many rows"),
@@ -64,6 +66,3 @@ def test_numbers_that_are_none_do_not_crash() -> None:
     feed["q"][0, 3] = np.nan
     feed["k"][0, 5] = np.inf
     assert run("Attention", feed, {"scale": 1.0}, native=True).shape == (1, 30, 16)
-    codes = code_feed((1, 30), 60, 16)
-    codes["q_scale"] = scalar(np.nan)
-    assert run("QAttention", codes, LOG, native=True).shape == (1, 30, 16)
