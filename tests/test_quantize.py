@@ -188,6 +188,14 @@ class TestWrongInput:
         assert not output.parent.exists()
         return lines[0]
 
+    def refuse_to_replace(
+        self, target: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, *arguments: object
+    ) -> None:
+        """As `refuse`, for an output that is an input: ``target`` must stay as it is."""
+        before = target.read_bytes()
+        assert "would replace an input" in self.refuse(capsys, tmp_path, *arguments)
+        assert target.read_bytes() == before
+
     def test_missing_model(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, calibration: Path) -> None:
         assert "no such file" in self.refuse(capsys, tmp_path, tmp_path / "none.onnx", "--calib", calibration)
 
@@ -232,9 +240,7 @@ class TestWrongInput:
     ) -> None:
         copy = tmp_path / "encoder.onnx"
         shutil.copy(nano / "encoder.onnx", copy)
-        before = copy.read_bytes()
-        assert "would replace an input" in self.refuse(capsys, tmp_path, copy, "--calib", calibration, "-o", copy)
-        assert copy.read_bytes() == before
+        self.refuse_to_replace(copy, capsys, tmp_path, copy, "--calib", calibration, "-o", copy)
 
     def test_a_wrong_encoder(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path
@@ -258,10 +264,8 @@ class TestWrongInput:
         folder = tmp_path / "calib"
         shutil.copytree(assets.calibration_images(), folder)
         for json_file in (folder / "annotations.json", next((folder / "images").iterdir())):
-            before = json_file.read_bytes()
-            line = self.refuse(capsys, tmp_path, nano / "encoder.onnx", "--calib", folder, "--json", json_file)
-            assert "would replace an input" in line
-            assert json_file.read_bytes() == before
+            arguments = (nano / "encoder.onnx", "--calib", folder, "--json", json_file)
+            self.refuse_to_replace(json_file, capsys, tmp_path, *arguments)
 
     def test_an_encoder_for_what_is_no_decoder(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path
@@ -277,10 +281,8 @@ class TestWrongInput:
     ) -> None:
         folder = tmp_path / "sam"
         shutil.copytree(nano, folder)
-        before = (folder / "decoder.onnx").read_bytes()
-        line = self.refuse(capsys, tmp_path, folder, "--calib", calibration, "--json", folder / "decoder.onnx")
-        assert "would replace an input" in line
-        assert (folder / "decoder.onnx").read_bytes() == before
+        decoder = folder / "decoder.onnx"
+        self.refuse_to_replace(decoder, capsys, tmp_path, folder, "--calib", calibration, "--json", decoder)
 
     def test_a_decoder_that_fails_takes_the_encoder_with_it(
         self, tmp_path: Path, nano: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
@@ -301,12 +303,8 @@ class TestWrongInput:
     ) -> None:
         encoder = tmp_path / "encoder.onnx"
         shutil.copy(nano / "encoder.onnx", encoder)
-        before = encoder.read_bytes()
-        line = self.refuse(
-            capsys, tmp_path, nano / "decoder.onnx", "--encoder", encoder, "--calib", calibration, "-o", encoder
-        )
-        assert "would replace an input" in line
-        assert encoder.read_bytes() == before
+        arguments = (nano / "decoder.onnx", "--encoder", encoder, "--calib", calibration, "-o", encoder)
+        self.refuse_to_replace(encoder, capsys, tmp_path, *arguments)
 
     def test_a_folder_as_output_file(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path, nano: Path, calibration: Path

@@ -18,7 +18,7 @@ from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.fold.edit import constant, replace_constant
 from samq_onnx.passes.lift import Structure
 from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
-from samq_onnx.reconstruct.fake_quant import ActivationCodes, WeightCodes, probability_codes
+from samq_onnx.reconstruct.fake_quant import ActivationCodes, RowProbabilityCodes, WeightCodes, probability_codes
 from samq_onnx.reconstruct.torch_ops import OPERATORS, attention_logits
 
 __all__ = ["Simulation"]
@@ -110,7 +110,8 @@ class Simulation(torch.nn.Module):
 
     def log_scales(self) -> list[torch.nn.Parameter]:
         """Logarithms of all scales."""
-        return [scale for name, scale in self.named_parameters() if name.endswith(".log_scale")]
+        scaled = (module for module in self._modules_of.values() if not isinstance(module, RowProbabilityCodes))
+        return [module.log_scale for module in scaled]  # type: ignore[misc]
 
     def zeros(self) -> list[torch.nn.Parameter]:
         """Zero points of all activations."""
