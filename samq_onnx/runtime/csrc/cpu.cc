@@ -6,6 +6,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace samq {
@@ -31,21 +34,34 @@ bool has_vnni() { return has_avx512_vnni() || has_avx_vnni(); }
 bool has_vnni() { return false; }
 #endif
 
+std::vector<const TileKernels*> all_tile_kernels() {
+  std::vector<const TileKernels*> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && has_avx512_vnni()) found.push_back(&avx512vnni_tile_kernels());
+  if (avx512) found.push_back(&avx512_tile_kernels());
+  if (avx2 && has_avx_vnni()) found.push_back(&avxvnni_tile_kernels());
+  if (avx2) found.push_back(&avx2_tile_kernels());
+#elif defined(__aarch64__) && defined(__APPLE__)
+  found.push_back(&neondot_tile_kernels());  // every Apple CPU has it
+#elif defined(__aarch64__) && defined(__linux__)
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.push_back(&neondot_tile_kernels());
+#endif
+  found.push_back(&baseline_tile_kernels());
+  return found;
+}
+
 const TileKernels& tile_kernels() {
   static const TileKernels& chosen = []() -> const TileKernels& {
-#if defined(__x86_64__)
-    const char* asked = std::getenv("SAMQ_ISA");
-    const auto allowed = [asked](const char* name) { return asked == nullptr || std::strcmp(asked, name) == 0; };
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && has_avx512_vnni() && allowed("avx512vnni")) return avx512vnni_tile_kernels();
-    if (avx512 && allowed("avx512")) return avx512_tile_kernels();
-    if (avx2 && has_avx_vnni() && allowed("avxvnni")) return avxvnni_tile_kernels();
-    if (avx2 && allowed("avx2")) return avx2_tile_kernels();
-#endif
-    return baseline_tile_kernels();
+    const std::vector<const TileKernels*> all = all_tile_kernels();
+    const char* const asked = std::getenv("SAMQ_ISA");
+    if (asked == nullptr) return *all.front();
+    for (const TileKernels* kernels : all)
+      if (std::strcmp(asked, kernels->name) == 0) return *kernels;
+    return *all.back();
   }();
   return chosen;
 }

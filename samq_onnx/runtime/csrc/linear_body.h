@@ -2,6 +2,8 @@
 // The tile kernel of linear layers (linear_tile.h), written once; tile_*.cc compile it for one instruction set each.
 #pragma once
 
+#include <cstddef>
+
 #include "linear_tile.h"
 #include "multiply.h"
 
@@ -35,20 +37,29 @@ SAMQ_INLINE void finish(const LinearJob& job, int64_t first_row, int64_t rows, i
   }
 }
 
+// Rows of x are multiplied where they are, unless they have to be spread to 16 bits or filled to whole groups.
+bool in_place(const LinearJob& job) { return job.w.form != Form::kPairs && job.w.depth == job.depth; }
+
 size_t linear_scratch(const LinearJob& job) {
-  return job.w.form == Form::kPairs ? static_cast<size_t>(kLinearRows * job.w.depth) * sizeof(int16_t) : 0;
+  return in_place(job) ? 0 : static_cast<size_t>(kLinearRows * job.w.depth) * sizeof(int16_t);
+}
+
+template <class T>
+SAMQ_INLINE const void* spread(const LinearJob& job, const uint8_t* x, int64_t rows, T* to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < job.depth; ++i) to[r * job.w.depth + i] = x[r * job.depth + i];
+    for (int64_t i = job.depth; i < job.w.depth; ++i) to[r * job.w.depth + i] = 0;
+  }
+  return to;
 }
 
 void linear_tile(const LinearJob& job, int64_t first_row, int64_t rows, void* scratch) {
-  const uint8_t* const x = job.x + first_row * job.depth;
-  const bool pairs = job.w.form == Form::kPairs;
-  const int64_t step = pairs ? job.w.depth : job.depth;
-  auto* const spread = static_cast<int16_t*>(scratch);
-  if (pairs)
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < job.depth; ++i) spread[r * step + i] = x[r * job.depth + i];
-      if (job.depth % 2) spread[r * step + job.depth] = 0;
-    }
+  const void* x = job.x + first_row * job.depth;
+  const int64_t row = job.w.form == Form::kPairs ? job.w.depth * 2 : job.w.depth;  // bytes
+  if (job.w.form == Form::kPairs)
+    x = spread(job, static_cast<const uint8_t*>(x), rows, static_cast<int16_t*>(scratch));
+  else if (!in_place(job))
+    x = spread(job, static_cast<const uint8_t*>(x), rows, static_cast<uint8_t*>(scratch));
   for (int64_t column = 0; column < job.columns; column += kPanel)
     in_register_tiles(rows, [&](auto count, int64_t r) {
       constexpr int kRows = decltype(count)::value;
@@ -57,10 +68,7 @@ void linear_tile(const LinearJob& job, int64_t first_row, int64_t rows, void* sc
         store_ints(c + i * kPanel, load_ints(job.bias + column));
         store_ints(c + i * kPanel + kLanes, load_ints(job.bias + column + kLanes));
       }
-      if (pairs)
-        add_products<kRows>(spread + r * step, step, job.w, column, 0, job.depth, c, kPanel);
-      else
-        add_products<kRows>(x + r * step, step, job.w, column, 0, job.depth, c, kPanel);
+      add_products<kRows>(static_cast<const char*>(x) + r * row, job.w.depth, job.w, column, 0, job.depth, c, kPanel);
       finish(job, first_row + r, kRows, column, c);
     });
 }

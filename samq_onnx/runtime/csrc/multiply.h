@@ -2,7 +2,6 @@
 // Register tiles: a few rows of one operand times one packed panel (pack.h) of the other.
 #pragma once
 
-#include <cstring>
 #include <type_traits>
 
 #include "packed.h"
@@ -13,25 +12,28 @@ namespace {
 
 constexpr int64_t kRegisterRows = 6;  // rows that a register tile holds: 12 accumulators of 16 registers
 
+// Before a loop over those rows: GCC keeps accumulators in registers only where every loop over them is unrolled early.
+#define SAMQ_UNROLLED _Pragma("GCC unroll 6")
+
 constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // c [R][panel] (+)= a [R][depth] . b [depth][panel]
 template <int R>
 SAMQ_INLINE void multiply(const float* a, int64_t lda, const float* b, int64_t depth, float* c, int64_t ldc, bool add) {
   Floats low[R], high[R];
-  for (int r = 0; r < R; ++r) {
+  SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
     low[r] = add ? load(c + r * ldc) : Floats{};
     high[r] = add ? load(c + r * ldc + kLanes) : Floats{};
   }
   for (int64_t i = 0; i < depth; ++i, b += kPanel) {
     const Floats b_low = load(b), b_high = load(b + kLanes);
-    for (int r = 0; r < R; ++r) {
+    SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
       const Floats x = splat(a[r * lda + i]);
       low[r] = multiply_add(x, b_low, low[r]);
       high[r] = multiply_add(x, b_high, high[r]);
     }
   }
-  for (int r = 0; r < R; ++r) {
+  SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
     store(c + r * ldc, low[r]);
     store(c + r * ldc + kLanes, high[r]);
   }
@@ -51,90 +53,80 @@ template <int R>
 SAMQ_INLINE void multiply(const int16_t* a, int64_t lda, const int16_t* b, int64_t pairs, int32_t* c, int64_t ldc,
                           bool add) {
   Ints low[R], high[R];
-  for (int r = 0; r < R; ++r) {
+  SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
     low[r] = add ? load_ints(c + r * ldc) : Ints{};
     high[r] = add ? load_ints(c + r * ldc + kLanes) : Ints{};
   }
   for (int64_t i = 0; i < pairs; ++i, b += 2 * kPanel) {
     const Ints b_low = load_ints(b), b_high = load_ints(b + 2 * kLanes);
-    for (int r = 0; r < R; ++r) {
+    SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
       const Ints x = splat_int(*reinterpret_cast<const IntInMemory*>(a + r * lda + 2 * i));
       low[r] = add_pair_products(low[r], x, b_low);
       high[r] = add_pair_products(high[r], x, b_high);
     }
   }
-  for (int r = 0; r < R; ++r) {
+  SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
     store_ints(c + r * ldc, low[r]);
     store_ints(c + r * ldc + kLanes, high[r]);
   }
 }
 
-// Four bytes from p, of which `left` are there; the others zero.
-SAMQ_INLINE int32_t four_bytes(const uint8_t* p, int64_t left) {
-  int32_t bytes = 0;
-  std::memcpy(&bytes, p, static_cast<size_t>(left < 4 ? left : 4));
-  return bytes;
-}
-
-// c [R][panel] += a [R][depth] . b [groups][panel][4], exact
+// c [R][panel] += a [R][groups][4] . b [groups][panel][4], exact
 template <int R>
-SAMQ_INLINE void add_quads(const uint8_t* a, int64_t lda, const int8_t* b, int64_t depth, int32_t* c, int64_t ldc) {
-  Ints low[R], high[R];
-  for (int r = 0; r < R; ++r) {
+SAMQ_INLINE void add_quads(const uint8_t* a, int64_t lda, const int8_t* b, int64_t groups, int32_t* c, int64_t ldc) {
+  constexpr int32_t kOffset = kSignedQuads ? 128 : 0;  // that the products go without; made up for at the end
+  constexpr auto kOffsets = static_cast<int32_t>(kOffset * 0x01010101u);
+  Ints low[R], high[R], sum_low{}, sum_high{};
+  SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
     low[r] = load_ints(c + r * ldc);
     high[r] = load_ints(c + r * ldc + kLanes);
   }
-  const auto add_group = [&](const auto& bytes) __attribute__((always_inline)) {
+  for (; groups > 0; --groups, a += 4, b += 4 * kPanel) {
     const Ints b_low = load_ints(b), b_high = load_ints(b + 4 * kLanes);
-    for (int r = 0; r < R; ++r) {
-      const Ints x = splat_int(bytes(a + r * lda));
+    SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
+      const Ints x = splat_int(*reinterpret_cast<const IntInMemory*>(a + r * lda)) ^ kOffsets;
       low[r] = add_quad_products(low[r], x, b_low);
       high[r] = add_quad_products(high[r], x, b_high);
     }
-    a += 4;
-    b += 4 * kPanel;
-  };
-  for (int64_t i = 0; i < depth / 4; ++i)
-    add_group([](const uint8_t* p) { return *reinterpret_cast<const IntInMemory*>(p); });
-  if (depth % 4) add_group([depth](const uint8_t* p) { return four_bytes(p, depth % 4); });
-  for (int r = 0; r < R; ++r) {
-    store_ints(c + r * ldc, low[r]);
-    store_ints(c + r * ldc + kLanes, high[r]);
+    if constexpr (kSignedQuads) {
+      sum_low = add_quad_products(sum_low, splat_int(0x01010101), b_low);
+      sum_high = add_quad_products(sum_high, splat_int(0x01010101), b_high);
+    }
+  }
+  SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
+    store_ints(c + r * ldc, low[r] + sum_low * kOffset);
+    store_ints(c + r * ldc + kLanes, high[r] + sum_high * kOffset);
   }
 }
 
 #if SAMQ_LANES > 4
 // The same where sums over `run` groups fit into 16 bits; these take the registers, c stays in memory.
 template <int R>
-SAMQ_INLINE void add_bytes(const uint8_t* a, int64_t lda, const int8_t* b, int64_t depth, int64_t run, int32_t* c,
+SAMQ_INLINE void add_bytes(const uint8_t* a, int64_t lda, const int8_t* b, int64_t groups, int64_t run, int32_t* c,
                            int64_t ldc) {
   const Ints ones = splat_int(0x00010001);
-  const auto add_run = [&](int64_t groups, const auto& bytes) __attribute__((always_inline)) {
+  for (int64_t from = 0; from < groups; from += run) {
     Ints low[R] = {}, high[R] = {};
-    for (; groups > 0; --groups, a += 4, b += 4 * kPanel) {
+    const int64_t end = from + run < groups ? from + run : groups;
+    for (int64_t i = from; i < end; ++i, a += 4, b += 4 * kPanel) {
       const Ints b_low = load_ints(b), b_high = load_ints(b + 4 * kLanes);
-      for (int r = 0; r < R; ++r) {
-        const Ints x = splat_int(bytes(a + r * lda));
+      SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
+        const Ints x = splat_int(*reinterpret_cast<const IntInMemory*>(a + r * lda));
         add_byte_products(low[r], x, b_low);
         add_byte_products(high[r], x, b_high);
       }
     }
-    for (int r = 0; r < R; ++r) {
+    SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
       int32_t* const at = c + r * ldc;
       store_ints(at, add_pair_products(load_ints(at), low[r], ones));
       store_ints(at + kLanes, add_pair_products(load_ints(at + kLanes), high[r], ones));
     }
-  };
-  const int64_t groups = depth / 4;
-  for (int64_t from = 0; from < groups; from += run)
-    add_run(from + run < groups ? run : groups - from,
-            [](const uint8_t* p) { return *reinterpret_cast<const IntInMemory*>(p); });
-  if (depth % 4) add_run(1, [depth](const uint8_t* p) { return four_bytes(p, depth % 4); });
+  }
 }
 #endif
 
 // c [R][panel] += a [R][depth] . the panel of b at `column`, rows [from, from + depth) of it; `from` in whole groups.
-// a holds 16-bit numbers for kPairs, u8 otherwise.
+// a holds 16-bit numbers for kPairs, u8 otherwise, and has whole groups in every row; b is zero where depth ends in one.
 template <int R>
 void add_products(const void* a, int64_t lda, const Packed& b, int64_t column, int64_t from, int64_t depth, int32_t* c,
                   int64_t ldc) {
@@ -145,9 +137,9 @@ void add_products(const void* a, int64_t lda, const Packed& b, int64_t column, i
   const auto* const bytes = static_cast<const uint8_t*>(a);
   const auto* const panel = static_cast<const int8_t*>(b.data) + at;
 #if SAMQ_LANES > 4
-  if (b.form == Form::kBytes) return add_bytes<R>(bytes, lda, panel, depth, b.run, c, ldc);
+  if (b.form == Form::kBytes) return add_bytes<R>(bytes, lda, panel, (depth + 3) / 4, b.run, c, ldc);
 #endif
-  add_quads<R>(bytes, lda, panel, depth, c, ldc);
+  add_quads<R>(bytes, lda, panel, (depth + 3) / 4, c, ldc);
 }
 
 // body(number of rows as a type, first row) for all rows, kRegisterRows at a time.

@@ -6,9 +6,6 @@
 namespace samq {
 namespace {
 
-constexpr int32_t kLargestShort = 32767;
-constexpr int32_t kLongestRun = 16;  // groups added in 16 bits; more gain nothing
-constexpr int32_t kShortestRun = 2;  // with fewer, pairs are as fast
 constexpr int64_t kBlock = 65536;    // codes that one task looks through
 
 }  // namespace
@@ -30,14 +27,6 @@ CodeRange code_range(const Context& context, const Tensor<uint8_t>& codes) {
     range.highest = std::max<int32_t>(range.highest, highest);
   });
   return range;
-}
-
-Packed choose_form(const TileKernels& kernels, int32_t left, int32_t right) {
-  Packed packed{};
-  packed.form = kernels.wide_form;
-  packed.run = std::min(kLongestRun, kLargestShort / (2 * std::max(1, left * right)));
-  if (kernels.has_bytes && packed.run >= kShortestRun) packed.form = Form::kBytes;
-  return packed;
 }
 
 PackedCodes::PackedCodes(const Context& context, const TileKernels& kernels, const Tensor<uint8_t>& codes, int64_t batch,

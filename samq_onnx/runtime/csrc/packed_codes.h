@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "buffer.h"
+#include "choose_form.h"
 #include "cpu.h"
 #include "kernel.h"
 #include "pack.h"
@@ -18,9 +19,6 @@ struct CodeRange {
 
 // The range of the codes; [0, 1] at least.
 CodeRange code_range(const Context& context, const Tensor<uint8_t>& codes);
-
-// The fastest form for left operands up to `left` and right operands up to `right` in magnitude. Fills form and run.
-Packed choose_form(const TileKernels& kernels, int32_t left, int32_t right);
 
 // k or v of every batch entry.
 class PackedCodes {

@@ -47,8 +47,13 @@ SAMQ_INLINE Ints splat_int(int32_t x) { return x - Ints{}; }
 SAMQ_INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 
 // Not a number gives b.
+#if SAMQ_LANES == 16 && defined(__AVX512F__)
+SAMQ_INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm512_maskz_max_ps(0xFFFF, (__m512)a, (__m512)b); }
+SAMQ_INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm512_maskz_min_ps(0xFFFF, (__m512)a, (__m512)b); }
+#else
 SAMQ_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 SAMQ_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+#endif
 
 // a * b + c, rounded once where the CPU can: for what need not be the same on every CPU. Operators round each step.
 SAMQ_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
@@ -95,12 +100,14 @@ SAMQ_INLINE Floats exp_of(Floats x) {
   return y * (Floats)power;
 }
 
-// round_half_even(2^23 2^-d) for d >= 0, by a polynomial in the distance from d to an integer; relative error below
-// 2e-7 before rounding. Each step is rounded, in this order: the function bodies take the same.
-SAMQ_INLINE Ints fixed_power(Floats d) {
-  constexpr float kOne = 8388608.0f;  // 2^23; added to a float below it, it rounds half to even into the low bits
-  constexpr int32_t kOneBits = 0x4B000000;
-  constexpr float kFarthest = 32.0f;  // from 25 on it is 0
+constexpr float kOne = 8388608.0f;  // 2^23; added to a float below it, it rounds half to even into the low bits
+constexpr int32_t kOneBits = 0x4B000000;
+
+// 2^23 + round_half_even(2^23 2^-d) for d >= 0, by a polynomial in the distance from d to an integer; relative error
+// below 2e-7 before rounding. Each step is rounded, in this order: the function bodies take the same. Not a number
+// gives 2^23.
+SAMQ_INLINE Floats one_plus_power(Floats d) {
+  constexpr float kFarthest = 32.0f;  // from 25 on the power is 0
   d = smaller(d, splat(kFarthest));
   const Floats shifted = d + kRounder;
   const Floats f = (shifted - kRounder) - d;
@@ -110,13 +117,19 @@ SAMQ_INLINE Ints fixed_power(Floats d) {
   y = y * f + kOne * 0.693147f;
   y = y * f + kOne;
   const Floats power = (Floats)((Ints)y - ((Ints)shifted << 23));  // the integer sits in the low bits of shifted
-  return (Ints)(power + kOne) - kOneBits;
+  return power + kOne;
 }
+
+// round_half_even(2^23 2^-d) as an integer and as a float
+SAMQ_INLINE Ints fixed_power(Floats d) { return (Ints)one_plus_power(d) - kOneBits; }
+SAMQ_INLINE Floats rounded_power(Floats d) { return one_plus_power(d) - kOne; }
+
+// The nearest integer, half to even, of 0 <= x < 2^22.
+SAMQ_INLINE Ints to_int(Floats x) { return (Ints)(x + kRounder) - kRounderBits; }
 
 // The nearest code in [0, largest], half to even.
 SAMQ_INLINE Ints to_code(Floats x, float largest) {
-  x = smaller(larger(x, Floats{}), splat(largest));
-  return (Ints)(x + kRounder) - kRounderBits;
+  return to_int(smaller(larger(x, Floats{}), splat(largest)));
 }
 
 constexpr int32_t kTableSize = 16;
@@ -124,11 +137,14 @@ constexpr int32_t kTableSize = 16;
 // table[index] in each lane, 0 <= index < kTableSize
 SAMQ_INLINE Ints look_up(const int32_t* table, Ints index) {
 #if SAMQ_LANES == 16 && defined(__AVX512F__)
-  return (Ints)_mm512_permutexvar_epi32((__m512i)index, (__m512i)load_ints(table));
+  return (Ints)_mm512_maskz_permutexvar_epi32(0xFFFF, (__m512i)index, (__m512i)load_ints(table));
 #elif SAMQ_LANES == 8 && defined(__AVX2__)
   const auto low = _mm256_permutevar8x32_epi32((__m256i)load_ints(table), (__m256i)index);
   const auto high = _mm256_permutevar8x32_epi32((__m256i)load_ints(table + kLanes), (__m256i)index);
   return index > 7 ? (Ints)high : (Ints)low;
+#elif SAMQ_LANES == 4 && defined(__aarch64__)
+  const uint8x16x4_t bytes = vld1q_u8_x4(reinterpret_cast<const uint8_t*>(table));
+  return (Ints)vqtbl4q_u8(bytes, (uint8x16_t)(index * 0x04040404 + 0x03020100));
 #else
   Ints found;
   for (int64_t i = 0; i < kLanes; ++i) found[i] = table[index[i]];
@@ -138,24 +154,38 @@ SAMQ_INLINE Ints look_up(const int32_t* table, Ints index) {
 
 // sum + a0 b0 + a1 b1 in each lane, where a lane of a and b holds two 16-bit numbers.
 SAMQ_INLINE Ints add_pair_products(Ints sum, Ints a, Ints b) {
-#if SAMQ_LANES == 16 && defined(__AVX512BW__)
+#if SAMQ_LANES == 16 && defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif SAMQ_LANES == 8 && defined(__AVXVNNI__)
+  return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+#elif SAMQ_LANES == 16 && defined(__AVX512BW__)
   return sum + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif SAMQ_LANES == 8 && defined(__AVX2__)
   return sum + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #elif SAMQ_LANES == 4 && defined(__SSE2__)
   return sum + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#elif SAMQ_LANES == 4 && defined(__aarch64__)
+  const int32x4_t low = vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
+  return sum + (Ints)vpaddq_s32(low, vmull_high_s16((int16x8_t)a, (int16x8_t)b));
 #else
   return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
 
-// sum + a0 b0 + a1 b1 + a2 b2 + a3 b3 in each lane, where a lane of a holds four unsigned bytes and one of b four
-// signed ones.
+// sum + a0 b0 + a1 b1 + a2 b2 + a3 b3 in each lane, where a lane of b holds four signed bytes and one of a four unsigned
+// ones, or, if kSignedQuads, these less 128.
+#if SAMQ_LANES == 4 && defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kSignedQuads = true;
+#else
+constexpr bool kSignedQuads = false;
+#endif
 SAMQ_INLINE Ints add_quad_products(Ints sum, Ints a, Ints b) {
 #if SAMQ_LANES == 16 && defined(__AVX512VNNI__)
   return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
 #elif SAMQ_LANES == 8 && defined(__AVXVNNI__)
   return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+#elif SAMQ_LANES == 4 && defined(__ARM_FEATURE_DOTPROD)
+  return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b);
 #else
   const auto even_b = (Ints)(((Halves)b << 8) >> 8), odd_b = (Ints)((Halves)b >> 8);
   const Ints even_a = a & 0x00FF00FF, odd_a = (Ints)((Uints)a >> 8) & 0x00FF00FF;

@@ -80,5 +80,6 @@ const TileKernels& avx2_tile_kernels();
 const TileKernels& avxvnni_tile_kernels();
 const TileKernels& avx512_tile_kernels();
 const TileKernels& avx512vnni_tile_kernels();
+const TileKernels& neondot_tile_kernels();
 
 }  // namespace samq

@@ -10,10 +10,15 @@
 namespace samq {
 namespace {
 
+constexpr int64_t kLogitChunk = 128;   // keys whose logits are made while they are in the first cache
 constexpr int64_t kFloatChunk = 512;   // keys of one pass of A V: a panel's part stays in the first cache
 constexpr double kPowerUnit = 1.0 / (1 << 23);  // of fixed_power
 constexpr int64_t kPowerChunk = 128;   // panels whose fixed-point powers are added in 32 bits: 128 * 2^23 < 2^31
-constexpr int64_t kCodeChunk = 256;    // the same in integers: 256 * 2^15 * 255 < 2^31
+constexpr int64_t kCodeChunk = 256;    // the same in integers
+// Keys whose weighted codes are added in 32 bits: those of two planes weigh up to 2^15, by row 2^14, uniform codes 255.
+constexpr int64_t kSpan = kCodeChunk, kRowSpan = 512, kUniformSpan = 32768;
+static_assert(kSpan * (1 << 15) * 255 <= INT32_MAX && kRowSpan * (1 << 14) * 255 <= INT32_MAX &&
+              kUniformSpan * 255 * 255 <= INT32_MAX);
 
 // Hands out parts of the scratch memory; with a null base it only adds up their sizes.
 struct Scratch {
@@ -28,16 +33,16 @@ struct Scratch {
 };
 
 struct RelPosScratch {
-  float* h;     // [hk_padded]
-  float* w;     // [wk_padded]
-  float* bias;  // [N padded + lanes]
+  float* h;     // [rows][hk_padded]
+  float* w;     // [rows][wk_padded + lanes]
+  float* bias;  // [kLogitChunk + lanes]
 };
 
 template <class T>
-RelPosScratch take_rel_pos(Scratch& scratch, const RelPos<T>& rel, const Sizes& sizes) {
+RelPosScratch take_rel_pos(Scratch& scratch, const RelPos<T>& rel) {
   if (rel.hq == 0) return {};
-  return {scratch.take<float>(rel.hk_padded), scratch.take<float>(rel.wk_padded),
-          scratch.take<float>(padded(sizes.keys, kPanel) + kLanes)};
+  return {scratch.take<float>(kTileRows * rel.hk_padded), scratch.take<float>(kTileRows * (rel.wk_padded + kLanes)),
+          scratch.take<float>(kLogitChunk + kLanes)};
 }
 
 // out [keys] = scale * q . table
@@ -55,33 +60,59 @@ void table_row(const int16_t* q, const int16_t* table, int64_t depth, int64_t ke
   }
 }
 
-// bias[y' wk + x'] = rel_h[y, y'] + rel_w[x, x'] of query row (y, x), whose q is given
+// rel_h and rel_w of query row `row` = (y, x), the tile's r-th, whose q is given
 template <class T>
-void rel_pos_bias(const RelPos<T>& rel, int64_t depth, int64_t row, const T* q, const RelPosScratch& made) {
-  table_row(q, rel.table_h + row / rel.wq * depth * rel.hk_padded, depth, rel.hk_padded, rel.scale_h, made.h);
-  table_row(q, rel.table_w + row % rel.wq * depth * rel.wk_padded, depth, rel.wk_padded, rel.scale_w, made.w);
-  for (int64_t y = 0; y < rel.hk; ++y) {  // a last vector runs into the next row, which is written after it
-    const Floats h = splat(made.h[y]);
-    float* const line = made.bias + y * rel.wk;
-    for (int64_t x = 0; x < rel.wk; x += kLanes) store(line + x, h + load(made.w + x));
+void rel_pos_row(const RelPos<T>& rel, int64_t depth, int64_t row, int64_t r, const T* q, const RelPosScratch& made) {
+  table_row(q, rel.table_h + row / rel.wq * depth * rel.hk_padded, depth, rel.hk_padded, rel.scale_h,
+            made.h + r * rel.hk_padded);
+  table_row(q, rel.table_w + row % rel.wq * depth * rel.wk_padded, depth, rel.wk_padded, rel.scale_w,
+            made.w + r * (rel.wk_padded + kLanes));
+}
+
+// bias[i] = rel_h[y'] + rel_w[x'] of the tile's r-th row and key from + i = (y', x')
+template <class T>
+SAMQ_INLINE void rel_pos_bias(const RelPos<T>& rel, int64_t r, int64_t from, int64_t count, const RelPosScratch& made) {
+  int64_t y = from / rel.wk, x = from % rel.wk;
+  for (int64_t at = 0; at < count; ++y, x = 0) {  // a last vector runs into the next line, which is written after it
+    const int64_t length = rel.wk - x < count - at ? rel.wk - x : count - at;
+    const Floats h = splat(made.h[r * rel.hk_padded + y]);
+    const float* const w = made.w + r * (rel.wk_padded + kLanes) + x;
+    for (int64_t i = 0; i < length; i += kLanes) store(made.bias + at + i, h + load(w + i));
+    at += length;
   }
 }
 
-// x = logit(x, bias) in place, -inf in the padding; the largest. Without bias, the logit is that of a zero.
+// x = logit(x, bias) in place for some keys, -inf in the padding, and the largest so far, lane by lane. Without bias,
+// the logit is that of a zero.
 template <class Logit>
-SAMQ_INLINE float make_logits(float* x, int64_t keys, const float* bias, const Logit& logit) {
-  const int64_t end = padded(keys, kPanel);
-  Floats best = splat(-__builtin_inff());
-  for (int64_t i = keys; i < end; ++i) x[i] = 0;
+SAMQ_INLINE Floats make_logits(float* x, int64_t keys, const float* bias, Floats largest, const Logit& logit) {
   for (int64_t i = 0; i < keys; i += kLanes) {
     const Floats y = bias != nullptr ? logit(x + i, load(bias + i)) : logit(x + i, Floats{});
     store(x + i, y);
-    if (i + kLanes <= keys) best = larger(y, best);
+    if (i + kLanes <= keys) largest = larger(y, largest);
   }
-  float largest = largest_of(best);
-  for (int64_t i = keys / kLanes * kLanes; i < keys; ++i) largest = x[i] > largest ? x[i] : largest;
-  for (int64_t i = keys; i < end; ++i) x[i] = -__builtin_inff();
-  return largest;
+  if (keys % kPanel == 0) return largest;
+  for (int64_t i = keys; i < padded(keys, kPanel); ++i) x[i] = -__builtin_inff();
+  return larger(load(x + keys / kLanes * kLanes), largest);
+}
+
+// x [rows][keys], padded to panels: logit of what multiply(first panel, one behind the last, a chunk at a time) leaves
+// there; the largest of each row.
+template <class T, class Multiply, class Logit>
+SAMQ_INLINE void all_logits(const RelPos<T>& rel, const RelPosScratch& made, int64_t rows, int64_t keys, float* x,
+                            float* largest, const Multiply& multiply_chunk, const Logit& logit) {
+  const int64_t line = padded(keys, kPanel);
+  Floats best[kTileRows];
+  for (int64_t r = 0; r < rows; ++r) best[r] = splat(-__builtin_inff());
+  for (int64_t from = 0; from < keys; from += kLogitChunk) {
+    const int64_t count = keys - from < kLogitChunk ? keys - from : kLogitChunk;
+    multiply_chunk(from, from + padded(count, kPanel));
+    for (int64_t r = 0; r < rows; ++r) {
+      if (rel.hq != 0) rel_pos_bias(rel, r, from, count, made);
+      best[r] = make_logits(x + r * line + from, count, made.bias, best[r], logit);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) largest[r] = largest_of(best[r]);
 }
 
 // ---- float ----
@@ -108,7 +139,7 @@ struct FloatScratch {
 FloatScratch take_float(Scratch& scratch, const FloatJob& job) {
   return {scratch.take<float>(kTileRows * padded(job.sizes.keys, kPanel)),
           scratch.take<float>(kTileRows * padded(job.sizes.value_depth, kPanel)),
-          take_rel_pos(scratch, job.rel, job.sizes)};
+          take_rel_pos(scratch, job.rel)};
 }
 
 size_t float_scratch(const FloatJob& job) {
@@ -125,17 +156,17 @@ void float_tile(const FloatJob& job, int64_t batch, int64_t first_row, int64_t r
   const FloatScratch made = take_float(scratch, job);
   const float* const q = job.q + (batch * all_rows + first_row) * depth;
   const float* const k = job.k_panels + batch * line * depth;
-  for (int64_t j = 0; j < line; j += kPanel) multiply_rows(rows, q, depth, k + j * depth, depth, made.x + j, line);
-
-  float sums[kTileRows];
-  for (int64_t r = 0; r < rows; ++r) {
-    float* const x = made.x + r * line;
-    if (job.rel.hq != 0) rel_pos_bias(job.rel, depth, first_row + r, q + r * depth, made.rel);
-    const float largest = make_logits(x, keys, made.rel.bias, [&job](const float* p, Floats bias) {
-      return multiply_add(load(p), splat(job.scale), bias);
-    });
-    sums[r] = make_powers(x, keys, largest);
-  }
+  if (job.rel.hq != 0)
+    for (int64_t r = 0; r < rows; ++r) rel_pos_row(job.rel, depth, first_row + r, r, q + r * depth, made.rel);
+  float largest[kTileRows], sums[kTileRows];
+  all_logits(
+      job.rel, made.rel, rows, keys, made.x, largest,
+      [&](int64_t from, int64_t to) __attribute__((always_inline)) {
+        for (int64_t j = from; j < to; j += kPanel)
+          multiply_rows(rows, q, depth, k + j * depth, depth, made.x + j, line);
+      },
+      [&job](const float* p, Floats bias) { return multiply_add(load(p), splat(job.scale), bias); });
+  for (int64_t r = 0; r < rows; ++r) sums[r] = make_powers(made.x + r * line, keys, largest[r]);
 
   const float* const v = job.v_panels + batch * width * keys;
   for (int64_t from = 0; from < keys; from += kFloatChunk) {
@@ -152,7 +183,8 @@ void float_tile(const FloatJob& job, int64_t batch, int64_t first_row, int64_t r
 
 struct CodeScratch {
   float* x;           // [rows][N]: products (int32), then logits, then, for uniform codes, powers (int32)
-  int16_t* q;         // [rows][d]: q - zero point
+  int16_t* q;         // [rows][d padded to pairs]: q - zero point
+  uint8_t* bytes;     // [rows][d padded to quads]: q, unless it has whole quads
   int16_t* weights;   // [planes][rows][chunk], or, where v is not in pairs, uint8_t
   int32_t* products;  // [planes * rows][dv]
   int64_t* sums;      // [rows][dv]
@@ -163,10 +195,11 @@ CodeScratch take_code(Scratch& scratch, const CodeJob& job) {
   const int64_t width = padded(job.sizes.value_depth, kPanel);
   return {scratch.take<float>(kTileRows * padded(job.sizes.keys, kPanel)),
           scratch.take<int16_t>(kTileRows * padded(job.sizes.depth, 2)),
+          scratch.take<uint8_t>(job.sizes.depth % 4 == 0 ? 0 : kTileRows * padded(job.sizes.depth, 4)),
           scratch.take<int16_t>(2 * kTileRows * kCodeChunk),
           scratch.take<int32_t>(2 * kTileRows * width),
           scratch.take<int64_t>(kTileRows * width),
-          take_rel_pos(scratch, job.rel, job.sizes)};
+          take_rel_pos(scratch, job.rel)};
 }
 
 size_t code_scratch(const CodeJob& job) {
@@ -254,23 +287,40 @@ SAMQ_INLINE void log_weights(const CodeJob& job, const LogWeights& table, const 
   }
 }
 
-// weights [1 plane][rows][chunk]: the uniform codes themselves; adds up those of each row
-template <class T>
+// weights [1 plane][rows][chunk]: the uniform codes themselves; adds up those of each row. code(r, at) makes those of
+// the vector `at` of row r.
+template <class T, class Code>
 SAMQ_INLINE void uniform_weights(const CodeJob& job, const CodeScratch& made, int64_t rows, int64_t from, int64_t count,
-                                 const float* factors, T* weights, int64_t* sums) {
+                                 T* weights, int64_t* sums, const Code& code) {
   const int64_t line = padded(job.sizes.keys, kPanel);
   for (int64_t r = 0; r < rows; ++r) {
     Ints total = {};
     for (int64_t i = 0; i < count; i += kLanes) {  // keys of the padding have codes 0
-      const Floats p = to_floats(load_ints(made.x + r * line + from + i)) * factors[r];
-      const Ints code = to_code(p, static_cast<float>(job.largest_code));
-      total += code;
+      const Ints made_code = code(r, made.x + r * line + from + i);
+      total += made_code;
       if constexpr (sizeof(T) == 1)
-        store_bytes(weights + r * kCodeChunk + i, code);
+        store_bytes(weights + r * kCodeChunk + i, made_code);
       else
-        store_shorts(weights + r * kCodeChunk + i, code);
+        store_shorts(weights + r * kCodeChunk + i, made_code);
     }
     for (int64_t i = 0; i < kLanes; ++i) sums[r] += total[i];
+  }
+}
+
+// The same from the fixed-point powers in x, or by row from its logits: each is clear of the ends there.
+template <class T>
+SAMQ_INLINE void uniform_weights(const CodeJob& job, const CodeScratch& made, int64_t rows, int64_t from, int64_t count,
+                                 const float* largest, const float* factors, T* weights, int64_t* sums) {
+  const auto top = static_cast<float>(job.largest_code);
+  if (job.by_row) {
+    const auto factor = static_cast<float>(job.largest_code * kPowerUnit);
+    uniform_weights(job, made, rows, from, count, weights, sums, [=](int64_t r, const float* at) {
+      return to_int(rounded_power(largest[r] - load(at)) * factor);
+    });
+  } else {
+    uniform_weights(job, made, rows, from, count, weights, sums, [=](int64_t r, const float* at) {
+      return to_code(to_floats(load_ints(at)) * factors[r], top);
+    });
   }
 }
 
@@ -281,69 +331,74 @@ Packed entry(Packed packed, int64_t elements) {
   return packed;
 }
 
-void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t rows, void* memory) {
-  const auto [unused_batch, all_rows, keys, depth, value_depth] = job.sizes;
-  (void)unused_batch;
-  const int64_t line = padded(keys, kPanel), width = padded(value_depth, kPanel);
-  const int64_t depth_pairs = padded(depth, 2) / 2;
-  Scratch scratch{static_cast<char*>(memory)};
-  const CodeScratch made = take_code(scratch, job);
-
-  const uint8_t* const q = job.q + (batch * all_rows + first_row) * depth;
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < depth; ++c)
-      made.q[r * 2 * depth_pairs + c] = static_cast<int16_t>(q[r * depth + c] - job.q_zero_point);
-    if (depth % 2) made.q[r * 2 * depth_pairs + depth] = 0;
-  }
-  int32_t* const products = reinterpret_cast<int32_t*>(made.x);
-  const int32_t* const columns = job.k_columns + batch * line;
-  const Packed k = entry(job.k, batch * job.k_step), v = entry(job.v, batch * job.v_step);
+// Fills x with logits in octaves, finds the largest of each row.
+SAMQ_INLINE void code_logits(const CodeJob& job, const CodeScratch& made, int64_t batch, int64_t first_row, int64_t rows,
+                             float* largest) {
+  const int64_t depth = job.sizes.depth, step = padded(depth, 2), line = padded(job.sizes.keys, kPanel);
+  const uint8_t* const q = job.q + (batch * job.sizes.rows + first_row) * depth;
   int32_t corrections[kTileRows] = {};
   for (int64_t r = 0; r < rows; ++r) {
     int32_t sum = 0;
-    for (int64_t c = 0; c < depth; ++c) sum += q[r * depth + c];
-    corrections[r] = sum * job.k_row;
-  }
-  for (int64_t j = 0; j < line; j += kPanel)
-    in_register_tiles(rows, [&](auto count, int64_t r) {
-      constexpr int kRows = decltype(count)::value;
-      int32_t* const c = products + r * line + j;
-      for (int i = 0; i < kRows; ++i) {
-        store_ints(c + i * line, load_ints(columns + j) + corrections[r + i]);
-        store_ints(c + i * line + kLanes, load_ints(columns + j + kLanes) + corrections[r + i]);
-      }
-      if (k.form == Form::kPairs)
-        add_products<kRows>(made.q + r * 2 * depth_pairs, 2 * depth_pairs, k, j, 0, depth, c, line);
-      else
-        add_products<kRows>(q + r * depth, depth, k, j, 0, depth, c, line);
-    });
-
-  // Softmax: code = round(tau (largest - x) + tau log2(sum p_scale)), or round(power / (sum p_scale)). By row it is
-  // round(tau (largest - x)), which needs no powers, or round(power times the largest code).
-  float largest[kTileRows], factors[kTileRows];
-  for (int64_t r = 0; r < rows; ++r) {
-    float* const x = made.x + r * line;
-    if (job.rel.hq != 0)
-      rel_pos_bias(job.rel, 2 * depth_pairs, first_row + r, made.q + r * 2 * depth_pairs, made.rel);
-    largest[r] = make_logits(x, keys, made.rel.bias, [&job](const float* p, Floats bias) {
-      return to_floats(load_ints(p)) * job.logit_scale + bias;
-    });
-    const auto scaled = [&job](int64_t sum) { return static_cast<double>(sum) * static_cast<double>(job.p_scale); };
-    if (job.by_row && job.tau != 0) {
-      factors[r] = 0;
-    } else if (job.by_row) {
-      sum_powers<true>(x, keys, largest[r]);  // for the powers alone
-      factors[r] = static_cast<float>(job.largest_code * kPowerUnit);
-    } else if (job.tau != 0) {
-      const double sum = scaled(sum_powers<false>(x, keys, largest[r])) * kPowerUnit;
-      factors[r] = static_cast<float>(job.tau * __builtin_log2(sum));
-    } else {
-      factors[r] = static_cast<float>(1.0 / scaled(sum_powers<true>(x, keys, largest[r])));
+    for (int64_t c = 0; c < depth; ++c) {
+      made.q[r * step + c] = static_cast<int16_t>(q[r * depth + c] - job.q_zero_point);
+      sum += q[r * depth + c];
     }
+    if (depth % 2) made.q[r * step + depth] = 0;
+    corrections[r] = sum * job.k_row;
+    if (job.rel.hq != 0) rel_pos_row(job.rel, step, first_row + r, r, made.q + r * step, made.rel);
   }
+  const int64_t quads = padded(depth, 4);
+  if (depth != quads)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < quads; ++c) made.bytes[r * quads + c] = c < depth ? q[r * depth + c] : 0;
+  const uint8_t* const bytes = depth != quads ? made.bytes : q;
+  auto* const products = reinterpret_cast<int32_t*>(made.x);
+  const int32_t* const columns = job.k_columns + batch * line;
+  const Packed k = entry(job.k, batch * job.k_step);
+  const auto multiply_chunk = [&](int64_t from, int64_t to) __attribute__((always_inline)) {
+    for (int64_t j = from; j < to; j += kPanel)
+      in_register_tiles(rows, [&](auto count, int64_t r) {
+        constexpr int kRows = decltype(count)::value;
+        int32_t* const c = products + r * line + j;
+        for (int i = 0; i < kRows; ++i) {
+          store_ints(c + i * line, load_ints(columns + j) + corrections[r + i]);
+          store_ints(c + i * line + kLanes, load_ints(columns + j + kLanes) + corrections[r + i]);
+        }
+        if (k.form == Form::kPairs)
+          add_products<kRows>(made.q + r * step, step, k, j, 0, depth, c, line);
+        else
+          add_products<kRows>(bytes + r * quads, quads, k, j, 0, depth, c, line);
+      });
+  };
+  all_logits(job.rel, made.rel, rows, job.sizes.keys, made.x, largest, multiply_chunk,
+             [&job](const float* p, Floats bias) { return to_floats(load_ints(p)) * job.logit_scale + bias; });
+}
+
+// code = round(tau (largest - x) + tau log2(sum p_scale)), or round(power / (sum p_scale)); the second term, or factor,
+// of a row whose logits are in x. Uniform codes leave the powers there.
+SAMQ_INLINE float row_factor(const CodeJob& job, float* x, float largest) {
+  const auto scaled = [&job](int64_t sum) { return static_cast<double>(sum) * static_cast<double>(job.p_scale); };
+  if (job.tau == 0) return static_cast<float>(1.0 / scaled(sum_powers<true>(x, job.sizes.keys, largest)));
+  const double sum = scaled(sum_powers<false>(x, job.sizes.keys, largest)) * kPowerUnit;
+  return static_cast<float>(job.tau * __builtin_log2(sum));
+}
+
+void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t rows, void* memory) {
+  const auto [unused_batch, all_rows, keys, unused_depth, value_depth] = job.sizes;
+  (void)unused_batch;
+  (void)unused_depth;
+  const int64_t line = padded(keys, kPanel), width = padded(value_depth, kPanel);
+  Scratch scratch{static_cast<char*>(memory)};
+  const CodeScratch made = take_code(scratch, job);
+  float largest[kTileRows], factors[kTileRows];
+  code_logits(job, made, batch, first_row, rows, largest);
+  if (!job.by_row)
+    for (int64_t r = 0; r < rows; ++r) factors[r] = row_factor(job, made.x + r * line, largest[r]);
 
   const LogWeights table(job.tau != 0 ? job.tau : 1);
+  const Packed v = entry(job.v, batch * job.v_step);
   const int64_t planes = job.tau != 0 && !job.by_row ? 2 : 1;
+  const int64_t span = job.tau == 0 ? kUniformSpan : job.by_row ? kRowSpan : kSpan;
   const bool pairs = v.form == Form::kPairs;
   auto* const bytes = reinterpret_cast<uint8_t*>(made.weights);
   int64_t code_sums[kTileRows] = {};
@@ -355,16 +410,18 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
     else if (job.tau != 0)
       log_weights(job, table, made, rows, from, count, largest, factors);
     else if (pairs)
-      uniform_weights(job, made, rows, from, count, factors, made.weights, code_sums);
+      uniform_weights(job, made, rows, from, count, largest, factors, made.weights, code_sums);
     else
-      uniform_weights(job, made, rows, from, count, factors, bytes, code_sums);
-    for (int64_t i = 0; i < planes * rows * width; ++i) made.products[i] = 0;
+      uniform_weights(job, made, rows, from, count, largest, factors, bytes, code_sums);
+    if (from % span == 0)
+      for (int64_t i = 0; i < planes * rows * width; ++i) made.products[i] = 0;
     for (int64_t c = 0; c < width; c += kPanel) {
       if (pairs)
         add_rows(planes * rows, made.weights, kCodeChunk, v, c, from, count, made.products + c, width);
       else
         add_rows(rows, bytes, kCodeChunk, v, c, from, count, made.products + c, width);
     }
+    if ((from + kCodeChunk) % span != 0 && from + kCodeChunk < keys) continue;
     if (planes == 2) {
       const int32_t* const low = made.products + rows * width;
       for (int64_t i = 0; i < rows * width; ++i) made.sums[i] += static_cast<int64_t>(made.products[i]) * 65536 + low[i];
