@@ -4,8 +4,7 @@
     python benchmarks/speed.py --model vit_b -o FOLDER
 
 FOLDER/vit_b gets speed.md, speed.json, speed.png and every model; a second run measures the models that are there.
-OpenVINO and NNCF need the extra samq_onnx[bench]. A row that cannot be had says why. All rows are in memory at the
-same time, in float 7 GB for ViT-B: choose fewer with --rows where that is too much.
+OpenVINO and NNCF need the extra samq_onnx[bench]. A row that cannot be had says why.
 """
 
 from __future__ import annotations

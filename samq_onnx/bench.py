@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m samq_onnx.bench``: time, memory and size of models, side by side.
 
-Each model runs in a process of its own. Runs go round the models in turn, so that what else the machine does meets
-all of them alike. The floor is the time of the model's multiply-accumulates at the rate of one large matrix product
-in ONNX Runtime, float or integer, measured in the same rounds.
+Each model runs in a process of its own, which is started again for a run where memory does not hold all of them. Runs
+go round the models in turn, so that what else the machine does meets all of them alike. The floor is the time of the
+model's multiply-accumulates at the rate of one large matrix product in ONNX Runtime, float or integer, measured in the
+same rounds.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from samq_onnx.profiling import by_operator, profiled
 from samq_onnx.progress import progress_bar
 from samq_onnx.roofline import Rate
 from samq_onnx.runtime import has_vnni
-from samq_onnx.worker import ORT_WORKER, Memory, Worker
+from samq_onnx.worker import ORT_WORKER, Memory
+from samq_onnx.worker_pool import WorkerArguments, WorkerPool
 
 __all__ = ["Entry", "Measured", "bench", "main", "measure", "table"]
 
@@ -92,16 +94,17 @@ def measure(entries: Sequence[Entry], runs: int = RUNS, threads: int | None = No
         raise UserError(f"threads must be 1 to {_processors()}, the processors of this machine, got {threads}")
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="samq-bench-")))
-        workers = []
+        workers: list[WorkerArguments] = []
         for number, entry in enumerate(entries):
             feed = scratch / f"{number}.npz"
             np.savez(feed, **entry.feed)  # type: ignore[arg-type]
-            workers.append(stack.enter_context(Worker(entry.name, entry.model, feed, threads, entry.command)))
+            workers.append((entry.name, entry.model, feed, threads, entry.command))
+        pool = stack.enter_context(WorkerPool(workers))
         seconds: list[list[float]] = [[] for _ in entries]
         for _ in progress_bar(range(1 + runs), "bench", "round"):
-            for worker, times in zip(workers, seconds, strict=True):
-                times.append(worker.run())
-        return [Measured(times[1:], worker.memory()) for worker, times in zip(workers, seconds, strict=True)]
+            for number, times in enumerate(seconds):
+                times.append(pool.run(number))
+        return [Measured(times[1:], pool.memory(number)) for number, times in enumerate(seconds)]
 
 
 def bench(

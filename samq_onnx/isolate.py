@@ -9,10 +9,10 @@ import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any, TypeVar
 
 from samq_onnx.errors import UserError
+from samq_onnx.memory import free_memory
 
 __all__ = ["isolated"]
 
@@ -21,16 +21,10 @@ Result = TypeVar("Result")
 ALLOCATION_FAILED = re.compile("bad_alloc|[Aa]llocate memory|[Ff]ailed to allocate")  # as native engines put it
 
 
-def _free_memory() -> int:
-    """Bytes that the system can hand out without swapping."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-
-
 def _limit_memory() -> None:
     """Fail for lack of memory here, before the system kills a process of its choice."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _free_memory() if hard == resource.RLIM_INFINITY else min(_free_memory(), hard)
+    limit = free_memory() if hard == resource.RLIM_INFINITY else min(free_memory(), hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
@@ -48,5 +42,5 @@ def isolated(what: str, function: Callable[..., Result], *arguments: Any) -> Res
         except Exception as error:
             if not isinstance(error, (BrokenProcessPool, MemoryError)) and ALLOCATION_FAILED.search(str(error)) is None:
                 raise
-            free = _free_memory() / 1e9
+            free = free_memory() / 1e9
             raise UserError(f"{what}: needs more memory than there is ({free:.1f} GB free)") from error

@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import onnx
 import pytest
 
-from samq_onnx import assets, bench, quantize
+from samq_onnx import assets, bench, quantize, worker_pool
 from samq_onnx.errors import UserError
 from samq_onnx.feeds import sample_feed
 from samq_onnx.fusion import fusion_report
@@ -133,32 +136,46 @@ def _one_image(folder: Path) -> Path:
     return target
 
 
+class Machine:
+    """Stands in for workers and memory: each run takes one second more than the one before, each worker 3 bytes."""
+
+    def __init__(self, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.memory = memory
+        self.ran: list[str] = []
+        self.alive: list[str] = []
+        self.most = 0
+        monkeypatch.setattr(worker_pool, "Worker", self.worker)
+        monkeypatch.setattr(worker_pool, "free_memory", lambda: self.memory - 3 * len(self.alive))
+
+    def worker(self, name: str, *_: Any) -> Any:
+        @contextlib.contextmanager
+        def living() -> Iterator[Any]:
+            self.alive.append(name)
+            self.most = max(self.most, len(self.alive))
+            yield mock.Mock(run=run, memory=lambda: Memory(3, 2, 1))
+            self.alive.remove(name)
+
+        def run() -> float:
+            self.ran.append(name)
+            return float(len(self.ran))
+
+        return living()
+
+
 def test_runs_go_round_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
-
-    class Counting:
-        """Stands in for a worker: each run takes one second more than the one before."""
-
-        def __init__(self, name: str, *_: Any) -> None:
-            self.name = name
-
-        def __enter__(self) -> Counting:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def run(self) -> float:
-            ran.append(self.name)
-            return float(len(ran))
-
-        def memory(self) -> Memory:
-            return Memory(3, 2, 1)
-
-    monkeypatch.setattr(bench, "Worker", Counting)
-    entries = [bench.Entry(name, Path(name), {}, 1) for name in "ab"]
-    measured = bench.measure(entries, runs=2)
-    assert ran == ["a", "b"] * 3
+    machine = Machine(100, monkeypatch)
+    measured = bench.measure([bench.Entry(name, Path(name), {}, 1) for name in "ab"], runs=2)
+    assert machine.ran == ["a", "b"] * 3
     assert [one.seconds for one in measured] == [[3, 5], [4, 6]]  # without the first round
+    assert machine.alive == []
+
+
+def test_workers_make_room_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(8, monkeypatch)  # two
+    measured = bench.measure([bench.Entry(name, Path(name), {}, 1) for name in "abc"], runs=1)
+    assert machine.ran == ["a", "b", "c", *"aabbcc"]  # a process started again runs once more, which does not count
+    assert [one.seconds for one in measured] == [[5], [7], [9]]
+    assert (machine.most, machine.alive) == (2, [])
 
 
 @pytest.mark.parametrize(
