@@ -12,6 +12,7 @@ from samq_onnx.passes.lower.attention import lower_attention
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.linear import lower_linears
 from samq_onnx.passes.lower.opset import raise_opset
+from samq_onnx.passes.lower.padding import pad_later
 from samq_onnx.passes.lower.rows import move_rows_first
 from samq_onnx.passes.lower.sink import sink_views
 from samq_onnx.plan import QuantPlan
@@ -24,8 +25,10 @@ def lower(model: ir.Model, structure: Structure, plan: QuantPlan) -> list[str]:
     builder = Builder(model.graph)
     refused = lower_linears(structure, builder, plan)
     lower_attention(structure, builder, plan)
+    common.RemoveUnusedNodesPass()(model)  # or what was replaced would still count as a reader
     move_rows_first(builder)
     sink_views(builder)
+    pad_later(builder)
     common.RemoveUnusedNodesPass()(model)
     ops.add_functions(model)
     return refused

@@ -16,10 +16,10 @@ import onnx_ir as ir
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.lower.build import Builder
 
-__all__ = ["move_rows_first"]
+__all__ = ["keeps_rows", "move_rows_first"]
 
 
-def _keeps_rows(view: ir.Node) -> bool:
+def keeps_rows(view: ir.Node) -> bool:
     """Whether the view leaves the last axis as it is."""
     before, after = view.inputs[0], view.outputs[0]
     if view.domain or before is None or before.shape is None or after.shape is None:
@@ -43,7 +43,7 @@ def _views(value: ir.Value) -> list[ir.Node]:
     found: list[ir.Node] = []
     while len(value.uses()) == 1 and not value.is_graph_output():
         ((node, index),) = value.uses()
-        if index != 0 or not _keeps_rows(node):
+        if index != 0 or not keeps_rows(node):
             break
         found.append(node)
         value = node.outputs[0]
