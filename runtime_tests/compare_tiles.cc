@@ -160,8 +160,14 @@ std::vector<float> code_attention(const TileKernels& kernels, uint32_t seed) {
   job.rel = shape.view(kernels, table_h, table_w);
   job.rel.scale_h = 1e-6f;
   job.rel.scale_w = 2e-6f;
-  job.out = out.data();
+  std::vector<uint8_t> codes(out.size());
+  job.codes = codes.data();
+  job.y_scale = random.one_of({0.001f, 0.07f, 1e9f});
+  job.y_zero_point = random.in(0, 255);
+  const bool quantize = random.in(0, 1) == 1;
+  if (!quantize) job.out = out.data();
   run_tiles(job, rows, kernels.code_scratch, kernels.code_tile);
+  if (quantize) std::copy(codes.begin(), codes.end(), out.begin());
   return out;
 }
 
@@ -183,9 +189,10 @@ std::vector<float> linear(const TileKernels& kernels, uint32_t seed) {
   std::vector<float> out(static_cast<size_t>(rows * columns));
   std::vector<uint8_t> codes(out.size());
   samq::LinearJob job{rows, depth, columns, x.data(), packed.packed, bias.data(), scale.data(), zero.data(), 255.0f,
-                      nullptr, nullptr, codes.data()};
+                      nullptr, nullptr, nullptr, codes.data()};
+  const auto residual = random.floats(rows * columns, 100.0f);
   const int32_t kind = random.in(0, 2);
-  if (kind == 0) job.out = out.data();
+  if (kind == 0) job.out = out.data(), job.residual = random.in(0, 1) == 0 ? residual.data() : nullptr;
   if (kind == 1) job.table = table.data(), job.largest_code = 1023.0f;
   Buffer<char> scratch(static_cast<int64_t>(kernels.linear_scratch(job)));
   kernels.linear_tile(job, 0, rows, scratch.data());

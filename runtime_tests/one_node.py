@@ -14,7 +14,7 @@ from samq_onnx import ops, reference
 from samq_onnx.runtime import open_session
 
 Feed = Mapping[str, Any]
-GIVE_CODES = frozenset({"LogQuantize", "QLinearQuantize", "QLinearLut"})
+GIVE_CODES = ("LogQuantize", "QLinearLut", "Quantize")  # ends of their names
 
 
 def build(
@@ -35,7 +35,7 @@ def build(
     node = ir.node(op, values, attributes, domain=ops.DOMAIN, name=f"the_{op}")
     out = node.outputs[0]
     out.name, out.shape = "out", ir.Shape([None] * feed[next(iter(feed))].ndim)
-    out.type = ir.TensorType(ir.DataType.UINT8 if op in GIVE_CODES else ir.DataType.FLOAT)
+    out.type = ir.TensorType(ir.DataType.UINT8 if op.endswith(GIVE_CODES) else ir.DataType.FLOAT)
     held = [value for value in values if value.name in constants]
     inputs = [value for value in values if value.name not in constants]
     graph = ir.Graph(inputs, [out], nodes=[node], initializers=held, opset_imports={"": opset}, name=op)

@@ -37,12 +37,19 @@ GRIDS = [
 
 def check_bits(op: str, feed: dict[str, Any], attributes: dict[str, Any], expected: np.ndarray) -> None:
     """Native kernel and function body must give ``expected`` to the last bit; the body also with constant scales and
-    tables, as models hold them, which ONNX Runtime optimizes further."""
+    tables, as models hold them, which ONNX Runtime optimizes further. The operator's form that quantizes likewise."""
     held = [name for name, x in feed.items() if x.ndim == 0 or name in ("table_h", "table_w")]
     for native, constants in ((True, []), (False, []), (False, held)):
         actual = run(op, feed, attributes, native=native, constants=constants)
         assert actual.dtype == expected.dtype
         np.testing.assert_array_equal(actual, expected, err_msg=f"native={native}, constants={constants}")
+    if op.endswith("Quantize"):
+        return
+    output = {
+        "y_scale": scalar(np.ptp(expected) / 200 + 1e-3),
+        "y_zero_point": scalar(101, np.uint8),
+    }
+    check_bits(f"{op}Quantize", feed | output, attributes, reference.quantize(expected, **plain(output)))
 
 
 def check_log(op: str, feed: dict[str, Any], scale: float, tau: int, bits: int) -> None:

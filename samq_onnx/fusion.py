@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from samq_onnx.ops import CODE_ATTENTION
 from samq_onnx.profiling import Kernel, profiled
 
 __all__ = ["FusionReport", "fusion_report"]
@@ -114,12 +115,11 @@ def _attention_rel_pos(kernel: Kernel) -> int:
     return _attention(kernel) + math.prod(kernel.inputs[0][1]) * sum(shape[1] for shape in tables)
 
 
-ATTENTION = ("Attention", "QAttention", "UniformAttention", "LogRowAttention", "UniformRowAttention")
 COUNTERS = {
     **dict.fromkeys(
         (
             *("MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul"),
-            *("DynamicQuantizeMatMul", "MatMulNBits", "QLinear", "QLinearQuantize", "QLinearLut"),
+            *("DynamicQuantizeMatMul", "MatMulNBits", "QLinear", "QLinearAdd", "QLinearQuantize", "QLinearLut"),
         ),
         _matmul,
     ),
@@ -127,8 +127,10 @@ COUNTERS = {
     **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "ConvInteger", "QLinearConv"), _conv),
     "ConvTranspose": _conv_transpose,
     "Einsum": _einsum,
-    **dict.fromkeys(ATTENTION, _attention),
-    **dict.fromkeys((f"{name}RelPos" for name in ATTENTION), _attention_rel_pos),
+    "Attention": _attention,
+    "AttentionRelPos": _attention_rel_pos,
+    **{f"{name}{end}": _attention for name in CODE_ATTENTION for end in ("", "Quantize")},
+    **{f"{name}{end}": _attention_rel_pos for name in CODE_ATTENTION for end in ("RelPos", "RelPosQuantize")},
 }
 
 

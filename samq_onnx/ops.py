@@ -15,10 +15,11 @@ those of log codes (PTQ4SAM eq. 8) and of uniform ones.
 Post-softmax codes are of four kinds. With a scale for the whole tensor: log codes (QAttention, the paper's AGQ) and
 uniform ones (UniformAttention). Relative to the largest probability of their row, and divided by their sum as the
 softmax divides its powers: LogRowAttention and UniformRowAttention. These need no scale, follow sharp and flat rows
-alike, and their last log code is 0, so that many small probabilities do not add up to what was never there.
+alike, and their last log code is 0, so that many small probabilities do not add up to what was never there. Each has
+a form ending in Quantize, with inputs y_scale and y_zero_point (u8) at the end, that gives QuantizeLinear's codes.
 
 Linear layers on codes: x u8 [..., K], w s8 [K, N], bias s32 [N] at scale 1 of the sums, scale and y_zero float scalars
-or [N], table u8 [codes] -> [..., N], float32 or u8.
+or [N], residual float [..., N], table u8 [codes] -> [..., N], float32 or u8.
 
 Of the operators on codes, every sum is one of integers, exact in any order, and the float steps between them are
 single IEEE operations in a fixed order, so that kernel, body and reference give the same bits on every CPU. QAttention
@@ -34,13 +35,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 from onnxscript import opset17, script
 from onnxscript.values import OnnxFunction, Opset
 
 from samq_onnx.errors import UserError
 
-__all__ = ["DOMAIN", "VERSION", "add_functions"]
+__all__ = ["CODE_ATTENTION", "DOMAIN", "VERSION", "add_functions"]
 
 DOMAIN = "samq"
 VERSION = 1
@@ -418,6 +420,12 @@ def QLinear(x, x_zero_point, w, bias, scale):
 
 
 @script(samq)
+def QLinearAdd(x, x_zero_point, w, bias, scale, residual):
+    """`QLinear` + residual, of the same shape."""
+    return op.Add(linearSums(x, x_zero_point, w, bias, scale), residual)
+
+
+@script(samq)
 def QLinearQuantize(x, x_zero_point, w, bias, scale, y_zero, bits: int):
     """nearest(`QLinear` + y_zero) as codes u8 of ``bits`` bits."""
     return nearestCode(op.Add(linearSums(x, x_zero_point, w, bias, scale), y_zero), bits=bits)
@@ -433,8 +441,25 @@ def QLinearLut(x, x_zero_point, w, bias, scale, y_zero, table):
     return op.Gather(table, op.Cast(codes, to=INT32))
 
 
-FUNCTIONS: dict[str, OnnxFunction] = {
-    function.name: function for function in globals().values() if isinstance(function, OnnxFunction)
+def _quantizing(function: onnx.FunctionProto) -> onnx.FunctionProto:
+    """QuantizeLinear of what ``function`` gives, under the name that ends in Quantize: u8 codes."""
+    kinds = {"scale": onnx.AttributeProto.FLOAT, "tau": onnx.AttributeProto.INT, "bits": onnx.AttributeProto.INT}
+    call = onnx.helper.make_node(function.name, function.input, ["floats"], domain=DOMAIN)
+    for name in function.attribute:
+        call.attribute.add(name=name, ref_attr_name=name, type=kinds[name])
+    quantize = onnx.helper.make_node("QuantizeLinear", ["floats", "y_scale", "y_zero_point"], ["codes"])
+    return onnx.helper.make_function(
+        DOMAIN, f"{function.name}Quantize", [*function.input, "y_scale", "y_zero_point"], ["codes"], [call, quantize],
+        [*function.opset_import, onnx.helper.make_opsetid(DOMAIN, VERSION)], function.attribute,
+    )  # fmt: skip
+
+
+CODE_ATTENTION = ("QAttention", "UniformAttention", "LogRowAttention", "UniformRowAttention")
+FUNCTIONS: dict[str, onnx.FunctionProto] = {
+    function.name: function.to_function_proto() for function in globals().values() if isinstance(function, OnnxFunction)
+}
+FUNCTIONS |= {
+    f"{name}Quantize": _quantizing(FUNCTIONS[name]) for base in CODE_ATTENTION for name in (base, f"{base}RelPos")
 }
 
 
@@ -467,7 +492,7 @@ def add_functions(model: ir.Model) -> None:
         name = min(wanted - done)
         if name not in FUNCTIONS:
             raise UserError(f"node type {DOMAIN}.{name} is not one of this version; use {', '.join(FUNCTIONS)}")
-        function = ir.serde.deserialize_function(FUNCTIONS[name].to_function_proto())
+        function = ir.serde.deserialize_function(FUNCTIONS[name])
         function.opset_imports[""] = opset
         model.functions[function.identifier()] = function
         wanted |= _used(function)

@@ -34,6 +34,7 @@ from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_cen
 from samq_onnx.passes.fold.edit import constant, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
 from samq_onnx.passes.lower import lower, raise_opset
+from samq_onnx.passes.lower.fuse import float_outputs
 from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan, Uniform, Weight
 from samq_onnx.recipe import Recipe
 from samq_onnx.reconstruct import InputMoments, Learned, NotLearnable, compensate
@@ -101,7 +102,7 @@ def quantize_model(
         _compensate(model, chosen, plan, feeds, label)
     comparable = _comparable(structure, chosen)
     refused += lower(model, structure, plan)
-    left = {value.name for node in model.graph for value in node.outputs}
+    left = float_outputs(model.graph) | {value.name for node in model.graph for value in node.outputs}
     _describe(model, plan, [name for name in comparable if name in left])
     kinds: dict[str, int] = {}
     for site in structure.attentions:

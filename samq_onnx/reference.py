@@ -188,6 +188,11 @@ def linear(x: Array, x_zero_point: int, w: Array, bias: Array, scale: Array | fl
     return sums.astype(np.float32) * np.float32(scale)
 
 
+def quantize(y: Array, y_scale: float, y_zero_point: int) -> NDArray[np.uint8]:
+    """QuantizeLinear: clamp(round_half_even(y / y_scale) + y_zero_point, 0, 255), the quotient rounded to float32."""
+    return np.clip(np.rint(y / np.float32(y_scale)) + y_zero_point, 0, 255).astype(np.uint8)
+
+
 def linear_codes(y: Array, y_zero: Array | float, largest: int) -> NDArray[np.int64]:
     """clamp(round_half_even(y + y_zero), 0, largest), the sum rounded to float32."""
     return np.clip(np.rint(y + np.float32(y_zero)), 0, largest).astype(np.int64)

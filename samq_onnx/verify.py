@@ -20,6 +20,7 @@ from samq_onnx.feeds import sample_feed
 from samq_onnx.files import check_distinct, check_writable, write_json
 from samq_onnx.models import is_decoder, load_model, model_sha256, tap
 from samq_onnx.passes.lift import lift, simplify
+from samq_onnx.passes.lower.fuse import unfuse
 from samq_onnx.runtime import open_session
 
 __all__ = ["main", "sqnr", "verify"]
@@ -72,6 +73,8 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
 
     native = _run(str(quantized), feed, native=True)
     body = _run(str(quantized), feed, native=False)
+    unfuse(model)
+    ops.add_functions(model)
     for tapped in (model, original):
         tap(tapped, sites)
     quantized_values = _run(ir.to_proto(model).SerializeToString(), feed, native=True)

@@ -10,6 +10,7 @@ from samq_onnx import ops
 from samq_onnx.passes.lift import Structure
 from samq_onnx.passes.lower.attention import lower_attention
 from samq_onnx.passes.lower.build import Builder
+from samq_onnx.passes.lower.fuse import fuse
 from samq_onnx.passes.lower.linear import lower_linears
 from samq_onnx.passes.lower.opset import raise_opset
 from samq_onnx.passes.lower.padding import pad_later
@@ -29,6 +30,7 @@ def lower(model: ir.Model, structure: Structure, plan: QuantPlan) -> list[str]:
     move_rows_first(builder)
     sink_views(builder)
     pad_later(builder)
+    fuse(builder)
     common.RemoveUnusedNodesPass()(model)
     ops.add_functions(model)
     return refused

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// samq.QLinear, samq.QLinearQuantize and samq.QLinearLut: linear layers on codes. Sums are exact, and the float steps
+// samq.QLinear, QLinearAdd, QLinearQuantize and QLinearLut: linear layers on codes. Sums are exact, and the float steps
 // after them are single rounded operations in the order of the function bodies (ops.py).
 //
 // The weight is packed in every run: it costs a 1/M part of the products, and the packed form is freed again.
@@ -14,7 +14,7 @@
 
 namespace samq {
 
-// What the three forms share: inputs x, x_zero_point, w, bias, scale.
+// What the forms share: inputs x, x_zero_point, w, bias, scale.
 class Linear {
  public:
   Linear(const Context& context, const TileKernels& kernels);
@@ -49,6 +49,28 @@ class QLinear {
 
   void compute(const Context& context) const {
     Linear linear(context, tile_kernels());
+    linear.job.out = context.output<float>(linear.output_dims());
+    linear.run(context);
+  }
+};
+
+class QLinearAdd {
+ public:
+  static constexpr const char* kName = "QLinearAdd";
+  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kUint8, ort::kInt8,
+                                                 ort::kInt32, ort::kFloat, ort::kFloat};
+  static constexpr ort::ElementType kOutput = ort::kFloat;
+  static Dims infer(const std::vector<Dims>& inputs) { return linear_output(inputs[0], inputs[2]); }
+
+  explicit QLinearAdd(const Attributes&) {}
+
+  void compute(const Context& context) const {
+    Linear linear(context, tile_kernels());
+    const auto residual = context.tensor<float>(5, "residual");
+    if (residual.dims != linear.output_dims())
+      throw Failure("residual must have the shape of the output, " + to_string(linear.output_dims()) + ", got " +
+                    to_string(residual.dims));
+    linear.job.residual = residual.data;
     linear.job.out = context.output<float>(linear.output_dims());
     linear.run(context);
   }

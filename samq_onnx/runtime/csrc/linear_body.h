@@ -19,11 +19,13 @@ SAMQ_INLINE void finish(const LinearJob& job, int64_t first_row, int64_t rows, i
     const Floats high = to_floats(load_ints(c + kLanes)) * load(job.scale + column + kLanes);
     if (job.out != nullptr) {
       float line[kPanel];
-      float* const to = count == kPanel ? job.out + at : line;
-      store(to, low);
-      store(to + kLanes, high);
-      if (to == line)
-        for (int64_t i = 0; i < count; ++i) job.out[at + i] = line[i];
+      const bool whole = count == kPanel;
+      float* const to = whole ? job.out + at : line;
+      store(to, whole && job.residual != nullptr ? low + load(job.residual + at) : low);
+      store(to + kLanes, whole && job.residual != nullptr ? high + load(job.residual + at + kLanes) : high);
+      if (!whole)
+        for (int64_t i = 0; i < count; ++i)
+          job.out[at + i] = job.residual != nullptr ? line[i] + job.residual[at + i] : line[i];
       continue;
     }
     int32_t line[kPanel];

@@ -20,6 +20,7 @@ struct LinearJob {
   float largest_code;    // of codes
   const uint8_t* table;  // [largest_code + 1]; null: the codes themselves
   float* out;            // [M][N] float, or null
+  const float* residual;  // [M][N], added to out; or null
   uint8_t* codes;        // [M][N], where out is null
 };
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// samq.QAttention, UniformAttention, LogRowAttention, UniformRowAttention and their RelPos forms: attention on 8-bit
-// codes. All sums are integers, and what is float takes single rounded steps in the order of the function bodies
+// samq.QAttention, UniformAttention, LogRowAttention, UniformRowAttention, with RelPos and Quantize: attention on 8-bit
+// codes, to float or quantized. All sums are integers, and what is float takes single rounded steps in the order of the function bodies
 // (ops.py), so both give the same bits.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <initializer_list>
 #include <optional>
 #include <vector>
 
@@ -17,17 +18,19 @@
 
 namespace samq {
 
-// Codes, scale and zero point of q, k and v; p_scale unless codes are relative to their row; tables and their scales.
-template <bool kRow, bool kRelPos>
+// Codes, scale and zero point of q, k and v; p_scale unless codes are relative to their row; tables and their scales;
+// scale and zero point of the output where it is quantized.
+template <bool kRow, bool kRelPos, bool kQuantize>
 struct QAttentionTypes {
   static constexpr auto make() {
     constexpr ort::ElementType operands[] = {ort::kUint8, ort::kFloat, ort::kUint8};
     constexpr ort::ElementType tables[] = {ort::kInt16, ort::kFloat};
-    std::array<ort::ElementType, 9 + !kRow + 4 * kRelPos> types{};
+    std::array<ort::ElementType, 9 + !kRow + 4 * kRelPos + 2 * kQuantize> types{};
     size_t count = 0;
     for (; count < 9; ++count) types[count] = operands[count % 3];
     if (!kRow) types[count++] = ort::kFloat;
-    for (int i = 0; count < types.size(); ++i) types[count++] = tables[i % 2];
+    for (int i = 0; i < 4 * kRelPos; ++i) types[count++] = tables[i % 2];
+    for (int i = 0; i < 2 * kQuantize; ++i) types[count++] = operands[1 + i];
     return types;
   }
   static constexpr auto kInputs = make();
@@ -42,7 +45,6 @@ inline int32_t log_steps(const Attributes& attributes) {
 // Post-softmax codes p_scale * 2^(-c / tau), weighted by shift and table with 30 fractional bits.
 struct LogCodes {
   static constexpr const char* kName = "QAttention";
-  static constexpr const char* kRelPosName = "QAttentionRelPos";
   static constexpr bool kRow = false;
   static constexpr double kUnit = 1.0 / (1 << 30);
   static int32_t tau(const Attributes& attributes) { return log_steps(attributes); }
@@ -51,7 +53,6 @@ struct LogCodes {
 // Post-softmax codes p_scale * c.
 struct UniformCodes {
   static constexpr const char* kName = "UniformAttention";
-  static constexpr const char* kRelPosName = "UniformAttentionRelPos";
   static constexpr bool kRow = false;
   static constexpr double kUnit = 1.0;
   static int32_t tau(const Attributes&) { return 0; }
@@ -60,7 +61,6 @@ struct UniformCodes {
 // Post-softmax codes 2^(-c / tau), the last one 0, of the largest of the row, and divided by their sum.
 struct LogRowCodes {
   static constexpr const char* kName = "LogRowAttention";
-  static constexpr const char* kRelPosName = "LogRowAttentionRelPos";
   static constexpr bool kRow = true;
   static int32_t tau(const Attributes& attributes) { return log_steps(attributes); }
 };
@@ -68,16 +68,25 @@ struct LogRowCodes {
 // Post-softmax codes c of the largest of the row, and divided by their sum.
 struct UniformRowCodes {
   static constexpr const char* kName = "UniformRowAttention";
-  static constexpr const char* kRelPosName = "UniformRowAttentionRelPos";
   static constexpr bool kRow = true;
   static int32_t tau(const Attributes&) { return 0; }
 };
 
-template <class Codes, bool kRelPos>
-class QAttention : public QAttentionTypes<Codes::kRow, kRelPos> {
+constexpr std::array<char, 64> joined(std::initializer_list<const char*> parts) {
+  std::array<char, 64> made{};
+  size_t count = 0;
+  for (const char* part : parts)
+    for (; *part != 0; ++part) made[count++] = *part;
+  return made;
+}
+
+template <class Codes, bool kRelPos, bool kQuantize>
+class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
+  static constexpr auto kJoined = joined({Codes::kName, kRelPos ? "RelPos" : "", kQuantize ? "Quantize" : ""});
+
  public:
-  static constexpr const char* kName = kRelPos ? Codes::kRelPosName : Codes::kName;
-  static constexpr ort::ElementType kOutput = ort::kFloat;
+  static constexpr const char* kName = kJoined.data();
+  static constexpr ort::ElementType kOutput = kQuantize ? ort::kUint8 : ort::kFloat;
   static Dims infer(const std::vector<Dims>& inputs) { return attention_output(inputs[0], inputs[6]); }
 
   explicit QAttention(const Attributes& attributes)
@@ -115,12 +124,20 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos> {
       job.out_scale = static_cast<double>(job.p_scale) * job.out_scale * Codes::kUnit;
     }
     const int32_t k_zero = context.scalar<uint8_t>(5, "k_zero_point"), v_zero = context.scalar<uint8_t>(8, "v_zero_point");
-    job.out = context.output<float>(attention_output(q.dims, v.dims));
     const auto [batch, rows, keys, depth, value_depth] = job.sizes;
-    if (keys == 0) {
-      std::fill_n(job.out, batch * rows * value_depth, 0.0f);
-      return;
+    const Dims dims = attention_output(q.dims, v.dims);
+    if constexpr (kQuantize) {
+      constexpr size_t last = std::size(QAttention::kInputs) - 1;
+      job.y_scale = context.scalar<float>(last - 1, "y_scale");
+      if (!(job.y_scale > 0)) throw Failure("y_scale must be above 0, got " + std::to_string(job.y_scale));
+      job.y_zero_point = context.scalar<uint8_t>(last, "y_zero_point");
+      job.codes = context.output<uint8_t>(dims);
+      if (keys == 0) std::fill_n(job.codes, batch * rows * value_depth, static_cast<uint8_t>(job.y_zero_point));
+    } else {
+      job.out = context.output<float>(dims);
+      if (keys == 0) std::fill_n(job.out, batch * rows * value_depth, 0.0f);
     }
+    if (keys == 0) return;
     const PackedCodes packed_k(context, kernels, k, batch, depth, 1, keys, depth, k_zero,
                                code_range(context, q).highest, true);
     const PackedCodes packed_v(context, kernels, v, batch, keys, value_depth, value_depth, 1, v_zero, largest_code_,

@@ -124,12 +124,18 @@ SAMQ_INLINE Floats one_plus_power(Floats d) {
 SAMQ_INLINE Ints fixed_power(Floats d) { return (Ints)one_plus_power(d) - kOneBits; }
 SAMQ_INLINE Floats rounded_power(Floats d) { return one_plus_power(d) - kOne; }
 
-// The nearest integer, half to even, of 0 <= x < 2^22.
+// The nearest integer, half to even, of x below 2^22 in magnitude.
 SAMQ_INLINE Ints to_int(Floats x) { return (Ints)(x + kRounder) - kRounderBits; }
 
 // The nearest code in [0, largest], half to even.
 SAMQ_INLINE Ints to_code(Floats x, float largest) {
   return to_int(smaller(larger(x, Floats{}), splat(largest)));
+}
+
+// QuantizeLinear's code u8 of x.
+SAMQ_INLINE Ints quantized(Floats x, float scale, int32_t zero_point) {
+  const auto zero = static_cast<float>(zero_point);
+  return to_int(smaller(larger(x / scale, splat(-zero)), splat(255.0f - zero))) + zero_point;
 }
 
 constexpr int32_t kTableSize = 16;

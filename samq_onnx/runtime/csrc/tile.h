@@ -47,7 +47,10 @@ struct CodeJob {
   // post-softmax codes and v is what the packed operand gives plus v_row times the sum of the codes.
   const int32_t* k_columns;
   int32_t k_row, v_row;
-  float* out;               // [B][M][dv]
+  float* out;               // [B][M][dv], or null
+  uint8_t* codes;           // [B][M][dv], where out is null: quantized with
+  float y_scale;
+  int32_t y_zero_point;
   int32_t q_zero_point;
   float logit_scale;  // octaves of one unit of (q - zero point) . (k - zero point)
   RelPos<int16_t> rel;

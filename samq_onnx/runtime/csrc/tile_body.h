@@ -429,13 +429,25 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
       for (int64_t i = 0; i < rows * width; ++i) made.sums[i] += made.products[i];
     }
   }
-  float* const out = job.out + (batch * all_rows + first_row) * value_depth;
+  auto* const values = reinterpret_cast<float*>(made.products);
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < value_depth; ++c) {
+    for (int64_t c = 0; c < width; ++c) {
       const int64_t sum = made.sums[r * width + c] + code_sums[r] * job.v_row;
       const double value = static_cast<double>(sum);
       const double weighed = job.by_row ? value / static_cast<double>(code_sums[r]) : value;
-      out[r * value_depth + c] = static_cast<float>(weighed * job.out_scale);
+      values[r * width + c] = static_cast<float>(weighed * job.out_scale);
+    }
+  if (job.out == nullptr)
+    for (int64_t i = 0; i < rows * width; i += kLanes)
+      store_ints(made.products + i, quantized(load(values + i), job.y_scale, job.y_zero_point));
+  const int64_t first = (batch * all_rows + first_row) * value_depth;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < value_depth; ++c) {
+      const int64_t at = first + r * value_depth + c;
+      if (job.out != nullptr)
+        job.out[at] = values[r * width + c];
+      else
+        job.codes[at] = static_cast<uint8_t>(made.products[r * width + c]);
     }
 }
 

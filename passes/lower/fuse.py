@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Let integer nodes do what follows them, so that their float output never goes through memory.
+
+    QLinear(x) + residual         ->  QLinearAdd(x, residual)
+    Quantize(Attention on codes)  ->  the attention's form that gives codes
+
+Exact: kernels take the same steps. Refuses outputs that something else reads too, additions that broadcast, scales per
+channel, and sums of rank 3 that a LayerNormalization reads: those ONNX Runtime fuses itself, with other rounding, where
+it sees them, which would be in function bodies but not in kernels. `unfuse` puts the parts back under their names, for
+whoever wants to see the float values.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from samq_onnx.ops import CODE_ATTENTION, DOMAIN
+from samq_onnx.passes.lower.build import Builder
+
+__all__ = ["float_outputs", "fuse", "unfuse"]
+
+ATTENTION = {f"{name}{suffix}" for name in CODE_ATTENTION for suffix in ("", "RelPos")}
+FLOAT_OUTPUT = "samq_onnx.float_output"  # metadata of a fused node: the name of the value that it no longer gives
+LINEAR, WITH_RESIDUAL, QUANTIZING = "QLinear", "QLinearAdd", "Quantize"
+
+
+def _fused(builder: Builder, node: ir.Node, last: ir.Node, op_type: str, further: list[ir.Value]) -> None:
+    """Put one node in the place of ``node`` and of ``last``, which alone reads it."""
+    middle, output = node.outputs[0], last.outputs[0]
+    inputs = [*(value for value in node.inputs if value is not None), *further]
+    made = ir.Node(DOMAIN, op_type, inputs, node.attributes.values(), name=node.name)
+    made.metadata_props[FLOAT_OUTPUT] = middle.name or ""
+    result = made.outputs[0]
+    result.shape, result.type = output.shape, output.type
+    builder.graph.insert_before(last, made)
+    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+    name = output.name
+    builder.graph.remove((last, node), safe=True)
+    result.name = name
+
+
+def _alone(value: ir.Value | None, op_types: set[str]) -> ir.Node | None:
+    """The samq node of these types whose output has one reader."""
+    node = value.producer() if value is not None else None
+    if value is None or node is None or node.domain != DOMAIN or node.op_type not in op_types:
+        return None
+    return node if len(value.uses()) == 1 and not value.is_graph_output() else None
+
+
+def _skips_to_norm(total: ir.Value) -> bool:
+    """Whether ONNX Runtime makes this sum and what follows a SkipLayerNormalization."""
+    norms = any(node.op_type == "LayerNormalization" for node, _ in total.uses())
+    return norms and (total.shape is None or len(total.shape) == 3)
+
+
+def _with_residual(builder: Builder, add: ir.Node) -> None:
+    if _skips_to_norm(add.outputs[0]):
+        return
+    a, b = add.inputs
+    for summand, residual in ((a, b), (b, a)):
+        node = _alone(summand, {LINEAR})
+        if node is None or summand is None or residual is None or summand.shape is None:
+            continue
+        if summand.shape.is_static() and residual.shape == summand.shape:
+            return _fused(builder, node, add, WITH_RESIDUAL, [residual])
+
+
+def _quantizing(builder: Builder, quantize: ir.Node) -> None:
+    x, scale, zero = quantize.inputs[:3]
+    node = _alone(x, ATTENTION)
+    if node is None or scale is None or zero is None or scale.shape is None or zero.dtype != ir.DataType.UINT8:
+        return
+    if len(scale.shape) == 0:
+        _fused(builder, node, quantize, f"{node.op_type}{QUANTIZING}", [scale, zero])
+
+
+def fuse(builder: Builder) -> None:
+    """Fuse what follows integer nodes, in place."""
+    for node in list(builder.graph):
+        if node.domain:
+            continue
+        if node.op_type == "Add":
+            _with_residual(builder, node)
+        elif node.op_type == "QuantizeLinear" and len(node.inputs) > 2:
+            _quantizing(builder, node)
+
+
+def float_outputs(graph: ir.Graph) -> set[str]:
+    """The values that `unfuse` would give back."""
+    return {node.metadata_props[FLOAT_OUTPUT] for node in graph if FLOAT_OUTPUT in node.metadata_props}
+
+
+def unfuse(model: ir.Model) -> None:
+    """Undo `fuse`, in place; the model needs its functions anew."""
+    graph = model.graph
+    for node in [node for node in graph if FLOAT_OUTPUT in node.metadata_props]:
+        adds = node.op_type == WITH_RESIDUAL
+        further = 1 if adds else 2
+        op_type = LINEAR if adds else node.op_type.removesuffix(QUANTIZING)
+        first = ir.Node(DOMAIN, op_type, node.inputs[:-further], node.attributes.values(), name=node.name)
+        middle, output = first.outputs[0], node.outputs[0]
+        middle.name = node.metadata_props[FLOAT_OUTPUT]
+        middle.shape, middle.type = output.shape, ir.TensorType(ir.DataType.FLOAT)
+        last = ir.node("Add" if adds else "QuantizeLinear", [middle, *node.inputs[-further:]])
+        result = last.outputs[0]
+        result.shape, result.type = output.shape, output.type
+        graph.insert_before(node, [first, last])
+        ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+        name = output.name
+        graph.remove(node, safe=True)
+        result.name = name
