@@ -29,7 +29,7 @@ from samq_onnx import roofline
 from samq_onnx.errors import UserError, main_guard
 from samq_onnx.feeds import sample_feed
 from samq_onnx.files import check_distinct, check_writable, write_json
-from samq_onnx.fusion import FusionReport, fusion_report
+from samq_onnx.fusion import INTEGER_TYPES, FusionReport, fusion_report
 from samq_onnx.isolate import isolated
 from samq_onnx.models import model_bytes, read_model
 from samq_onnx.profiling import by_operator, profiled
@@ -120,7 +120,8 @@ def bench(
     Returns:
         ``machine``; ``runs``; ``threads``; ``gemm``: shape, seconds and GMAC a second by kind; ``models``: for each
         name, bytes, seconds, memory in bytes, ratios to the first (above 1 is better), and for ONNX models
-        multiply-accumulates, floor in seconds, median over floor, and the operators where asked for.
+        multiply-accumulates, floor in seconds, median over floor, and the operators where asked for, each with its
+        own multiply-accumulates and floor.
 
     Raises:
         UserError: as `measure`, or a model cannot be profiled for lack of memory.
@@ -185,9 +186,16 @@ def _row(
         macs, operators = isolated(entry.name, _inspect, entry.model, entry.feed, threads, profile)
         floor = rate.floor(macs.integer_macs, macs.float_macs)
         row |= {"macs": macs.to_json(), "floor_seconds": floor, "times_floor": median / floor if floor else None}
-        if profile:
-            row["operators"] = operators
+        if operators is not None:
+            row["operators"] = [one | _roofline(one, macs, rate) for one in operators]
     return row
+
+
+def _roofline(operator: Mapping[str, Any], report: FusionReport, rate: Rate) -> dict[str, Any]:
+    """Multiply-accumulates of an operator of one input type, and their seconds at the rates of the machine."""
+    whole, real = report.operators.get(operator["operator"], (0, 0))
+    whole, real = (whole, 0) if operator["input"] in INTEGER_TYPES else (0, real)
+    return {"macs": whole + real, "floor_seconds": rate.floor(whole, real)}
 
 
 def _inspect(
@@ -243,13 +251,17 @@ def _print(report: Mapping[str, Any]) -> None:
     )
     for row in report["models"]:
         if "operators" in row:
-            print(f"\n{row['name']}: one run, by operator")
-            print(f"{'operator':<28}{'input':<10}{'ms':>10}{'share':>8}{'calls':>7}  provider")
+            print(f"\n{row['name']}: one run, by operator; floor: at the rates above")
+            heads = f"{'ms':>10}{'share':>8}{'calls':>7}{'GMAC':>9}{'floor ms':>10}{'GMAC/s':>8}"
+            print(f"{'operator':<34}{'input':<10}{heads}")
             for one in row["operators"]:
-                print(
-                    f"{one['operator']:<28}{one['input']:<10}{1e3 * one['seconds']:10.2f}{one['share']:8.1%}"
-                    f"{one['calls']:7d}  {one['provider']}"
+                seconds, gmacs = one["seconds"], one["macs"] / 1e9
+                line = (
+                    f"{one['operator']:<34}{one['input']:<10}{1e3 * seconds:10.2f}{one['share']:8.1%}{one['calls']:7d}"
                 )
+                if gmacs:
+                    line += f"{gmacs:9.2f}{1e3 * one['floor_seconds']:10.1f}{gmacs / seconds:8.1f}"
+                print(line)
 
 
 @main_guard

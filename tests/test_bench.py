@@ -24,6 +24,7 @@ from samq_onnx.feeds import sample_feed
 from samq_onnx.fusion import fusion_report
 from samq_onnx.isolate import isolated
 from samq_onnx.models import read_model
+from samq_onnx.roofline import KINDS
 from samq_onnx.worker import Memory, Worker
 from tests import nets
 
@@ -96,6 +97,10 @@ def test_operators_are_those_that_ran(report: dict[str, Any]) -> None:
         assert sum(one["share"] for one in operators.values()) == pytest.approx(1)
         seconds = [one["seconds"] for one in operators.values()]
         assert seconds == sorted(seconds, reverse=True)
+    for row in report["models"][:2]:
+        for name in ("macs", "floor_seconds"):
+            total = row["floor_seconds"] if name == "floor_seconds" else sum(row["macs"][f"{x}_macs"] for x in KINDS)
+            assert sum(one[name] for one in row["operators"]) == pytest.approx(total)
 
 
 @pytest.mark.parametrize("name", list(nets.NETS))
