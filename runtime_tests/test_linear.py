@@ -52,7 +52,7 @@ def check_all(given: dict[str, Any]) -> None:
     expected = reference.linear(**plain(given))
     check("QLinear", given, expected, {})
     residual = np.random.default_rng(2).standard_normal(expected.shape, dtype=np.float32)
-    check("QLinearAdd", given | {"residual": residual}, expected + residual, {})
+    check("QLinearResidual", given | {"residual": residual}, expected + residual, {})
     for bits in (4, 8):
         narrow = quantized(given, bits)
         check("QLinearQuantize", narrow, reference.linear_quantize(**plain(narrow), bits=bits), {"bits": bits})
@@ -121,7 +121,7 @@ GIVEN = feed((4,), 6, 7)
     ("QLinear", {"w": np.zeros((5, 7), np.int8)}, r"x must be \[.., K\] and w \[K, N\]"),
     ("QLinear", {"bias": np.zeros(6, np.int32)}, r"bias must be \[N\]"),
     ("QLinear", {"scale": np.zeros(6, np.float32)}, "scale must hold one number or one for each of 7 columns"),
-    ("QLinearAdd", {"residual": np.zeros((1, 7), np.float32)}, r"residual must have the shape of the output, \[4, 7\]"),
+    ("QLinearResidual", {"residual": np.zeros((1, 7), np.float32)}, "residual must have the shape of the output"),
     ("QLinear", {"x": np.zeros((1, 32769), np.uint8), "w": np.zeros((32769, 7), np.int8)}, "at most 32768"),
     ("QLinearLut", {"y_zero": scalar(0), "table": np.zeros(0, np.uint8)}, "table must have from 1 to 65536 entries"),
 ])  # fmt: skip

@@ -119,7 +119,8 @@ COUNTERS = {
     **dict.fromkeys(
         (
             *("MatMul", "FusedMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul"),
-            *("DynamicQuantizeMatMul", "MatMulNBits", "QLinear", "QLinearAdd", "QLinearQuantize", "QLinearLut"),
+            *("DynamicQuantizeMatMul", "MatMulNBits"),
+            *("QLinear", "QLinearResidual", "QLinearQuantize", "QLinearLut"),
         ),
         _matmul,
     ),

@@ -420,7 +420,7 @@ def QLinear(x, x_zero_point, w, bias, scale):
 
 
 @script(samq)
-def QLinearAdd(x, x_zero_point, w, bias, scale, residual):
+def QLinearResidual(x, x_zero_point, w, bias, scale, residual):
     """`QLinear` + residual, of the same shape."""
     return op.Add(linearSums(x, x_zero_point, w, bias, scale), residual)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Let integer nodes do what follows them, so that their float output never goes through memory.
 
-    QLinear(x) + residual         ->  QLinearAdd(x, residual)
+    QLinear(x) + residual         ->  QLinearResidual(x, residual)
     Quantize(Attention on codes)  ->  the attention's form that gives codes
 
 Exact: kernels take the same steps. Refuses outputs that something else reads too, additions that broadcast, scales per
@@ -21,7 +21,7 @@ __all__ = ["float_outputs", "fuse", "unfuse"]
 
 ATTENTION = {f"{name}{suffix}" for name in CODE_ATTENTION for suffix in ("", "RelPos")}
 FLOAT_OUTPUT = "samq_onnx.float_output"  # metadata of a fused node: the name of the value that it no longer gives
-LINEAR, WITH_RESIDUAL, QUANTIZING = "QLinear", "QLinearAdd", "Quantize"
+LINEAR, WITH_RESIDUAL, QUANTIZING = "QLinear", "QLinearResidual", "Quantize"
 
 
 def _fused(builder: Builder, node: ir.Node, last: ir.Node, op_type: str, further: list[ir.Value]) -> None:

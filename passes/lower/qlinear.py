@@ -9,7 +9,7 @@ The integer sum stands for s_x s_w (sum), per output channel. Operands of attent
 with the codes of the operand that the channel belongs to, so that views (Reshape, Transpose, Split, ...) run on
 codes. GELU goes through a table over y = low + step i; outside it GELU's codes do not change.
 
-Takes MatMul and Gemm whose input has `MANY_ROWS` rows or more; refuses others, among them transposed inputs and
+Takes MatMul and Gemm whose input has `MANY_ROWS` rows or more, or is a batch of unknown size; refuses others, among them transposed inputs and
 activations that are read as float too: they stay QDQ.
 """
 
@@ -43,7 +43,9 @@ def takes_qlinear(linear: Linear) -> bool:
     transposed = linear.node.attributes.get("transA")
     if transposed is not None and transposed.as_int():
         return False
-    return math.prod(d for d in linear.x.shape[:-1] if isinstance(d, int)) >= MANY_ROWS
+    known = [d for d in linear.x.shape[:-1] if isinstance(d, int)]
+    # unknown rows alone are the tokens of one prompt, unknown rows in an unknown batch those of many
+    return math.prod(known) >= MANY_ROWS or len(linear.x.shape) - 1 - len(known) > 1
 
 
 @dataclasses.dataclass

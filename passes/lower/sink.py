@@ -2,14 +2,17 @@
 """Quantize before views instead of after them, so that they move bytes instead of floats.
 
     Quantize(view(x)) -> view(Quantize(x))
+    Clip(view(codes)) -> view(Clip(codes))
 
 Exact for Reshape, Transpose and their like, which only move elements, and for a Pad with zeros, which becomes a Pad
-with the zero point. Refuses views that something else reads too, and other padding.
+with the zero point; codes are clipped before a Pad with a code that the Clip would leave alone. Refuses views that
+something else reads too, other padding, and a Clip of floats, which may be the model's own.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import onnx_ir as ir
 
 from samq_onnx.passes.lower.build import Builder
@@ -29,38 +32,62 @@ def _is_zero_pad(node: ir.Node) -> bool:
     return value is None or (value.const_value is not None and not value.const_value.numpy().any())
 
 
-def _sink(builder: Builder, quantize: ir.Node) -> bool:
-    """Exchange a QuantizeLinear with the view before it; whether that was possible."""
-    moved, scale, zero = quantize.inputs[:3]
-    assert moved is not None and scale is not None and zero is not None
+def _fill(view: ir.Node, node: ir.Node) -> ir.Value | None:
+    """What a Pad has to pad with once ``node`` comes before it; None if it cannot."""
+    fill = view.inputs[2] if len(view.inputs) > 2 else None
+    if node.op_type == "QuantizeLinear":
+        return node.inputs[2] if _is_zero_pad(view) else None
+    if fill is None or fill.const_value is None:
+        return None
+    low, code, high = (int(_number(value)) for value in (node.inputs[1], fill, node.inputs[2]))
+    return fill if low <= code <= high else None
+
+
+def _number(value: ir.Value | None) -> Any:
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy().item()
+
+
+def _sink(builder: Builder, node: ir.Node) -> bool:
+    """Exchange a node with the view before it; whether that was possible."""
+    moved, *constants = node.inputs[:3]
+    assert moved is not None
     view = moved.producer()
     if view is None or view.domain or len(view.outputs) != 1 or moved.is_graph_output() or len(moved.uses()) != 1:
         return False
-    pad = _is_zero_pad(view)
-    if not pad and view.op_type not in MOVES:
+    fill = _fill(view, node) if view.op_type == "Pad" else None
+    if fill is None and view.op_type not in MOVES:
         return False
-    source, codes = view.inputs[0], quantize.outputs[0]
+    source, codes = view.inputs[0], node.outputs[0]
     assert source is not None and codes.name is not None
     early = ir.Value(name=f"{codes.name}_early", type=codes.type, shape=source.shape)
-    builder.node("QuantizeLinear", [source, scale, zero], early, source.producer())
+    inputs = [source, *(value for value in constants if value is not None)]
+    builder.node(node.op_type, inputs, early, source.producer())
     view.replace_input_with(0, early)
-    if pad:
+    if fill is not None:
         view.resize_inputs(max(3, len(view.inputs)))
-        view.replace_input_with(2, zero)
+        view.replace_input_with(2, fill)
     moved.type = codes.type
     ir.convenience.replace_all_uses_with(codes, moved, replace_graph_outputs=True)
-    builder.graph.remove(quantize, safe=True)
+    builder.graph.remove(node, safe=True)
     return True
 
 
+def _sinks(node: ir.Node) -> bool:
+    """Whether the node quantizes with one scale, or clips codes."""
+    if node.op_type not in ("QuantizeLinear", "Clip") or node.domain or len(node.inputs) < 3:
+        return False
+    if any(value is None or value.const_value is None or value.const_value.size != 1 for value in node.inputs[1:3]):
+        return False
+    x = node.inputs[0]
+    return node.op_type == "QuantizeLinear" or (x is not None and x.dtype == ir.DataType.UINT8)
+
+
 def sink_views(builder: Builder) -> None:
-    """Move every QuantizeLinear with one scale as far up as it goes, in place."""
+    """Move every quantization with one scale, and every Clip of codes, as far up as it goes, in place."""
     changed = True
     while changed:
         changed = False
         for node in list(builder.graph):
-            if node.op_type != "QuantizeLinear" or node.domain or len(node.inputs) < 3:
-                continue
-            scale = node.inputs[1]
-            if scale is not None and scale.const_value is not None and np.size(scale.const_value.numpy()) == 1:
+            if _sinks(node):
                 changed |= _sink(builder, node)

@@ -25,8 +25,8 @@ SHAPES = {"x": (1, 6, 8), "r": (1, 6, 8), "middle": (1, 6, 8), "y": (1, 6, 8), "
 ATTENTION = "samq.LogRowAttention <scale = 0.3, tau = 4, bits = 6> (x, scale, zero, x, scale, zero, x, scale, zero)"
 LINEAR = "samq.QLinear (x, zero, w, bias, scale)"
 EXACT = {
-    "residual": (LINEAR, "Add (middle, r)", "float", "QLinearAdd"),
-    "residual first": (LINEAR, "Add (r, middle)", "float", "QLinearAdd"),
+    "residual": (LINEAR, "Add (middle, r)", "float", "QLinearResidual"),
+    "residual first": (LINEAR, "Add (r, middle)", "float", "QLinearResidual"),
     "quantized": (ATTENTION, "QuantizeLinear (middle, y_scale, y_zero)", "uint8", "LogRowAttentionQuantize"),
 }
 REFUSED = {
@@ -107,7 +107,7 @@ def test_what_onnx_runtime_fuses_is_left_to_it(rank: int, fused: bool) -> None:
             value.shape = ir.Shape((1, 2, 3, 8))
     before = _run(model)
     fuse(Builder(model.graph))
-    assert ("QLinearAdd" in _kinds(model)) == fused
+    assert ("QLinearResidual" in _kinds(model)) == fused
     for native in (True, False):
         for made, expected in zip(_run(model, native), before, strict=True):
             np.testing.assert_array_equal(made, expected)

@@ -72,7 +72,7 @@ def test_embeddings_are_near_those_of_qdq(both: dict[str, Path], encoder_feed: F
 
 def test_large_linears_become_nodes(both: dict[str, Path]) -> None:
     types = {name: {node.op_type for node in onnx.load(both[name] / "encoder.onnx").graph.node} for name in both}
-    assert {"QLinearAdd", "QLinearQuantize", "QLinearLut"} <= types["nodes"]
+    assert {"QLinearResidual", "QLinearQuantize", "QLinearLut"} <= types["nodes"]
     assert not any(kind.startswith("QLinear") and kind != "QLinearConv" for kind in types["qdq"])
     assert not {"MatMul", "Gemm", "Gelu", "Erf"} & types["nodes"]
 
@@ -104,23 +104,30 @@ def test_gelu_table_reaches_every_code(codes: Uniform) -> None:
     assert np.abs(found - exact).max() < 0.5 + 1.2 * step / codes.scale
 
 
-def views_model(pad_value: float) -> ir.Model:
+def views_model(pad_value: float, lowest: int) -> ir.Model:
     text = """
     <ir_version: 8, opset_import: ["": 17]>
     g (float[2, 3, 4] x) => (uint8[3, 3, 5] y) <float scale = {0.1}, uint8 zero = {7}, float fill = {FILL},
-       int64[6] pads = {0, 0, 0, 1, 0, 1}> {
+       int64[6] pads = {0, 0, 0, 1, 0, 1}, uint8 low = {LOW}, uint8 high = {15}> {
       padded = Pad (x, pads, fill)
       moved = Transpose <perm = [0, 1, 2]> (padded)
-      y = QuantizeLinear (moved, scale, zero)
+      codes = QuantizeLinear (moved, scale, zero)
+      y = Clip (codes, low, high)
     }"""
-    return ir.from_proto(onnx.parser.parse_model(text.replace("FILL", str(pad_value))))
+    model = ir.from_proto(onnx.parser.parse_model(text.replace("FILL", str(pad_value)).replace("LOW", str(lowest))))
+    model.graph[2].outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+    return model
 
 
-@pytest.mark.parametrize(("pad_value", "first"), [(0.0, "QuantizeLinear"), (1.0, "Pad")])
-def test_views_sink(pad_value: float, first: str) -> None:
-    before, after = views_model(pad_value), views_model(pad_value)
+@pytest.mark.parametrize(("pad_value", "lowest", "order"), [
+    (0.0, 0, ["QuantizeLinear", "Clip", "Pad", "Transpose"]),
+    (0.0, 9, ["QuantizeLinear", "Pad", "Clip", "Transpose"]),  # would not clip what the zero point pads with
+    (1.0, 0, ["Pad", "QuantizeLinear", "Clip", "Transpose"]),
+])  # fmt: skip
+def test_views_sink(pad_value: float, lowest: int, order: list[str]) -> None:
+    before, after = views_model(pad_value, lowest), views_model(pad_value, lowest)
     sink_views(Builder(after.graph))
-    assert after.graph[0].op_type == first
+    assert [node.op_type for node in after.graph] == order
     x = np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32)
     one, two = (open_session(ir.to_proto(m).SerializeToString()).run(None, {"x": x})[0] for m in (before, after))
     np.testing.assert_array_equal(one, two)

@@ -42,7 +42,7 @@ ort::CustomOpDomain* make_domain() {
       op<LogQuantize>(),
       op<ShiftLutMatMul>(),
       op<QLinear>(),
-      op<QLinearAdd>(),
+      op<QLinearResidual>(),
       op<QLinearQuantize>(),
       op<QLinearLut>(),
   };

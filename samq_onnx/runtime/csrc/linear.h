@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// samq.QLinear, QLinearAdd, QLinearQuantize and QLinearLut: linear layers on codes. Sums are exact, and the float steps
+// samq.QLinear, QLinearResidual, QLinearQuantize and QLinearLut: linear layers on codes. Sums are exact, and the float steps
 // after them are single rounded operations in the order of the function bodies (ops.py).
 //
 // The weight is packed in every run: it costs a 1/M part of the products, and the packed form is freed again.
@@ -54,15 +54,15 @@ class QLinear {
   }
 };
 
-class QLinearAdd {
+class QLinearResidual {
  public:
-  static constexpr const char* kName = "QLinearAdd";
+  static constexpr const char* kName = "QLinearResidual";
   static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kUint8, ort::kInt8,
                                                  ort::kInt32, ort::kFloat, ort::kFloat};
   static constexpr ort::ElementType kOutput = ort::kFloat;
   static Dims infer(const std::vector<Dims>& inputs) { return linear_output(inputs[0], inputs[2]); }
 
-  explicit QLinearAdd(const Attributes&) {}
+  explicit QLinearResidual(const Attributes&) {}
 
   void compute(const Context& context) const {
     Linear linear(context, tile_kernels());
