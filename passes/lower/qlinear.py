@@ -9,8 +9,8 @@ The integer sum stands for s_x s_w (sum), per output channel. Operands of attent
 with the codes of the operand that the channel belongs to, so that views (Reshape, Transpose, Split, ...) run on
 codes. GELU goes through a table over y = low + step i; outside it GELU's codes do not change.
 
-Takes MatMul and Gemm whose input has `MANY_ROWS` rows or more, or is a batch of unknown size; refuses others, among them transposed inputs and
-activations that are read as float too: they stay QDQ.
+Takes MatMul and Gemm whose input has `MANY_ROWS` rows or more, or is a batch of unknown size; refuses others, among
+them transposed inputs and activations that are read as float too: they stay QDQ.
 """
 
 from __future__ import annotations
