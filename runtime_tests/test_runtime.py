@@ -153,7 +153,14 @@ CASES = [
         narrow(code_feed((2, 45), 77, 23, p_scale=0.02), 6) | code_tables(5, 9, 7, 11, 23),
         {"scale": 0.1, "bits": 6},
     ),
+    (
+        "LogRowAttentionQuantize",
+        without_scale(code_feed((2, 45), 77, 23))
+        | {"y_scale": np.array(0.01, np.float32), "y_zero_point": np.array(99, np.uint8)},
+        {"scale": 0.1, "tau": 16, "bits": 8},
+    ),
     ("QLinear", linear_feed((5, 21), 770, 50), {}),
+    ("QLinearResidual", linear_feed((5,), 770, 50) | {"residual": np.ones((5, 50), np.float32)}, {}),
     (
         "QLinearLut",
         quantized(linear_feed((101,), 66, 50, (63, 32)), 8) | {"table": np.arange(256).astype(np.uint8)},

@@ -32,5 +32,6 @@ def lower(model: ir.Model, structure: Structure, plan: QuantPlan) -> list[str]:
     pad_later(builder)
     fuse(builder)
     common.RemoveUnusedNodesPass()(model)
+    common.NameFixPass()(model)
     ops.add_functions(model)
     return refused

@@ -5,9 +5,9 @@
     Quantize(Attention on codes)  ->  the attention's form that gives codes
 
 Exact: kernels take the same steps. Refuses outputs that something else reads too, additions that broadcast, scales per
-channel, and sums of rank 3 that a LayerNormalization reads: those ONNX Runtime fuses itself, with other rounding, where
-it sees them, which would be in function bodies but not in kernels. `unfuse` puts the parts back under their names, for
-whoever wants to see the float values.
+channel, and sums of rank 3 that something else than an Add reads: with a LayerNormalization ONNX Runtime fuses those
+itself, with other rounding, where it sees them, which would be in function bodies but not in kernels. `unfuse` puts the
+parts back under their names, for whoever wants to see the float values.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def _alone(value: ir.Value | None, op_types: set[str]) -> ir.Node | None:
 
 
 def _skips_to_norm(total: ir.Value) -> bool:
-    """Whether ONNX Runtime makes this sum and what follows a SkipLayerNormalization."""
-    norms = any(node.op_type == "LayerNormalization" for node, _ in total.uses())
+    """Whether ONNX Runtime may make this sum and a norm that reads it, whole or in parts, a SkipLayerNormalization."""
+    norms = any(node.op_type != "Add" for node, _ in total.uses())
     return norms and (total.shape is None or len(total.shape) == 3)
 
 

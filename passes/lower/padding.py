@@ -49,7 +49,8 @@ def _views(x: ir.Value) -> list[ir.Node]:
     found: list[ir.Node] = []
     while (node := x.producer()) is not None and len(x.uses()) == 1 and not x.is_graph_output():
         pads = _pads_rows(node)
-        if not _known(x) or not (pads or keeps_rows(node)):
+        held = all(value is not None and value.const_value is not None for value in node.inputs[1:])
+        if not _known(x) or not held or not (pads or keeps_rows(node)):
             return []
         found.insert(0, node)
         if pads:
@@ -104,6 +105,7 @@ def _move(builder: Builder, linear: ir.Node, views: list[ir.Node]) -> None:
     ir.convenience.replace_all_uses_with(output, gathered, replace_graph_outputs=True)
     for node in (linear, *reversed(views)):
         builder.graph.remove(node, safe=True)
+    gathered.name = name
 
 
 def pad_later(builder: Builder) -> None:

@@ -195,8 +195,7 @@ def lower_qlinear(
         made = add("QLinearQuantize", factor, operands.zero_point, dtype=ir.DataType.UINT8, bits=operands.bits)
         views = _views(linear.output)
         for node, index in linear.output.uses():
-            if node.op_type != "Shape":
-                node.replace_input_with(index, made)
+            node.replace_input_with(index, made)
         for view in views[1:]:
             view.type = ir.TensorType(ir.DataType.UINT8)
         for value, codes in operands.values:

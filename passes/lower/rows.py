@@ -29,7 +29,8 @@ def keeps_rows(view: ir.Node) -> bool:
     if view.op_type == "Reshape":
         return True
     if view.op_type == "Transpose":
-        return view.attributes["perm"].as_ints()[-1] == len(before.shape) - 1
+        perm = view.attributes.get("perm")
+        return perm is not None and perm.as_ints()[-1] == len(before.shape) - 1
     if view.op_type == "Slice" and len(view.inputs) > 3:
         axes = view.inputs[3]
         if axes is None or axes.const_value is None:
@@ -61,7 +62,8 @@ def move_rows_first(builder: Builder) -> None:
         if not views or weight.shape[0] != weight.shape[1]:
             continue
         codes = views[-1].outputs[0]
-        made = ir.Value(name=f"{codes.name}_rows", type=output.type, shape=codes.shape)
+        made = ir.Value(name=codes.name, type=output.type, shape=codes.shape)
+        codes.name = f"{codes.name}_codes"
         ir.convenience.replace_all_uses_with(codes, made, replace_graph_outputs=True)
         views[0].replace_input_with(0, x)
         for view in views:

@@ -70,6 +70,7 @@ def _sink(builder: Builder, node: ir.Node) -> bool:
     moved.type = codes.type
     ir.convenience.replace_all_uses_with(codes, moved, replace_graph_outputs=True)
     builder.graph.remove(node, safe=True)
+    moved.name = codes.name
     return True
 
 

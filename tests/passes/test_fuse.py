@@ -98,8 +98,9 @@ def test_what_is_not_the_same_stays(name: str) -> None:
 
 
 @pytest.mark.parametrize(("rank", "fused"), [(3, False), (4, True)])
-def test_what_onnx_runtime_fuses_is_left_to_it(rank: int, fused: bool) -> None:
-    model = _model(LINEAR, "Add (middle, r)", "float", extra="other = LayerNormalization (y, bias_float)")
+@pytest.mark.parametrize("reader", ["LayerNormalization (y, bias_float)", "Identity (y)"])  # which it drops
+def test_what_onnx_runtime_fuses_is_left_to_it(reader: str, rank: int, fused: bool) -> None:
+    model = _model(LINEAR, "Add (middle, r)", "float", extra=f"other = {reader}")
     gain = ir.Value(name="bias_float", const_value=ir.tensor(np.ones(8, np.float32), name="bias_float"))
     model.graph.register_initializer(gain)
     if rank == 4:

@@ -128,6 +128,7 @@ def test_views_sink(pad_value: float, lowest: int, order: list[str]) -> None:
     before, after = views_model(pad_value, lowest), views_model(pad_value, lowest)
     sink_views(Builder(after.graph))
     assert [node.op_type for node in after.graph] == order
+    assert [value.name for value in after.graph.outputs] == ["y"]
     x = np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32)
     one, two = (open_session(ir.to_proto(m).SerializeToString()).run(None, {"x": x})[0] for m in (before, after))
     np.testing.assert_array_equal(one, two)

@@ -69,6 +69,7 @@ def test_padding_is_computed_once() -> None:
     assert _kinds(model) == ["Reshape", "Pad", "QLinearQuantize", "Gather"]
     linear = next(node for node in model.graph if node.op_type == "QLinearQuantize")
     assert linear.outputs[0].shape == (26, 8)  # 25 rows and one of padding, instead of 36
+    assert [value.name for value in model.graph.outputs] == ["y"]
     np.testing.assert_array_equal(_codes(model), before)
     pad_later(Builder(model.graph))
     assert len(_kinds(model)) == 4  # nothing is left to do
@@ -85,6 +86,22 @@ def test_padding_is_computed_once() -> None:
 def test_what_is_no_padding_of_rows_stays(options: dict[str, str]) -> None:
     model = _model(**options)  # type: ignore[arg-type]
     before = _kinds(model)
+    pad_later(Builder(model.graph))
+    assert _kinds(model) == before
+
+
+def test_a_shape_that_is_computed_keeps_the_padding() -> None:
+    model = _model()
+    before = _kinds(model)
+    model.graph.initializers["rows_shape"].const_value = None
+    pad_later(Builder(model.graph))
+    assert _kinds(model) == before
+
+
+def test_a_transpose_without_perm_keeps_the_padding() -> None:
+    model = _model()
+    before = _kinds(model)
+    del next(node for node in model.graph if node.op_type == "Transpose").attributes["perm"]
     pad_later(Builder(model.graph))
     assert _kinds(model) == before
 

@@ -60,6 +60,7 @@ def test_views_of_whole_rows_move(name: str) -> None:
     before = ir.to_proto(model).SerializeToString()
     move_rows_first(Builder(model.graph))
     assert [node.op_type for node in model.graph][-1] == ("QLinear" if name in MOVE else VIEWS[name][0])
+    assert [value.name for value in model.graph.outputs] == ["y"]
     feed = {"x": np.random.default_rng(1).integers(0, 256, SHAPE, np.uint8)}
     after = open_session(ir.to_proto(model).SerializeToString()).run(None, feed)
     np.testing.assert_array_equal(after, open_session(before).run(None, feed))
