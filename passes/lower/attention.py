@@ -17,7 +17,7 @@ import onnx_ir as ir
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.fold.edit import constant
 from samq_onnx.passes.lift import Structure
-from samq_onnx.passes.lower.build import Builder
+from samq_onnx.passes.lower.build import Builder, take_place
 from samq_onnx.plan import LogCodes, QuantPlan, RowCodes, Uniform
 
 __all__ = ["lower_attention"]
@@ -66,7 +66,5 @@ def lower_attention(structure: Structure, builder: Builder, plan: QuantPlan) -> 
         replacement = ir.node(op_type, inputs, attributes, domain=DOMAIN, name=node.name)
         graph.insert_before(node, replacement)
         made_output = replacement.outputs[0]
-        name, shape, dtype = output.name, output.shape, output.type
-        ir.convenience.replace_all_uses_with(output, made_output, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
-        made_output.name, made_output.shape, made_output.type = name, shape, dtype
+        made_output.shape, made_output.type = output.shape, output.type
+        take_place(graph, output, made_output, [node])

@@ -4,13 +4,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.plan import Uniform
 
-__all__ = ["Builder", "Codes"]
+__all__ = ["Builder", "Codes", "take_place"]
+
+
+def take_place(graph: ir.Graph, old: ir.Value, made: ir.Value, nodes: Iterable[ir.Node]) -> None:
+    """Let ``made`` be read and given instead of ``old``, under its name, and remove the nodes that made that."""
+    ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
+    graph.remove(nodes, safe=True)
+    made.name = old.name
 
 
 @dataclasses.dataclass(frozen=True)

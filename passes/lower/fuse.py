@@ -15,7 +15,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from samq_onnx.ops import CODE_ATTENTION, DOMAIN
-from samq_onnx.passes.lower.build import Builder
+from samq_onnx.passes.lower.build import Builder, take_place
 
 __all__ = ["float_outputs", "fuse", "unfuse"]
 
@@ -33,10 +33,7 @@ def _fused(builder: Builder, node: ir.Node, last: ir.Node, op_type: str, further
     result = made.outputs[0]
     result.shape, result.type = output.shape, output.type
     builder.graph.insert_before(last, made)
-    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-    name = output.name
-    builder.graph.remove((last, node), safe=True)
-    result.name = name
+    take_place(builder.graph, output, result, [last, node])
 
 
 def _alone(value: ir.Value | None, op_types: set[str]) -> ir.Node | None:
@@ -105,7 +102,4 @@ def unfuse(model: ir.Model) -> None:
         result = last.outputs[0]
         result.shape, result.type = output.shape, output.type
         graph.insert_before(node, [first, last])
-        ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-        name = output.name
-        graph.remove(node, safe=True)
-        result.name = name
+        take_place(graph, output, result, [node])

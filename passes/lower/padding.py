@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from samq_onnx.ops import DOMAIN
-from samq_onnx.passes.lower.build import Builder
+from samq_onnx.passes.lower.build import Builder, take_place
 from samq_onnx.passes.lower.rows import keeps_rows
 
 __all__ = ["pad_later"]
@@ -102,10 +102,7 @@ def _move(builder: Builder, linear: ir.Node, views: list[ir.Node]) -> None:
     attributes: dict[str, int | float] = {key: value.as_int() for key, value in linear.attributes.items()}
     last = builder.node(linear.op_type, [padded, *further], once, last, attributes, DOMAIN)
     builder.node("Gather", [once, picked], gathered, last, {"axis": 0})
-    ir.convenience.replace_all_uses_with(output, gathered, replace_graph_outputs=True)
-    for node in (linear, *reversed(views)):
-        builder.graph.remove(node, safe=True)
-    gathered.name = name
+    take_place(builder.graph, output, gathered, [linear, *views])
 
 
 def pad_later(builder: Builder) -> None:

@@ -25,7 +25,7 @@ from scipy.special import erf
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.fold.edit import reaches_only_attention
 from samq_onnx.passes.lift import Gelu, Linear, Structure
-from samq_onnx.passes.lower.build import Builder, Codes
+from samq_onnx.passes.lower.build import Builder, Codes, take_place
 from samq_onnx.plan import QuantPlan, Uniform
 
 __all__ = ["Epilogues", "lower_qlinear", "takes_qlinear"]
@@ -202,9 +202,5 @@ def lower_qlinear(
             made_value = made if value is linear.output else value
             builder.provide(made_value, codes, made_value)
         return
-    output = linear.output
     made = add("QLinear", scale, dtype=ir.DataType.FLOAT)
-    ir.convenience.replace_all_uses_with(output, made, replace_graph_outputs=True)
-    for node in filter(None, (linear.bias_node, linear.node)):
-        builder.graph.remove(node, safe=True)
-    made.name = output.name
+    take_place(builder.graph, linear.output, made, filter(None, (linear.bias_node, linear.node)))

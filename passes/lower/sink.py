@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from samq_onnx.passes.lower.build import Builder
+from samq_onnx.passes.lower.build import Builder, take_place
 
 __all__ = ["sink_views"]
 
@@ -68,9 +68,7 @@ def _sink(builder: Builder, node: ir.Node) -> bool:
         view.resize_inputs(max(3, len(view.inputs)))
         view.replace_input_with(2, fill)
     moved.type = codes.type
-    ir.convenience.replace_all_uses_with(codes, moved, replace_graph_outputs=True)
-    builder.graph.remove(node, safe=True)
-    moved.name = codes.name
+    take_place(builder.graph, codes, moved, [node])
     return True
 
 

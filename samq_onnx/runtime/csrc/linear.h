@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// samq.QLinear, QLinearResidual, QLinearQuantize and QLinearLut: linear layers on codes. Sums are exact, and the float steps
-// after them are single rounded operations in the order of the function bodies (ops.py).
+// samq.QLinear, QLinearResidual, QLinearQuantize and QLinearLut: linear layers on codes. Sums are exact, and the float
+// steps after them are single rounded operations in the order of the function bodies (ops.py).
 //
 // The weight is packed in every run: it costs a 1/M part of the products, and the packed form is freed again.
 #pragma once
