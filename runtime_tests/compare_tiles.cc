@@ -160,6 +160,9 @@ std::vector<float> code_attention(const TileKernels& kernels, uint32_t seed) {
   job.rel = shape.view(kernels, table_h, table_w);
   job.rel.scale_h = 1e-6f;
   job.rel.scale_w = 2e-6f;
+  if (job.by_row)
+    for (float* const scale : {&job.logit_scale, &job.rel.scale_h, &job.rel.scale_w})
+      *scale *= static_cast<float>(job.tau != 0 ? job.tau : samq::kShortSteps);
   std::vector<uint8_t> codes(out.size());
   job.codes = codes.data();
   job.y_scale = random.one_of({0.001f, 0.07f, 1e9f});

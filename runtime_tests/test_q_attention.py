@@ -16,6 +16,8 @@ from samq_onnx.log_codes import FRACTION_BITS, code_weights, row_weights
 # A probability this near to the border between two codes (in code steps) may get either: what float32 logits and the
 # fixed-point powers may be off.
 TIE = 2e-4
+# The same of uniform codes relative to their row, in codes: powers of two in 16 bits are off by that much.
+ROW_TIE = 0.2
 OUTPUT_BOUND = 2.0**-23  # of the weighted sum of |v|: the output is rounded once
 
 SHAPES = [
@@ -100,7 +102,7 @@ def check_rows(feed: dict[str, Any], scale: float, tau: int, bits: int) -> None:
         return weights[np.clip(np.rint(steps), 0, top).astype(np.int64)]
 
     def weigh_uniform(shift: float) -> np.ndarray:
-        return np.clip(np.rint(top * relative * (1 + shift)), 0, top).astype(np.int64)
+        return np.clip(np.rint(top * relative + shift / TIE * ROW_TIE), 0, top).astype(np.int64)
 
     expected = reference.log_row_attention(**given, scale=scale, tau=tau, bits=bits)
     check_bits(f"LogRowAttention{suffix}", feed, {"scale": scale, "tau": tau, "bits": bits}, expected)

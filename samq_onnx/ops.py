@@ -60,6 +60,11 @@ FARTHEST = 32.0  # from 25 octaves on the power is 0
 HALVES = [2.0**-n for n in range(33)]
 FRACTION = 2.0**30  # fixed point of ShiftLutMatMul
 LARGEST_SHIFT = 63
+SHORT_ONE = 2.0**15  # fixed point of 16-bit arithmetic
+HALVINGS = [2.0 ** (14 - n) for n in range(15)] + [0.0]  # and one more
+STEPS = 2048.0  # in an octave, of 16-bit powers
+LARGEST_STEP = 32768
+SHORT_C1, SHORT_C2 = 22650.0, 7170.0
 FLOAT, UINT8, INT32, INT64, DOUBLE, UINT64 = 1, 2, 6, 7, 11, 13
 
 op: Any = opset17
@@ -286,18 +291,59 @@ def weighedMean(weights, v, v_scale, v_zero_point):
 
 
 @script(samq)
+def roundedProduct(a, b):
+    """(a b + 2^14) >> 15 of 16-bit integers, held in double."""
+    one = op.Cast(op.Constant(value_float=SHORT_ONE), to=DOUBLE)
+    half = op.Cast(op.Constant(value_float=0.5), to=DOUBLE)
+    return op.Floor(op.Add(op.Div(op.Mul(a, b), one), half))
+
+
+@script(samq)
+def rowCodeWeights(tau: int, bits: int):
+    """2^14 2^(-c / tau) of each code c but the last, which weighs 0, in double [2^bits], by shift and table.
+
+    round(2^15 2^(-r / tau)), below 2^15, is halved n + 1 times, rounded, with n = c div tau, r = c mod tau.
+    """
+    step = op.Constant(value_int=tau)
+    levels = op.Cast(op.Pow(op.Constant(value_float=2.0), op.Constant(value_int=bits)), to=INT64)
+    code = op.Range(op.Constant(value_int=0), op.Sub(levels, op.Constant(value_int=1)), op.Constant(value_int=1))
+    n = op.Div(code, step)
+    r = op.Cast(op.Sub(op.Mul(n, step), code), to=DOUBLE)
+    one = op.Cast(op.Constant(value_float=SHORT_ONE), to=DOUBLE)
+    two = op.Cast(op.Constant(value_float=2.0), to=DOUBLE)
+    entry = op.Round(op.Mul(one, op.Pow(two, op.Div(r, op.Cast(step, to=DOUBLE)))))
+    entry = op.Min(entry, op.Sub(one, op.Cast(op.Constant(value_float=1.0), to=DOUBLE)))
+    halving = op.Gather(op.Constant(value_floats=HALVINGS), op.Min(n, op.Constant(value_int=15)))
+    none = op.Cast(op.Constant(value_floats=[0.0]), to=DOUBLE)
+    return op.Concat(roundedProduct(entry, op.Cast(halving, to=DOUBLE)), none, axis=0)
+
+
+@script(samq)
+def shortPowers():
+    """2^15 2^(-t / 2^11) for t = 0 .. 2^15, in double: two terms of its series in 16 octaves, squared four times."""
+    t = op.Range(op.Constant(value_int=0), op.Constant(value_int=LARGEST_STEP + 1), op.Constant(value_int=1))
+    w = op.Neg(op.Cast(t, to=DOUBLE))
+    inner = op.Add(
+        roundedProduct(w, op.Cast(op.Constant(value_float=SHORT_C2), to=DOUBLE)),
+        op.Cast(op.Constant(value_float=SHORT_C1), to=DOUBLE),
+    )
+    one = op.Cast(op.Constant(value_float=SHORT_ONE - 1.0), to=DOUBLE)
+    y = op.Add(roundedProduct(inner, w), one)
+    y = roundedProduct(y, y)
+    y = roundedProduct(y, y)
+    y = roundedProduct(y, y)
+    return roundedProduct(y, y)
+
+
+@script(samq)
 def rowLogAttend(logits, v, v_scale, v_zero_point, tau: int, bits: int):
     """softmax of logits [B, M, N] in octaves, as log codes below the largest of each row, times v [B, N, dv].
 
-    code = nearest(tau * distance) weighs 2^14 2^(-code / tau), rounded, and the last code nothing.
+    code = nearest(tau * distance) weighs as in `rowCodeWeights`.
     """
     steps = op.Cast(op.Constant(value_int=tau), to=FLOAT)
     codes = nearestCode(op.Mul(distances(logits), steps), bits=bits)
-    fine = op.Add(codeWeights(tau=tau, bits=bits), op.Cast(op.Constant(value_int=32768), to=UINT64))
-    weights = op.Cast(op.BitShift(fine, op.Cast(op.Constant(value_int=16), to=UINT64), direction="RIGHT"), to=DOUBLE)
-    none = op.Cast(op.Constant(value_floats=[0.0]), to=DOUBLE)
-    kept = op.Slice(weights, op.Constant(value_ints=[0]), op.Constant(value_ints=[-1]))
-    weights = op.Gather(op.Concat(kept, none, axis=0), op.Cast(codes, to=INT32))
+    weights = op.Gather(rowCodeWeights(tau=tau, bits=bits), op.Cast(codes, to=INT32))
     return weighedMean(weights, v, v_scale, v_zero_point)
 
 
@@ -305,12 +351,13 @@ def rowLogAttend(logits, v, v_scale, v_zero_point, tau: int, bits: int):
 def rowUniformAttend(logits, v, v_scale, v_zero_point, bits: int):
     """softmax of logits [B, M, N] in octaves, as uniform codes up to the largest of each row, times v [B, N, dv].
 
-    code = nearest((2^bits - 1) * power)
+    code = roundedProduct(power, 2^bits - 1), the power that of the nearest 2^-11 octave, see `shortPowers`.
     """
-    levels = op.Pow(op.Constant(value_float=2.0), op.Constant(value_int=bits))
-    factor = op.Mul(op.Sub(levels, op.Constant(value_float=1.0)), op.Constant(value_float=1.0 / C0))
-    codes = nearestCode(op.Mul(fixedPowers(distances(logits)), factor), bits=bits)
-    return weighedMean(op.Cast(codes, to=DOUBLE), v, v_scale, v_zero_point)
+    steps = op.Round(op.Mul(distances(logits), op.Constant(value_float=STEPS)))
+    near = op.Cast(op.Min(steps, op.Constant(value_float=float(LARGEST_STEP))), to=INT32)
+    levels = op.Cast(op.Pow(op.Constant(value_float=2.0), op.Constant(value_int=bits)), to=DOUBLE)
+    largest = op.Sub(levels, op.Cast(op.Constant(value_float=1.0), to=DOUBLE))
+    return weighedMean(roundedProduct(op.Gather(shortPowers(), near), largest), v, v_scale, v_zero_point)
 
 
 @script(samq)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samq_onnx.log_codes import FRACTION_BITS, code_weights, row_weights
+from samq_onnx.log_codes import FRACTION_BITS, code_weights, row_weights, uniform_row_codes
 
 __all__ = [
     "attention",
@@ -177,8 +177,7 @@ def uniform_row_attention(
 ) -> NDArray[np.float32]:  # fmt: skip
     """UniformRowAttention and, with tables, UniformRowAttentionRelPos."""
     logits = quantized_logits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale, **tables)
-    powers = fixed_powers(logits.max(axis=-1, keepdims=True) - logits)
-    codes = np.rint(powers.astype(np.float32) * np.float32((2**bits - 1) * 2.0**-POWER_BITS)).astype(np.int64)
+    codes = uniform_row_codes(logits.max(axis=-1, keepdims=True) - logits, bits)
     return weighed_mean(codes, v, v_scale, v_zero_point)
 
 

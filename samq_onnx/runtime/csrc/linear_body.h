@@ -10,33 +10,31 @@
 namespace samq {
 namespace {
 
-// Sums c [rows][panel] of the panel at `column` -> out or codes.
-SAMQ_INLINE void finish(const LinearJob& job, int64_t first_row, int64_t rows, int64_t column, const int32_t* c) {
+// Sums of row `row` and the panel at `column` -> out or codes.
+SAMQ_INLINE void finish(const LinearJob& job, int64_t row, int64_t column, Panel<Ints> sums) {
   const int64_t count = job.columns - column < kPanel ? job.columns - column : kPanel;
-  for (int64_t r = 0; r < rows; ++r, c += kPanel) {
-    const int64_t at = (first_row + r) * job.columns + column;
-    const Floats low = to_floats(load_ints(c)) * load(job.scale + column);
-    const Floats high = to_floats(load_ints(c + kLanes)) * load(job.scale + column + kLanes);
-    if (job.out != nullptr) {
-      float line[kPanel];
-      const bool whole = count == kPanel;
-      float* const to = whole ? job.out + at : line;
-      store(to, whole && job.residual != nullptr ? low + load(job.residual + at) : low);
-      store(to + kLanes, whole && job.residual != nullptr ? high + load(job.residual + at + kLanes) : high);
-      if (!whole)
-        for (int64_t i = 0; i < count; ++i)
-          job.out[at + i] = job.residual != nullptr ? line[i] + job.residual[at + i] : line[i];
-      continue;
-    }
-    int32_t line[kPanel];
-    store_ints(line, to_code(low + load(job.zero + column), job.largest_code));
-    store_ints(line + kLanes, to_code(high + load(job.zero + column + kLanes), job.largest_code));
-    uint8_t* const codes = job.codes + at;
-    if (job.table != nullptr)
-      for (int64_t i = 0; i < count; ++i) codes[i] = job.table[line[i]];
-    else
-      for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<uint8_t>(line[i]);
+  const int64_t at = row * job.columns + column;
+  const Floats low = to_floats(sums.low) * load(job.scale + column);
+  const Floats high = to_floats(sums.high) * load(job.scale + column + kLanes);
+  if (job.out != nullptr) {
+    float line[kPanel];
+    const bool whole = count == kPanel;
+    float* const to = whole ? job.out + at : line;
+    store(to, whole && job.residual != nullptr ? low + load(job.residual + at) : low);
+    store(to + kLanes, whole && job.residual != nullptr ? high + load(job.residual + at + kLanes) : high);
+    if (!whole)
+      for (int64_t i = 0; i < count; ++i)
+        job.out[at + i] = job.residual != nullptr ? line[i] + job.residual[at + i] : line[i];
+    return;
   }
+  int32_t line[kPanel];
+  store_ints(line, to_code(low + load(job.zero + column), job.largest_code));
+  store_ints(line + kLanes, to_code(high + load(job.zero + column + kLanes), job.largest_code));
+  uint8_t* const codes = job.codes + at;
+  if (job.table != nullptr)
+    for (int64_t i = 0; i < count; ++i) codes[i] = job.table[line[i]];
+  else
+    for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<uint8_t>(line[i]);
 }
 
 // Rows of x are multiplied where they are, unless they have to be spread to 16 bits or filled to whole groups.
@@ -64,14 +62,11 @@ void linear_tile(const LinearJob& job, int64_t first_row, int64_t rows, void* sc
     x = spread(job, static_cast<const uint8_t*>(x), rows, static_cast<uint8_t*>(scratch));
   for (int64_t column = 0; column < job.columns; column += kPanel)
     in_register_tiles(rows, [&](auto count, int64_t r) {
-      constexpr int kRows = decltype(count)::value;
-      int32_t c[kRows * kPanel];
-      for (int i = 0; i < kRows; ++i) {
-        store_ints(c + i * kPanel, load_ints(job.bias + column));
-        store_ints(c + i * kPanel + kLanes, load_ints(job.bias + column + kLanes));
-      }
-      add_products<kRows>(static_cast<const char*>(x) + r * row, job.w.depth, job.w, column, 0, job.depth, c, kPanel);
-      finish(job, first_row + r, kRows, column, c);
+      multiply<decltype(count)::value>(
+          static_cast<const char*>(x) + r * row, job.w.depth, job.w, column, 0, job.depth,
+          [&](int) __attribute__((always_inline)) { return load_panel(job.bias + column); },
+          [&](int i, Panel<Ints> sums)
+              __attribute__((always_inline)) { finish(job, first_row + r + i, column, sums); });
     });
 }
 

@@ -17,13 +17,47 @@ constexpr int64_t kRegisterRows = 6;  // rows that a register tile holds: 12 acc
 
 constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// c [R][panel] (+)= a [R][depth] . b [depth][panel]
-template <int R>
-SAMQ_INLINE void multiply(const float* a, int64_t lda, const float* b, int64_t depth, float* c, int64_t ldc, bool add) {
+// What stands in a row of a register tile: a panel.
+template <class Vector>
+struct Panel {
+  Vector low, high;
+};
+
+SAMQ_INLINE Panel<Floats> load_panel(const float* p) { return {load(p), load(p + kLanes)}; }
+SAMQ_INLINE Panel<Ints> load_panel(const int32_t* p) { return {load_ints(p), load_ints(p + kLanes)}; }
+SAMQ_INLINE void store_panel(float* p, Panel<Floats> x) {
+  store(p, x.low);
+  store(p + kLanes, x.high);
+}
+SAMQ_INLINE void store_panel(int32_t* p, Panel<Ints> x) {
+  store_ints(p, x.low);
+  store_ints(p + kLanes, x.high);
+}
+
+// Of every product below: start(r) is the panel that row r begins with, finish(r, panel) takes what it ends with.
+// These two add to memory, c [R][panel].
+template <class T>
+SAMQ_INLINE auto from_memory(const T* c, int64_t ldc) {
+  return [=](int r) __attribute__((always_inline)) { return load_panel(c + r * ldc); };
+}
+template <class T>
+SAMQ_INLINE auto to_memory(T* c, int64_t ldc) {
+  return [=](int r, auto panel) __attribute__((always_inline)) { store_panel(c + r * ldc, panel); };
+}
+template <class Vector>
+SAMQ_INLINE auto from_zero() {
+  return [](int) __attribute__((always_inline)) { return Panel<Vector>{}; };
+}
+
+// a [R][depth] . b [depth][panel]
+template <int R, class Start, class Finish>
+SAMQ_INLINE void multiply(const float* a, int64_t lda, const float* b, int64_t depth, const Start& start,
+                          const Finish& finish) {
   Floats low[R], high[R];
   SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
-    low[r] = add ? load(c + r * ldc) : Floats{};
-    high[r] = add ? load(c + r * ldc + kLanes) : Floats{};
+    const Panel<Floats> first = start(r);
+    low[r] = first.low;
+    high[r] = first.high;
   }
   for (int64_t i = 0; i < depth; ++i, b += kPanel) {
     const Floats b_low = load(b), b_high = load(b + kLanes);
@@ -33,10 +67,7 @@ SAMQ_INLINE void multiply(const float* a, int64_t lda, const float* b, int64_t d
       high[r] = multiply_add(x, b_high, high[r]);
     }
   }
-  SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
-    store(c + r * ldc, low[r]);
-    store(c + r * ldc + kLanes, high[r]);
-  }
+  SAMQ_UNROLLED for (int r = 0; r < R; ++r) finish(r, Panel<Floats>{low[r], high[r]});
 }
 
 // The form that this instruction set multiplies fastest, and whether narrow codes are faster as kBytes.
@@ -48,14 +79,15 @@ constexpr Form kWideForm = Form::kPairs;
 constexpr bool kHasBytes = true;
 #endif
 
-// c [R][panel] (+)= a [R][pairs][2] . b [pairs][panel][2], exact
-template <int R>
-SAMQ_INLINE void multiply(const int16_t* a, int64_t lda, const int16_t* b, int64_t pairs, int32_t* c, int64_t ldc,
-                          bool add) {
+// a [R][pairs][2] . b [pairs][panel][2], exact
+template <int R, class Start, class Finish>
+SAMQ_INLINE void multiply(const int16_t* a, int64_t lda, const int16_t* b, int64_t pairs, const Start& start,
+                          const Finish& finish) {
   Ints low[R], high[R];
   SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
-    low[r] = add ? load_ints(c + r * ldc) : Ints{};
-    high[r] = add ? load_ints(c + r * ldc + kLanes) : Ints{};
+    const Panel<Ints> first = start(r);
+    low[r] = first.low;
+    high[r] = first.high;
   }
   for (int64_t i = 0; i < pairs; ++i, b += 2 * kPanel) {
     const Ints b_low = load_ints(b), b_high = load_ints(b + 2 * kLanes);
@@ -65,21 +97,20 @@ SAMQ_INLINE void multiply(const int16_t* a, int64_t lda, const int16_t* b, int64
       high[r] = add_pair_products(high[r], x, b_high);
     }
   }
-  SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
-    store_ints(c + r * ldc, low[r]);
-    store_ints(c + r * ldc + kLanes, high[r]);
-  }
+  SAMQ_UNROLLED for (int r = 0; r < R; ++r) finish(r, Panel<Ints>{low[r], high[r]});
 }
 
-// c [R][panel] += a [R][groups][4] . b [groups][panel][4], exact
-template <int R>
-SAMQ_INLINE void add_quads(const uint8_t* a, int64_t lda, const int8_t* b, int64_t groups, int32_t* c, int64_t ldc) {
+// a [R][groups][4] . b [groups][panel][4], exact
+template <int R, class Start, class Finish>
+SAMQ_INLINE void multiply_quads(const uint8_t* a, int64_t lda, const int8_t* b, int64_t groups, const Start& start,
+                                const Finish& finish) {
   constexpr int32_t kOffset = kSignedQuads ? 128 : 0;  // that the products go without; made up for at the end
   constexpr auto kOffsets = static_cast<int32_t>(kOffset * 0x01010101u);
   Ints low[R], high[R], sum_low{}, sum_high{};
   SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
-    low[r] = load_ints(c + r * ldc);
-    high[r] = load_ints(c + r * ldc + kLanes);
+    const Panel<Ints> first = start(r);
+    low[r] = first.low;
+    high[r] = first.high;
   }
   for (; groups > 0; --groups, a += 4, b += 4 * kPanel) {
     const Ints b_low = load_ints(b), b_high = load_ints(b + 4 * kLanes);
@@ -93,19 +124,19 @@ SAMQ_INLINE void add_quads(const uint8_t* a, int64_t lda, const int8_t* b, int64
       sum_high = add_quad_products(sum_high, splat_int(0x01010101), b_high);
     }
   }
-  SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
-    store_ints(c + r * ldc, low[r] + sum_low * kOffset);
-    store_ints(c + r * ldc + kLanes, high[r] + sum_high * kOffset);
-  }
+  SAMQ_UNROLLED for (int r = 0; r < R; ++r)
+    finish(r, Panel<Ints>{low[r] + sum_low * kOffset, high[r] + sum_high * kOffset});
 }
 
 #if SAMQ_LANES > 4
-// The same where sums over `run` groups fit into 16 bits; these take the registers, c stays in memory.
-template <int R>
-SAMQ_INLINE void add_bytes(const uint8_t* a, int64_t lda, const int8_t* b, int64_t groups, int64_t run, int32_t* c,
-                           int64_t ldc) {
+// The same where sums over `run` groups fit into 16 bits; these take the registers, wider ones wait in memory.
+template <int R, class Start, class Finish>
+SAMQ_INLINE void multiply_bytes(const uint8_t* a, int64_t lda, const int8_t* b, int64_t groups, int64_t run,
+                                const Start& start, const Finish& finish) {
   const Ints ones = splat_int(0x00010001);
-  for (int64_t from = 0; from < groups; from += run) {
+  int32_t sums[R * kPanel];
+  int64_t from = 0;
+  do {
     Ints low[R] = {}, high[R] = {};
     const int64_t end = from + run < groups ? from + run : groups;
     for (int64_t i = from; i < end; ++i, a += 4, b += 4 * kPanel) {
@@ -117,29 +148,35 @@ SAMQ_INLINE void add_bytes(const uint8_t* a, int64_t lda, const int8_t* b, int64
       }
     }
     SAMQ_UNROLLED for (int r = 0; r < R; ++r) {
-      int32_t* const at = c + r * ldc;
-      store_ints(at, add_pair_products(load_ints(at), low[r], ones));
-      store_ints(at + kLanes, add_pair_products(load_ints(at + kLanes), high[r], ones));
+      Panel<Ints> sum = from == 0 ? start(r) : load_panel(sums + r * kPanel);
+      sum.low = add_pair_products(sum.low, low[r], ones);
+      sum.high = add_pair_products(sum.high, high[r], ones);
+      if (end < groups)
+        store_panel(sums + r * kPanel, sum);
+      else
+        finish(r, sum);
     }
-  }
+    from = end;
+  } while (from < groups);
 }
 #endif
 
-// c [R][panel] += a [R][depth] . the panel of b at `column`, rows [from, from + depth) of it; `from` in whole groups.
+// a [R][depth] . the panel of b at `column`, rows [from, from + depth) of it; `from` in whole groups.
 // a holds 16-bit numbers for kPairs, u8 otherwise, and has whole groups in every row; b is zero where depth ends in one.
-template <int R>
-void add_products(const void* a, int64_t lda, const Packed& b, int64_t column, int64_t from, int64_t depth, int32_t* c,
-                  int64_t ldc) {
+template <int R, class Start, class Finish>
+SAMQ_INLINE void multiply(const void* a, int64_t lda, const Packed& b, int64_t column, int64_t from, int64_t depth,
+                          const Start& start, const Finish& finish) {
   const int64_t at = column * b.depth + from * kPanel;
   if (b.form == Form::kPairs)
-    return multiply<R>(static_cast<const int16_t*>(a), lda, static_cast<const int16_t*>(b.data) + at, (depth + 1) / 2, c,
-                       ldc, true);
+    return multiply<R>(static_cast<const int16_t*>(a), lda, static_cast<const int16_t*>(b.data) + at, (depth + 1) / 2,
+                       start, finish);
   const auto* const bytes = static_cast<const uint8_t*>(a);
   const auto* const panel = static_cast<const int8_t*>(b.data) + at;
 #if SAMQ_LANES > 4
-  if (b.form == Form::kBytes) return add_bytes<R>(bytes, lda, panel, (depth + 3) / 4, b.run, c, ldc);
+  if (b.form == Form::kBytes)
+    return multiply_bytes<R>(bytes, lda, panel, (depth + 3) / 4, b.run, start, finish);
 #endif
-  add_quads<R>(bytes, lda, panel, (depth + 3) / 4, c, ldc);
+  multiply_quads<R>(bytes, lda, panel, (depth + 3) / 4, start, finish);
 }
 
 // body(number of rows as a type, first row) for all rows, kRegisterRows at a time.
@@ -155,23 +192,6 @@ SAMQ_INLINE void in_register_tiles(int64_t rows, const Body& body) {
     case 1: return body(std::integral_constant<int, 1>{}, r);
     default: return;
   }
-}
-
-// All rows of one panel of floats.
-SAMQ_INLINE void multiply_rows(int64_t rows, const float* a, int64_t lda, const float* b, int64_t depth, float* c,
-                               int64_t ldc, bool add = false) {
-  in_register_tiles(rows, [&](auto count, int64_t r) {
-    multiply<decltype(count)::value>(a + r * lda, lda, b, depth, c + r * ldc, ldc, add);
-  });
-}
-
-// All rows of one panel of codes, as add_products; T is what a holds.
-template <class T>
-SAMQ_INLINE void add_rows(int64_t rows, const T* a, int64_t lda, const Packed& b, int64_t column, int64_t from,
-                          int64_t depth, int32_t* c, int64_t ldc) {
-  in_register_tiles(rows, [&](auto count, int64_t r) {
-    add_products<decltype(count)::value>(a + r * lda, lda, b, column, from, depth, c + r * ldc, ldc);
-  });
 }
 
 }  // namespace

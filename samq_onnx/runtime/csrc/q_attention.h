@@ -103,7 +103,9 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
     job.q = q.data;
     job.q_zero_point = context.scalar<uint8_t>(2, "q_zero_point");
     const auto q_scale = context.scalar<float>(1, "q_scale");
-    job.logit_scale = q_scale * context.scalar<float>(4, "k_scale") * scale_ * kOctaves;
+    // logits in the steps that codes by row are made of: a power of two, so that multiplying by it changes no digit
+    const auto unit = static_cast<float>(!Codes::kRow ? 1 : tau_ != 0 ? tau_ : kShortSteps);
+    job.logit_scale = q_scale * context.scalar<float>(4, "k_scale") * scale_ * kOctaves * unit;
     if (!std::isfinite(job.logit_scale)) throw Failure("q_scale * k_scale * scale must be finite");
     std::optional<RelPosTables<int16_t>> tables;
     if constexpr (kRelPos) {
@@ -111,8 +113,8 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
       tables.emplace(context.tensor<int16_t>(first, "table_h"), context.tensor<int16_t>(first + 2, "table_w"), job.sizes,
                      kernels.panel);
       job.rel = tables->view();
-      job.rel.scale_h = q_scale * context.scalar<float>(first + 1, "table_h_scale") * kOctaves;
-      job.rel.scale_w = q_scale * context.scalar<float>(first + 3, "table_w_scale") * kOctaves;
+      job.rel.scale_h = q_scale * context.scalar<float>(first + 1, "table_h_scale") * kOctaves * unit;
+      job.rel.scale_w = q_scale * context.scalar<float>(first + 3, "table_w_scale") * kOctaves * unit;
     }
     job.tau = tau_;
     job.largest_code = largest_code_;

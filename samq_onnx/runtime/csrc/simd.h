@@ -26,10 +26,13 @@ typedef uint32_t Uints __attribute__((vector_size(kLanes * 4)));
 typedef int16_t Shorts __attribute__((vector_size(kLanes * 2)));
 typedef int16_t Halves __attribute__((vector_size(kLanes * 4)));
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+typedef uint8_t HalfBytes __attribute__((vector_size(kLanes * 2)));
 typedef Floats FloatsInMemory __attribute__((aligned(4), may_alias));
 typedef Ints IntsInMemory __attribute__((aligned(1), may_alias));
 typedef Shorts ShortsInMemory __attribute__((aligned(2), may_alias));
 typedef Bytes BytesInMemory __attribute__((aligned(1), may_alias));
+typedef Halves HalvesInMemory __attribute__((aligned(2), may_alias));
+typedef HalfBytes HalfBytesInMemory __attribute__((aligned(1), may_alias));
 typedef int32_t IntInMemory __attribute__((aligned(1), may_alias));
 
 SAMQ_INLINE Floats load(const float* p) { return *reinterpret_cast<const FloatsInMemory*>(p); }
@@ -41,6 +44,10 @@ SAMQ_INLINE void store_shorts(int16_t* p, Ints x) {
 }
 SAMQ_INLINE void store_bytes(uint8_t* p, Ints x) {
   *reinterpret_cast<BytesInMemory*>(p) = __builtin_convertvector(x, Bytes);
+}
+SAMQ_INLINE void store_halves(int16_t* p, Halves x) { *reinterpret_cast<HalvesInMemory*>(p) = x; }
+SAMQ_INLINE void store_halves(uint8_t* p, Halves x) {
+  *reinterpret_cast<HalfBytesInMemory*>(p) = __builtin_convertvector(x, HalfBytes);
 }
 SAMQ_INLINE Floats splat(float x) { return x - Floats{}; }
 SAMQ_INLINE Ints splat_int(int32_t x) { return x - Ints{}; }
@@ -74,6 +81,12 @@ SAMQ_INLINE float sum_of(Floats x) {
   return total;
 }
 
+SAMQ_INLINE int32_t sum_of(Ints x) {
+  int32_t total = 0;
+  for (int64_t i = 0; i < kLanes; ++i) total += x[i];
+  return total;
+}
+
 SAMQ_INLINE float largest_of(Floats x) {
   float best = x[0];
   for (int64_t i = 1; i < kLanes; ++i) best = x[i] > best ? x[i] : best;
@@ -103,10 +116,9 @@ SAMQ_INLINE Floats exp_of(Floats x) {
 constexpr float kOne = 8388608.0f;  // 2^23; added to a float below it, it rounds half to even into the low bits
 constexpr int32_t kOneBits = 0x4B000000;
 
-// 2^23 + round_half_even(2^23 2^-d) for d >= 0, by a polynomial in the distance from d to an integer; relative error
-// below 2e-7 before rounding. Each step is rounded, in this order: the function bodies take the same. Not a number
-// gives 2^23.
-SAMQ_INLINE Floats one_plus_power(Floats d) {
+// round_half_even(2^23 2^-d) for d >= 0, by a polynomial in the distance from d to an integer; relative error below 2e-7
+// before rounding. Each step is rounded, in this order: the function bodies take the same. Not a number gives 0.
+SAMQ_INLINE Ints fixed_power(Floats d) {
   constexpr float kFarthest = 32.0f;  // from 25 on the power is 0
   d = smaller(d, splat(kFarthest));
   const Floats shifted = d + kRounder;
@@ -117,15 +129,63 @@ SAMQ_INLINE Floats one_plus_power(Floats d) {
   y = y * f + kOne * 0.693147f;
   y = y * f + kOne;
   const Floats power = (Floats)((Ints)y - ((Ints)shifted << 23));  // the integer sits in the low bits of shifted
-  return power + kOne;
+  return (Ints)(power + kOne) - kOneBits;
 }
-
-// round_half_even(2^23 2^-d) as an integer and as a float
-SAMQ_INLINE Ints fixed_power(Floats d) { return (Ints)one_plus_power(d) - kOneBits; }
-SAMQ_INLINE Floats rounded_power(Floats d) { return one_plus_power(d) - kOne; }
 
 // The nearest integer, half to even, of x below 2^22 in magnitude.
 SAMQ_INLINE Ints to_int(Floats x) { return (Ints)(x + kRounder) - kRounderBits; }
+
+// The nearest integers, half to even, of two vectors of numbers <= 0 in a row; -2^15 for all below it.
+SAMQ_INLINE Halves to_halves(Floats low, Floats high) {
+#if SAMQ_LANES == 16 && defined(__AVX512F__)
+  const __m256i first = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32((__m512)low));
+  const __m256i last = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32((__m512)high));
+  return (Halves)_mm512_inserti64x4(_mm512_castsi256_si512(first), last, 1);
+#elif SAMQ_LANES == 8 && defined(__AVX2__)
+  const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32((__m256)low), _mm256_cvtps_epi32((__m256)high));
+  return (Halves)_mm256_permute4x64_epi64(packed, 0xD8);
+#elif SAMQ_LANES == 4 && defined(__SSE2__)
+  return (Halves)_mm_packs_epi32(_mm_cvtps_epi32((__m128)low), _mm_cvtps_epi32((__m128)high));
+#elif SAMQ_LANES == 4 && defined(__aarch64__)
+  return (Halves)vqmovn_high_s32(vqmovn_s32(vcvtnq_s32_f32((float32x4_t)low)), vcvtnq_s32_f32((float32x4_t)high));
+#else
+  Halves made;
+  for (int64_t i = 0; i < kLanes; ++i) {
+    made[i] = static_cast<int16_t>(to_int(larger(low, splat(-32768.0f)))[i]);
+    made[kLanes + i] = static_cast<int16_t>(to_int(larger(high, splat(-32768.0f)))[i]);
+  }
+  return made;
+#endif
+}
+
+// (a b + 2^14) >> 15 of 16-bit numbers, not both -2^15.
+SAMQ_INLINE Halves rounded_products(Halves a, Halves b) {
+#if SAMQ_LANES == 16 && defined(__AVX512BW__)
+  return (Halves)_mm512_mulhrs_epi16((__m512i)a, (__m512i)b);
+#elif SAMQ_LANES == 8 && defined(__AVX2__)
+  return (Halves)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b);
+#elif SAMQ_LANES == 4 && defined(__SSE2__)
+  const auto low = (Halves)_mm_mullo_epi16((__m128i)a, (__m128i)b);
+  const auto high = (Halves)_mm_mulhi_epi16((__m128i)a, (__m128i)b);
+  return high * 2 + ((low >> 15) & 1) + ((low >> 14) & 1);
+#elif SAMQ_LANES == 4 && defined(__aarch64__)
+  return (Halves)vqrdmulhq_s16((int16x8_t)a, (int16x8_t)b);
+#else
+  Halves made;
+  for (int64_t i = 0; i < 2 * kLanes; ++i) made[i] = static_cast<int16_t>((a[i] * b[i] + (1 << 14)) >> 15);
+  return made;
+#endif
+}
+
+SAMQ_INLINE Halves splat_half(int32_t x) { return static_cast<int16_t>(x) - Halves{}; }
+
+// 2^(t / 2^11) as a fraction of 2^15 for t <= 0: two terms of its series, in 16 octaves, then squared four times. Its
+// largest is 32752; off by 2^-10 of that at most.
+SAMQ_INLINE Halves short_power(Halves t) {
+  Halves y = rounded_products(rounded_products(t, splat_half(7170)) + splat_half(22650), t) + splat_half(32767);
+  for (int i = 0; i < 4; ++i) y = rounded_products(y, y);
+  return y;
+}
 
 // The nearest code in [0, largest], half to even.
 SAMQ_INLINE Ints to_code(Floats x, float largest) {
@@ -157,6 +217,50 @@ SAMQ_INLINE Ints look_up(const int32_t* table, Ints index) {
   return found;
 #endif
 }
+
+// Sixteen 16-bit numbers, looked up by index, 0 <= index < 16.
+class HalfTable {
+ public:
+#if SAMQ_LANES == 16 && defined(__AVX512BW__)
+  explicit HalfTable(const int16_t* entries) : entries_(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)entries))) {}
+  Halves operator()(Halves index) const { return (Halves)_mm512_permutexvar_epi16((__m512i)index, entries_); }
+
+ private:
+  __m512i entries_;
+#elif SAMQ_LANES == 8 && defined(__AVX2__)
+  explicit HalfTable(const int16_t* entries) {
+    const __m128i first = _mm_loadu_si128((const __m128i*)entries), last = _mm_loadu_si128((const __m128i*)entries + 1);
+    const __m128i bytes = _mm_set1_epi16(255);
+    low_ = _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_and_si128(first, bytes), _mm_and_si128(last, bytes)));
+    high_ = _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(last, 8)));
+  }
+  Halves operator()(Halves index) const {
+    const auto low = (Halves)_mm256_shuffle_epi8(low_, (__m256i)(index | splat_half(-32768)));
+    return low | (Halves)_mm256_shuffle_epi8(high_, (__m256i)index) << 8;
+  }
+
+ private:
+  __m256i low_, high_;
+#elif SAMQ_LANES == 4 && defined(__aarch64__)
+  explicit HalfTable(const int16_t* entries) : bytes_(vld1q_u8_x2(reinterpret_cast<const uint8_t*>(entries))) {}
+  Halves operator()(Halves index) const {
+    return (Halves)vqtbl2q_u8(bytes_, (uint8x16_t)(index * splat_half(0x0202) + splat_half(0x0100)));
+  }
+
+ private:
+  uint8x16x2_t bytes_;
+#else
+  explicit HalfTable(const int16_t* entries) : entries_(entries) {}
+  Halves operator()(Halves index) const {
+    Halves found;
+    for (int64_t i = 0; i < 2 * kLanes; ++i) found[i] = entries_[index[i]];
+    return found;
+  }
+
+ private:
+  const int16_t* entries_;
+#endif
+};
 
 // sum + a0 b0 + a1 b1 in each lane, where a lane of a and b holds two 16-bit numbers.
 SAMQ_INLINE Ints add_pair_products(Ints sum, Ints a, Ints b) {

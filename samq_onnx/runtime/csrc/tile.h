@@ -52,7 +52,9 @@ struct CodeJob {
   float y_scale;
   int32_t y_zero_point;
   int32_t q_zero_point;
-  float logit_scale;  // octaves of one unit of (q - zero point) . (k - zero point)
+  // Octaves of one unit of (q - zero point) . (k - zero point). By row the unit of logits is 1 / tau octaves, or, of
+  // uniform codes, 1 / kShortSteps.
+  float logit_scale;
   RelPos<int16_t> rel;
   int32_t tau;  // log codes of 2^(1 / tau); 0: uniform codes
   int32_t largest_code;
@@ -61,6 +63,7 @@ struct CodeJob {
   double out_scale;  // value of accumulator 1; by row, of v
 };
 
+constexpr int32_t kShortSteps = 2048;  // in an octave, of 16-bit logits
 constexpr int64_t kTileRows = 24;
 
 // One instruction set's implementation. A tile is `rows` <= kTileRows rows of batch entry `batch` from `first_row` on;

@@ -10,7 +10,7 @@
 namespace samq {
 namespace {
 
-constexpr int64_t kLogitChunk = 128;   // keys whose logits are made while they are in the first cache
+constexpr int64_t kLogitChunk = 128;   // keys whose terms of relative position are in the first cache at a time
 constexpr int64_t kFloatChunk = 512;   // keys of one pass of A V: a panel's part stays in the first cache
 constexpr double kPowerUnit = 1.0 / (1 << 23);  // of fixed_power
 constexpr int64_t kPowerChunk = 128;   // panels whose fixed-point powers are added in 32 bits: 128 * 2^23 < 2^31
@@ -35,29 +35,32 @@ struct Scratch {
 struct RelPosScratch {
   float* h;     // [rows][hk_padded]
   float* w;     // [rows][wk_padded + lanes]
-  float* bias;  // [kLogitChunk + lanes]
+  float* bias;  // [rows][kLogitChunk + lanes], or one line of zeros
+  int64_t bias_line;  // 0 for that
 };
 
 template <class T>
 RelPosScratch take_rel_pos(Scratch& scratch, const RelPos<T>& rel) {
-  if (rel.hq == 0) return {};
+  constexpr int64_t kLine = kLogitChunk + kLanes;
+  if (rel.hq == 0) return {nullptr, nullptr, scratch.take<float>(kLine), 0};
   return {scratch.take<float>(kTileRows * rel.hk_padded), scratch.take<float>(kTileRows * (rel.wk_padded + kLanes)),
-          scratch.take<float>(kLogitChunk + kLanes)};
+          scratch.take<float>(kTileRows * kLine), kLine};
 }
 
 // out [keys] = scale * q . table
 void table_row(const float* q, const float* table, int64_t depth, int64_t keys, float scale, float* out) {
-  for (int64_t j = 0; j < keys; j += kPanel) multiply<1>(q, depth, table + j * depth, depth, out + j, 0, false);
-  for (int64_t j = 0; j < keys; j += kLanes) store(out + j, load(out + j) * scale);
+  for (int64_t j = 0; j < keys; j += kPanel)
+    multiply<1>(q, depth, table + j * depth, depth, from_zero<Floats>(), [&](int, Panel<Floats> sums) {
+      store_panel(out + j, {sums.low * scale, sums.high * scale});
+    });
 }
 
 // The same of codes, depth even: the product is exact.
 void table_row(const int16_t* q, const int16_t* table, int64_t depth, int64_t keys, float scale, float* out) {
-  for (int64_t j = 0; j < keys; j += kPanel) {
-    int32_t products[kPanel];
-    multiply<1>(q, depth, table + j * depth, depth / 2, products, 0, false);
-    for (int64_t i = 0; i < kPanel; i += kLanes) store(out + j + i, to_floats(load_ints(products + i)) * scale);
-  }
+  for (int64_t j = 0; j < keys; j += kPanel)
+    multiply<1>(q, depth, table + j * depth, depth / 2, from_zero<Ints>(), [&](int, Panel<Ints> sums) {
+      store_panel(out + j, {to_floats(sums.low) * scale, to_floats(sums.high) * scale});
+    });
 }
 
 // rel_h and rel_w of query row `row` = (y, x), the tile's r-th, whose q is given
@@ -69,48 +72,50 @@ void rel_pos_row(const RelPos<T>& rel, int64_t depth, int64_t row, int64_t r, co
             made.w + r * (rel.wk_padded + kLanes));
 }
 
-// bias[i] = rel_h[y'] + rel_w[x'] of the tile's r-th row and key from + i = (y', x')
+// bias[r][i] = rel_h[y'] + rel_w[x'] of the tile's r-th row and key from + i = (y', x'), or 0 without these terms; -inf
+// in the padding.
 template <class T>
-SAMQ_INLINE void rel_pos_bias(const RelPos<T>& rel, int64_t r, int64_t from, int64_t count, const RelPosScratch& made) {
-  int64_t y = from / rel.wk, x = from % rel.wk;
-  for (int64_t at = 0; at < count; ++y, x = 0) {  // a last vector runs into the next line, which is written after it
-    const int64_t length = rel.wk - x < count - at ? rel.wk - x : count - at;
-    const Floats h = splat(made.h[r * rel.hk_padded + y]);
-    const float* const w = made.w + r * (rel.wk_padded + kLanes) + x;
-    for (int64_t i = 0; i < length; i += kLanes) store(made.bias + at + i, h + load(w + i));
-    at += length;
+SAMQ_INLINE void make_bias(const RelPos<T>& rel, int64_t rows, int64_t from, int64_t count, const RelPosScratch& made) {
+  for (int64_t r = 0; r < (rel.hq == 0 ? 1 : rows); ++r) {
+    float* const bias = made.bias + r * made.bias_line;
+    if (rel.hq == 0)
+      for (int64_t i = 0; i < count; i += kLanes) store(bias + i, Floats{});
+    else
+      for (int64_t at = 0, y = from / rel.wk, x = from % rel.wk; at < count; ++y, x = 0) {
+        const int64_t length = rel.wk - x < count - at ? rel.wk - x : count - at;
+        const Floats h = splat(made.h[r * rel.hk_padded + y]);
+        const float* const w = made.w + r * (rel.wk_padded + kLanes) + x;
+        // a last vector runs into the next line, which is written after it
+        for (int64_t i = 0; i < length; i += kLanes) store(bias + at + i, h + load(w + i));
+        at += length;
+      }
+    for (int64_t i = count; i < padded(count, kPanel); ++i) bias[i] = -__builtin_inff();
   }
 }
 
-// x = logit(x, bias) in place for some keys, -inf in the padding, and the largest so far, lane by lane. Without bias,
-// the logit is that of a zero.
-template <class Logit>
-SAMQ_INLINE Floats make_logits(float* x, int64_t keys, const float* bias, Floats largest, const Logit& logit) {
-  for (int64_t i = 0; i < keys; i += kLanes) {
-    const Floats y = bias != nullptr ? logit(x + i, load(bias + i)) : logit(x + i, Floats{});
-    store(x + i, y);
-    if (i + kLanes <= keys) largest = larger(y, largest);
-  }
-  if (keys % kPanel == 0) return largest;
-  for (int64_t i = keys; i < padded(keys, kPanel); ++i) x[i] = -__builtin_inff();
-  return larger(load(x + keys / kLanes * kLanes), largest);
-}
-
-// x [rows][keys], padded to panels: logit of what multiply(first panel, one behind the last, a chunk at a time) leaves
-// there; the largest of each row.
+// x [rows][keys], padded to panels with -inf: logit(products, bias) of the products that multiply_panel(count of rows as
+// a type, first row, column, finish) hands to finish; the largest of each row.
 template <class T, class Multiply, class Logit>
 SAMQ_INLINE void all_logits(const RelPos<T>& rel, const RelPosScratch& made, int64_t rows, int64_t keys, float* x,
-                            float* largest, const Multiply& multiply_chunk, const Logit& logit) {
-  const int64_t line = padded(keys, kPanel);
+                            float* largest, const Multiply& multiply_panel, const Logit& logit) {
+  const int64_t line = padded(keys, kPanel), bias_line = made.bias_line;
   Floats best[kTileRows];
   for (int64_t r = 0; r < rows; ++r) best[r] = splat(-__builtin_inff());
   for (int64_t from = 0; from < keys; from += kLogitChunk) {
     const int64_t count = keys - from < kLogitChunk ? keys - from : kLogitChunk;
-    multiply_chunk(from, from + padded(count, kPanel));
-    for (int64_t r = 0; r < rows; ++r) {
-      if (rel.hq != 0) rel_pos_bias(rel, r, from, count, made);
-      best[r] = make_logits(x + r * line + from, count, made.bias, best[r], logit);
-    }
+    make_bias(rel, rows, from, count, made);
+    for (int64_t i = 0; i < count; i += kPanel)
+      in_register_tiles(rows, [&](auto register_rows, int64_t r) __attribute__((always_inline)) {
+        const float* const bias = made.bias + r * bias_line + i;
+        float* const to = x + r * line + from + i;
+        Floats* const highest = best + r;
+        multiply_panel(register_rows, r, from + i, [=](int at, auto products) __attribute__((always_inline)) {
+          const Panel<Floats> added = load_panel(bias + at * bias_line);
+          const Panel<Floats> y{logit(products.low, added.low), logit(products.high, added.high)};
+          store_panel(to + at * line, y);
+          highest[at] = larger(larger(y.low, y.high), highest[at]);
+        });
+      });
   }
   for (int64_t r = 0; r < rows; ++r) largest[r] = largest_of(best[r]);
 }
@@ -161,18 +166,22 @@ void float_tile(const FloatJob& job, int64_t batch, int64_t first_row, int64_t r
   float largest[kTileRows], sums[kTileRows];
   all_logits(
       job.rel, made.rel, rows, keys, made.x, largest,
-      [&](int64_t from, int64_t to) __attribute__((always_inline)) {
-        for (int64_t j = from; j < to; j += kPanel)
-          multiply_rows(rows, q, depth, k + j * depth, depth, made.x + j, line);
+      [&](auto count, int64_t r, int64_t j, const auto& finish) __attribute__((always_inline)) {
+        multiply<decltype(count)::value>(q + r * depth, depth, k + j * depth, depth, from_zero<Floats>(), finish);
       },
-      [&job](const float* p, Floats bias) { return multiply_add(load(p), splat(job.scale), bias); });
+      [scale = splat(job.scale)](Floats sums, Floats bias) { return multiply_add(sums, scale, bias); });
   for (int64_t r = 0; r < rows; ++r) sums[r] = make_powers(made.x + r * line, keys, largest[r]);
 
   const float* const v = job.v_panels + batch * width * keys;
   for (int64_t from = 0; from < keys; from += kFloatChunk) {
     const int64_t count = keys - from < kFloatChunk ? keys - from : kFloatChunk;
     for (int64_t c = 0; c < width; c += kPanel)
-      multiply_rows(rows, made.x + from, line, v + c * keys + from * kPanel, count, made.out + c, width, from != 0);
+      in_register_tiles(rows, [&](auto register_rows, int64_t r) {
+        float* const sums = made.out + r * width + c;
+        multiply<decltype(register_rows)::value>(
+            made.x + r * line + from, line, v + c * keys + from * kPanel, count,
+            [&](int i) { return from == 0 ? Panel<Floats>{} : load_panel(sums + i * width); }, to_memory(sums, width));
+      });
   }
   float* const out = job.out + (batch * all_rows + first_row) * value_depth;
   for (int64_t r = 0; r < rows; ++r)
@@ -250,22 +259,44 @@ struct LogWeights {
   }
 };
 
-// weights [1 plane][rows][chunk] of keys [from, from + count), 2^14 being 1 and the last code 0; adds up those of each row
-SAMQ_INLINE void row_log_weights(const CodeJob& job, const LogWeights& table, const CodeScratch& made, int64_t rows,
+// Likewise in 16 bits, 2^14 being 1 and the last code 0: fractions[c mod tau] halved c / tau times, rounded. Codes come
+// with a minus.
+struct ShortLogWeights {
+  int16_t fractions[kTableSize];  // of 2^15
+  Halves last;
+  int32_t shift = 0;
+
+  ShortLogWeights(int32_t tau, int32_t largest_code) : fractions{}, last(splat_half(-largest_code)) {
+    while (1 << shift < tau) ++shift;
+    static constexpr int16_t kSixteenths[kTableSize] = {  // 2^15 * 2^(-i / 16), below 2^15
+        32767, 31379, 30048, 28774, 27554, 26386, 25268, 24196, 23170, 22188, 21247, 20347, 19484, 18658, 17867, 17109};
+    for (int32_t i = 0; i < tau; ++i) fractions[i] = kSixteenths[i * (kTableSize / tau)];
+  }
+
+  static constexpr int16_t kHalvings[kTableSize] = {  // and one more
+      16384, 8192, 4096, 2048, 1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1, 0};
+  static constexpr int16_t kMost = kTableSize - 1;
+};
+
+// weights [1 plane][rows][chunk] of keys [from, from + count), from the logits in x; adds up those of each row
+SAMQ_INLINE void row_log_weights(const CodeJob& job, const ShortLogWeights& w, const CodeScratch& made, int64_t rows,
                                  int64_t from, int64_t count, const float* largest, int64_t* sums) {
   const int64_t line = padded(job.sizes.keys, kPanel);
-  const float steps = static_cast<float>(job.tau), top = static_cast<float>(job.largest_code);
+  const HalfTable fractions(w.fractions), halvings(ShortLogWeights::kHalvings);
+  const Halves last = w.last, fraction = splat_half((1 << w.shift) - 1), most = splat_half(ShortLogWeights::kMost);
   for (int64_t r = 0; r < rows; ++r) {
     const float* const x = made.x + r * line + from;
     Ints total = {};
-    for (int64_t i = 0; i < count; i += kLanes) {  // keys of the padding have the last code
-      const Ints code = to_code((largest[r] - load(x + i)) * steps, top);
-      const Ints weight = (LogWeights::weight(code, table) + 32768) >> 16;
-      const Ints kept = code == job.largest_code ? splat_int(0) : weight;
-      total += kept;
-      store_shorts(made.weights + r * kCodeChunk + i, kept);
+    for (int64_t i = 0; i < count; i += kPanel) {  // keys of the padding have the last code
+      const Panel<Floats> y = load_panel(x + i);
+      const Halves found = to_halves(y.low - largest[r], y.high - largest[r]);
+      const Halves code = -(found > last ? found : last), n = code >> w.shift;
+      const Halves weight = rounded_products(fractions(code & fraction), halvings(n < most ? n : most));
+      const Halves kept = code == -last ? Halves{} : weight;
+      total = add_pair_products(total, (Ints)kept, splat_int(0x00010001));
+      store_halves(made.weights + r * kCodeChunk + i, kept);
     }
-    for (int64_t i = 0; i < kLanes; ++i) sums[r] += total[i];
+    sums[r] += sum_of(total);
   }
 }
 
@@ -287,40 +318,44 @@ SAMQ_INLINE void log_weights(const CodeJob& job, const LogWeights& table, const 
   }
 }
 
-// weights [1 plane][rows][chunk]: the uniform codes themselves; adds up those of each row. code(r, at) makes those of
-// the vector `at` of row r.
-template <class T, class Code>
+// weights [1 plane][rows][chunk]: the uniform codes themselves, from the fixed-point powers in x; adds up those of each
+// row. T is int16_t or uint8_t.
+template <class T>
 SAMQ_INLINE void uniform_weights(const CodeJob& job, const CodeScratch& made, int64_t rows, int64_t from, int64_t count,
-                                 T* weights, int64_t* sums, const Code& code) {
+                                 const float* factors, T* weights, int64_t* sums) {
   const int64_t line = padded(job.sizes.keys, kPanel);
+  const auto top = static_cast<float>(job.largest_code);
   for (int64_t r = 0; r < rows; ++r) {
+    const float* const x = made.x + r * line + from;
     Ints total = {};
     for (int64_t i = 0; i < count; i += kLanes) {  // keys of the padding have codes 0
-      const Ints made_code = code(r, made.x + r * line + from + i);
-      total += made_code;
+      const Ints code = to_code(to_floats(load_ints(x + i)) * factors[r], top);
+      total += code;
       if constexpr (sizeof(T) == 1)
-        store_bytes(weights + r * kCodeChunk + i, made_code);
+        store_bytes(weights + r * kCodeChunk + i, code);
       else
-        store_shorts(weights + r * kCodeChunk + i, made_code);
+        store_shorts(weights + r * kCodeChunk + i, code);
     }
-    for (int64_t i = 0; i < kLanes; ++i) sums[r] += total[i];
+    sums[r] += sum_of(total);
   }
 }
 
-// The same from the fixed-point powers in x, or by row from its logits: each is clear of the ends there.
+// The same by row, from the logits in x, in 16-bit arithmetic.
 template <class T>
-SAMQ_INLINE void uniform_weights(const CodeJob& job, const CodeScratch& made, int64_t rows, int64_t from, int64_t count,
-                                 const float* largest, const float* factors, T* weights, int64_t* sums) {
-  const auto top = static_cast<float>(job.largest_code);
-  if (job.by_row) {
-    const auto factor = static_cast<float>(job.largest_code * kPowerUnit);
-    uniform_weights(job, made, rows, from, count, weights, sums, [=](int64_t r, const float* at) {
-      return to_int(rounded_power(largest[r] - load(at)) * factor);
-    });
-  } else {
-    uniform_weights(job, made, rows, from, count, weights, sums, [=](int64_t r, const float* at) {
-      return to_code(to_floats(load_ints(at)) * factors[r], top);
-    });
+SAMQ_INLINE void row_uniform_weights(const CodeJob& job, const CodeScratch& made, int64_t rows, int64_t from,
+                                     int64_t count, const float* largest, T* weights, int64_t* sums) {
+  const int64_t line = padded(job.sizes.keys, kPanel);
+  const Halves top = splat_half(job.largest_code);
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* const x = made.x + r * line + from;
+    Halves total = {};  // of at most kCodeChunk / kPanel codes
+    for (int64_t i = 0; i < count; i += kPanel) {
+      const Panel<Floats> y = load_panel(x + i);
+      const Halves code = rounded_products(short_power(to_halves(y.low - largest[r], y.high - largest[r])), top);
+      total += code;
+      store_halves(weights + r * kCodeChunk + i, code);
+    }
+    sums[r] += sum_of(add_pair_products(Ints{}, (Ints)total, splat_int(0x00010001)));
   }
 }
 
@@ -352,26 +387,23 @@ SAMQ_INLINE void code_logits(const CodeJob& job, const CodeScratch& made, int64_
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < quads; ++c) made.bytes[r * quads + c] = c < depth ? q[r * depth + c] : 0;
   const uint8_t* const bytes = depth != quads ? made.bytes : q;
-  auto* const products = reinterpret_cast<int32_t*>(made.x);
   const int32_t* const columns = job.k_columns + batch * line;
   const Packed k = entry(job.k, batch * job.k_step);
-  const auto multiply_chunk = [&](int64_t from, int64_t to) __attribute__((always_inline)) {
-    for (int64_t j = from; j < to; j += kPanel)
-      in_register_tiles(rows, [&](auto count, int64_t r) {
-        constexpr int kRows = decltype(count)::value;
-        int32_t* const c = products + r * line + j;
-        for (int i = 0; i < kRows; ++i) {
-          store_ints(c + i * line, load_ints(columns + j) + corrections[r + i]);
-          store_ints(c + i * line + kLanes, load_ints(columns + j + kLanes) + corrections[r + i]);
-        }
-        if (k.form == Form::kPairs)
-          add_products<kRows>(made.q + r * step, step, k, j, 0, depth, c, line);
-        else
-          add_products<kRows>(bytes + r * quads, quads, k, j, 0, depth, c, line);
-      });
-  };
-  all_logits(job.rel, made.rel, rows, job.sizes.keys, made.x, largest, multiply_chunk,
-             [&job](const float* p, Floats bias) { return to_floats(load_ints(p)) * job.logit_scale + bias; });
+  const bool pairs = k.form == Form::kPairs;
+  const void* const left = pairs ? static_cast<const void*>(made.q) : bytes;
+  const int64_t left_step = pairs ? step : quads, left_row = pairs ? step * 2 : quads;  // numbers, bytes
+  all_logits(
+      job.rel, made.rel, rows, job.sizes.keys, made.x, largest,
+      [&](auto count, int64_t r, int64_t j, const auto& finish) __attribute__((always_inline)) {
+        multiply<decltype(count)::value>(
+            static_cast<const char*>(left) + r * left_row, left_step, k, j, 0, depth,
+            [&](int i) __attribute__((always_inline)) {
+              const Panel<Ints> column = load_panel(columns + j);
+              return Panel<Ints>{column.low + corrections[r + i], column.high + corrections[r + i]};
+            },
+            finish);
+      },
+      [scale = splat(job.logit_scale)](Ints sums, Floats bias) { return to_floats(sums) * scale + bias; });
 }
 
 // code = round(tau (largest - x) + tau log2(sum p_scale)), or round(power / (sum p_scale)); the second term, or factor,
@@ -396,6 +428,7 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
     for (int64_t r = 0; r < rows; ++r) factors[r] = row_factor(job, made.x + r * line, largest[r]);
 
   const LogWeights table(job.tau != 0 ? job.tau : 1);
+  const ShortLogWeights short_table(job.tau != 0 ? job.tau : 1, job.largest_code);
   const Packed v = entry(job.v, batch * job.v_step);
   const int64_t planes = job.tau != 0 && !job.by_row ? 2 : 1;
   const int64_t span = job.tau == 0 ? kUniformSpan : job.by_row ? kRowSpan : kSpan;
@@ -405,22 +438,30 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
   for (int64_t i = 0; i < rows * width; ++i) made.sums[i] = 0;
   for (int64_t from = 0; from < keys; from += kCodeChunk) {
     const int64_t count = keys - from < kCodeChunk ? keys - from : kCodeChunk;
+    const auto uniform = [&](auto* weights) __attribute__((always_inline)) {
+      if (job.by_row)
+        row_uniform_weights(job, made, rows, from, count, largest, weights, code_sums);
+      else
+        uniform_weights(job, made, rows, from, count, factors, weights, code_sums);
+    };
     if (job.tau != 0 && job.by_row)
-      row_log_weights(job, table, made, rows, from, count, largest, code_sums);
+      row_log_weights(job, short_table, made, rows, from, count, largest, code_sums);
     else if (job.tau != 0)
       log_weights(job, table, made, rows, from, count, largest, factors);
     else if (pairs)
-      uniform_weights(job, made, rows, from, count, largest, factors, made.weights, code_sums);
+      uniform(made.weights);
     else
-      uniform_weights(job, made, rows, from, count, largest, factors, bytes, code_sums);
+      uniform(bytes);
     if (from % span == 0)
       for (int64_t i = 0; i < planes * rows * width; ++i) made.products[i] = 0;
-    for (int64_t c = 0; c < width; c += kPanel) {
-      if (pairs)
-        add_rows(planes * rows, made.weights, kCodeChunk, v, c, from, count, made.products + c, width);
-      else
-        add_rows(rows, bytes, kCodeChunk, v, c, from, count, made.products + c, width);
-    }
+    const int64_t left_row = pairs ? 2 * kCodeChunk : kCodeChunk;  // bytes
+    for (int64_t c = 0; c < width; c += kPanel)
+      in_register_tiles(planes * rows, [&](auto register_rows, int64_t r) {
+        int32_t* const products = made.products + r * width + c;
+        multiply<decltype(register_rows)::value>(reinterpret_cast<const char*>(made.weights) + r * left_row, kCodeChunk,
+                                                 v, c, from, count, from_memory(products, width),
+                                                 to_memory(products, width));
+      });
     if ((from + kCodeChunk) % span != 0 && from + kCodeChunk < keys) continue;
     if (planes == 2) {
       const int32_t* const low = made.products + rows * width;
