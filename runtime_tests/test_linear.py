@@ -24,7 +24,6 @@ def feed(shape: tuple[int, ...], depth: int, columns: int, largest: tuple[int, i
     top, most = largest
     return {
         "x": random.integers(0, top + 1, (*shape, depth), dtype=np.uint8),
-        "x_zero_point": scalar(min(131, top), np.uint8),
         "w": random.integers(-most, most, (depth, columns)).astype(np.int8),
         "bias": random.integers(-1000, 1000, columns).astype(np.int32),
         "scale": random.uniform(1e-4, 1e-3, columns).astype(np.float32),
@@ -75,13 +74,13 @@ def test_every_depth(depth: int) -> None:
         check("QLinear", given, reference.linear(**plain(given)), {})
 
 
-EXTREMES = [(255, -128, 0), (255, 127, 255), (0, -128, 255), (255, -8, 0), (63, 32, 0)]
+EXTREMES = [(255, -128), (255, 127), (255, -8), (63, 32)]
 
 
-@pytest.mark.parametrize(("x", "w", "zero"), EXTREMES)
-def test_saturated_operands_stay_exact(x: int, w: int, zero: int) -> None:
+@pytest.mark.parametrize(("x", "w"), EXTREMES)
+def test_saturated_operands_stay_exact(x: int, w: int) -> None:
     given = feed((50,), 3072, 40)
-    given["x"][:], given["w"][:], given["x_zero_point"] = x, w, scalar(zero, np.uint8)
+    given["x"][:], given["w"][:] = x, w
     check_all(given)
 
 

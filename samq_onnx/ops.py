@@ -18,8 +18,9 @@ softmax divides its powers: LogRowAttention and UniformRowAttention. These need 
 alike, and their last log code is 0, so that many small probabilities do not add up to what was never there. Each has
 a form ending in Quantize, with inputs y_scale and y_zero_point (u8) at the end, that gives QuantizeLinear's codes.
 
-Linear layers on codes: x u8 [..., K], w s8 [K, N], bias s32 [N] at scale 1 of the sums, scale and y_zero float scalars
-or [N], residual float [..., N], table u8 [codes] -> [..., N], float32 or u8.
+Linear layers on codes: x u8 [..., K], w s8 [K, N], bias s32 [N] at scale 1 of the sums, with what the zero point of x
+takes off them, -zero_point sum_k w; scale and y_zero float scalars or [N], residual float [..., N], table u8 [codes]
+-> [..., N], float32 or u8.
 
 Of the operators on codes, every sum is one of integers, exact in any order, and the float steps between them are
 single IEEE operations in a fixed order, so that kernel, body and reference give the same bits on every CPU. QAttention
@@ -453,35 +454,36 @@ def UniformRowAttentionRelPos(
 
 
 @script(samq)
-def linearSums(x, x_zero_point, w, bias, scale):
-    """float(bias + (x - x_zero_point) w) * scale."""
+def linearSums(x, w, bias, scale):
+    """float(bias + x w) * scale."""
     middle = op.Cast(op.Constant(value_int=128), to=UINT8)
-    sums = op.Add(op.MatMulInteger(x, toUint8(w), x_zero_point, middle), bias)
+    none = op.Cast(op.Constant(value_int=0), to=UINT8)
+    sums = op.Add(op.MatMulInteger(x, toUint8(w), none, middle), bias)
     return op.Mul(op.Cast(sums, to=FLOAT), scale)
 
 
 @script(samq)
-def QLinear(x, x_zero_point, w, bias, scale):
-    """scale * (bias + (x - x_zero_point) w): a linear layer on codes."""
-    return linearSums(x, x_zero_point, w, bias, scale)
+def QLinear(x, w, bias, scale):
+    """scale * (bias + x w): a linear layer on codes."""
+    return linearSums(x, w, bias, scale)
 
 
 @script(samq)
-def QLinearResidual(x, x_zero_point, w, bias, scale, residual):
+def QLinearResidual(x, w, bias, scale, residual):
     """`QLinear` + residual, of the same shape."""
-    return op.Add(linearSums(x, x_zero_point, w, bias, scale), residual)
+    return op.Add(linearSums(x, w, bias, scale), residual)
 
 
 @script(samq)
-def QLinearQuantize(x, x_zero_point, w, bias, scale, y_zero, bits: int):
+def QLinearQuantize(x, w, bias, scale, y_zero, bits: int):
     """nearest(`QLinear` + y_zero) as codes u8 of ``bits`` bits."""
-    return nearestCode(op.Add(linearSums(x, x_zero_point, w, bias, scale), y_zero), bits=bits)
+    return nearestCode(op.Add(linearSums(x, w, bias, scale), y_zero), bits=bits)
 
 
 @script(samq)
-def QLinearLut(x, x_zero_point, w, bias, scale, y_zero, table):
+def QLinearLut(x, w, bias, scale, y_zero, table):
     """table[nearest(`QLinear` + y_zero)]: any function of the output that a table of u8 codes can hold."""
-    steps = op.Round(op.Add(linearSums(x, x_zero_point, w, bias, scale), y_zero))
+    steps = op.Round(op.Add(linearSums(x, w, bias, scale), y_zero))
     one = op.Cast(op.Constant(value_int=1), to=INT64)
     largest = op.Cast(op.Sub(op.Squeeze(op.Shape(table)), one), to=FLOAT)
     codes = op.Clip(steps, op.Constant(value_float=0.0), largest)

@@ -181,9 +181,9 @@ def uniform_row_attention(
     return weighed_mean(codes, v, v_scale, v_zero_point)
 
 
-def linear(x: Array, x_zero_point: int, w: Array, bias: Array, scale: Array | float) -> NDArray[np.float32]:
-    """QLinear: float32(bias + (x - x_zero_point) w) * scale."""
-    sums = (x.astype(np.int64) - int(x_zero_point)) @ w.astype(np.int64) + bias
+def linear(x: Array, w: Array, bias: Array, scale: Array | float) -> NDArray[np.float32]:
+    """QLinear: float32(bias + x w) * scale."""
+    sums = x.astype(np.int64) @ w.astype(np.int64) + bias
     return sums.astype(np.float32) * np.float32(scale)
 
 
@@ -198,14 +198,14 @@ def linear_codes(y: Array, y_zero: Array | float, largest: int) -> NDArray[np.in
 
 
 def linear_quantize(
-    x: Array, x_zero_point: int, w: Array, bias: Array, scale: Array | float, y_zero: Array | float, *, bits: int
+    x: Array, w: Array, bias: Array, scale: Array | float, y_zero: Array | float, *, bits: int
 ) -> NDArray[np.uint8]:
     """QLinearQuantize."""
-    return linear_codes(linear(x, x_zero_point, w, bias, scale), y_zero, 2**bits - 1).astype(np.uint8)
+    return linear_codes(linear(x, w, bias, scale), y_zero, 2**bits - 1).astype(np.uint8)
 
 
 def linear_lut(
-    x: Array, x_zero_point: int, w: Array, bias: Array, scale: Array | float, y_zero: Array | float, table: Array
+    x: Array, w: Array, bias: Array, scale: Array | float, y_zero: Array | float, table: Array
 ) -> NDArray[np.uint8]:
     """QLinearLut."""
-    return table[linear_codes(linear(x, x_zero_point, w, bias, scale), y_zero, len(table) - 1)]
+    return table[linear_codes(linear(x, w, bias, scale), y_zero, len(table) - 1)]

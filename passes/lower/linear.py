@@ -80,7 +80,9 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan, epilogues: Epilog
     if many_rows:
         units = np.broadcast_to(bias_scale, linear.out_features).astype(np.float32)
         bias = np.zeros(linear.out_features) if bias_codes is None else bias_codes
-        lower_qlinear(builder, linear, x, stored, bias.astype(np.int32), units, epilogues)
+        # sums of 32 bits may wrap around on their way
+        bias = (bias - plan.input.zero_point * codes.sum(axis=0, dtype=np.float64)).astype(np.int64).astype(np.int32)
+        lower_qlinear(builder, linear, x, stored, bias, units, epilogues)
         return None
     shape = (-1,) if per_channel else ()
     weight_scale = builder.constant(f"{name}_scale", scale.reshape(shape))

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lower a linear with many rows to one integer node of the samq domain, with what follows it.
 
-    y = W x + b                     ->  QLinear(Quantize(x), W codes, b codes, s_x s_w)           float y
+    y = W x + b                     ->  QLinear(Quantize(x), W codes, b' codes, s_x s_w)          float y
     Quantize(view(y)) as q, k or v  ->  QLinearQuantize(.., s_x s_w / s_y, z_y), then the view    u8 codes
     Quantize(GELU(y))               ->  QLinearLut(.., s_x s_w / step, -low / step, table)        u8 codes
 
-The integer sum stands for s_x s_w (sum), per output channel. Operands of attention are quantized per output channel
-with the codes of the operand that the channel belongs to, so that views (Reshape, Transpose, Split, ...) run on
-codes. GELU goes through a table over y = low + step i; outside it GELU's codes do not change.
+The integer sum stands for s_x s_w (sum), per output channel; b' = b - z_x sum W holds the zero point of x. Operands of
+attention are quantized per output channel with the codes of the operand that the channel belongs to, so that views
+(Reshape, Transpose, Split, ...) run on codes. GELU goes through a table over y = low + step i; outside it GELU's codes
+do not change.
 
 Takes MatMul and Gemm whose input has `MANY_ROWS` rows or more, or is a batch of unknown size; refuses others, among
 them transposed inputs and activations that are read as float too: they stay QDQ.
@@ -166,7 +167,8 @@ def lower_qlinear(
     """Put the integer node in the place of a linear.
 
     Args:
-        x: codes of its input. stored: its weight codes s8 [K, N]. bias: s32 [N] in units of ``scale``.
+        x: codes of its input. stored: its weight codes s8 [K, N]. bias: s32 [N] in units of ``scale``, with the zero
+            point of x.
         scale: float32 [N], what 1 of a sum stands for.
     """
     name = linear.name
@@ -174,7 +176,7 @@ def lower_qlinear(
     def add(op_type: str, *arrays: np.ndarray, dtype: ir.DataType, bits: int | None = None) -> ir.Value:
         held = [builder.constant(f"{name}_{op_type}", array) for array in (bias, *arrays)]
         output = ir.Value(name=f"{linear.output.name}_{op_type}", type=ir.TensorType(dtype), shape=linear.output.shape)
-        inputs = [x.value, x.zero_point, stored, *held]
+        inputs = [x.value, stored, *held]
         attributes: dict[str, int | float] = {"bits": bits} if bits is not None else {}
         builder.node(op_type, inputs, output, linear.output.producer(), attributes, DOMAIN)
         return output

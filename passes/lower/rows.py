@@ -56,7 +56,7 @@ def move_rows_first(builder: Builder) -> None:
     for node in list(builder.graph):
         if node.domain != DOMAIN or node.op_type != "QLinear":
             continue
-        x, weight, output = node.inputs[0], node.inputs[2], node.outputs[0]
+        x, weight, output = node.inputs[0], node.inputs[1], node.outputs[0]
         views = _views(output)
         assert x is not None and weight is not None and weight.shape is not None
         if not views or weight.shape[0] != weight.shape[1]:

@@ -23,7 +23,7 @@ CONSTANTS = {
 }  # fmt: skip
 SHAPES = {"x": (1, 6, 8), "r": (1, 6, 8), "middle": (1, 6, 8), "y": (1, 6, 8), "other": (1, 6, 8)}
 ATTENTION = "samq.LogRowAttention <scale = 0.3, tau = 4, bits = 6> (x, scale, zero, x, scale, zero, x, scale, zero)"
-LINEAR = "samq.QLinear (x, zero, w, bias, scale)"
+LINEAR = "samq.QLinear (x, w, bias, scale)"
 EXACT = {
     "residual": (LINEAR, "Add (middle, r)", "float", "QLinearResidual"),
     "residual first": (LINEAR, "Add (r, middle)", "float", "QLinearResidual"),

@@ -40,7 +40,7 @@ def _model(
     <ir_version: 10, opset_import: ["" : 17, "samq" : 1]>
     padding (uint8[1, 5, 5, 4] x) => (uint8[4, 3, 3, 8] y) {{
       {WINDOWS.format(mode=mode, perm=perm)}
-      y = samq.QLinearQuantize <bits = 8> (rows, zero, w, bias, factor, y_zero)
+      y = samq.QLinearQuantize <bits = 8> (rows, w, bias, factor, y_zero)
     }}""")
     for name, array in constants.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))

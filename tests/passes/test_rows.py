@@ -30,7 +30,7 @@ def _model(view: str, attributes: dict[str, list[int]], constants: list[list[int
     x = ir.Value(name="x", shape=ir.Shape(SHAPE), type=ir.TensorType(ir.DataType.UINT8))
     weight = constant("w", random.integers(-9, 9, (width, width)).astype(np.int8))
     bias, scale = constant("b", np.zeros(width, np.int32)), constant("s", np.float32(0.1))
-    linear = ir.node("QLinear", [x, constant("z", np.uint8(3)), weight, bias, scale], domain=ops.DOMAIN)
+    linear = ir.node("QLinear", [x, weight, bias, scale], domain=ops.DOMAIN)
     made = linear.outputs[0]
     made.name, made.shape, made.type = "made", ir.Shape(SHAPE), ir.TensorType(ir.DataType.FLOAT)
     numbers = [constant(f"c{i}", np.array(entry, np.int64)) for i, entry in enumerate(constants)]

@@ -9,7 +9,26 @@ namespace samq {
 namespace {
 
 constexpr int64_t kLargestDepth = 32768;  // products of 8-bit codes summed over it stay below 2^31
-constexpr int64_t kColumns = 256;         // that one task adds up
+
+// The largest magnitude in w, at least 1.
+int32_t largest(const Context& context, const Tensor<int8_t>& w) {
+  std::atomic<int32_t> found{1};
+  const int64_t rows = w.dims[0], columns = w.dims[1];
+  context.parallel_for(rows, [&](int64_t row) {
+    uint8_t low = 128, high = 128;  // of w + 128: of unsigned bytes every CPU finds many at once
+    for (int64_t n = 0; n < columns; ++n) {
+      const auto moved = static_cast<uint8_t>(w.data[row * columns + n] + 128);
+      low = std::min(low, moved);
+      high = std::max(high, moved);
+    }
+    const int32_t most = std::max(high - 128, 128 - low);
+    int32_t known = found;
+    while (known < most && !found.compare_exchange_weak(known, most)) {
+    }
+  });
+  return found;
+}
+
 }  // namespace
 
 Dims linear_output(const Dims& x, const Dims& w) {
@@ -22,9 +41,8 @@ Dims linear_output(const Dims& x, const Dims& w) {
 Linear::Linear(const Context& context, const TileKernels& kernels)
     : kernels_(kernels),
       x_(context.tensor<uint8_t>(0, "x")),
-      w_(context.tensor<int8_t>(2, "w")),
-      bias_(context.tensor<int32_t>(3, "bias")),
-      x_zero_(context.scalar<uint8_t>(1, "x_zero_point")) {
+      w_(context.tensor<int8_t>(1, "w")),
+      bias_(context.tensor<int32_t>(2, "bias")) {
   const std::string got = "x " + to_string(x_.dims) + ", w " + to_string(w_.dims) + ", bias " + to_string(bias_.dims);
   if (x_.dims.empty() || w_.dims.size() != 2 || x_.dims.back() != w_.dims[0])
     throw Failure("x must be [.., K] and w [K, N], got " + got);
@@ -35,7 +53,7 @@ Linear::Linear(const Context& context, const TileKernels& kernels)
   job.columns = w_.dims[1];
   job.x = x_.data;
   padded_ = round_up(job.columns, kernels.panel);
-  scale_ = per_column(context, 4, "scale");
+  scale_ = per_column(context, 3, "scale");
   job.scale = scale_.data();
 }
 
@@ -55,30 +73,12 @@ void Linear::run(const Context& context) {
   if (job.rows * job.columns == 0) return;
   const int64_t panel = kernels_.panel, panels = padded_ / panel;
 
-  // bias less x_zero_point times the sum of each column, and the largest weight
   std::vector<int32_t> bias(static_cast<size_t>(padded_), 0);
-  std::atomic<int32_t> largest_w{1};
-  context.parallel_for((job.columns + kColumns - 1) / kColumns, [&](int64_t block) {
-    const int64_t from = block * kColumns, to = std::min(job.columns, from + kColumns);
-    int32_t largest = 1;
-    int32_t* const sums = bias.data() + from;
-    for (int64_t k = 0; k < job.depth; ++k) {
-      const int8_t* const line = w_.data + k * job.columns + from;
-      for (int64_t n = 0; n < to - from; ++n) {
-        sums[n] += line[n];
-        largest = std::max(largest, std::abs(static_cast<int32_t>(line[n])));
-      }
-    }
-    for (int64_t n = 0; n < to - from; ++n)
-      sums[n] = static_cast<int32_t>(static_cast<uint32_t>(bias_.data[from + n]) -
-                                     static_cast<uint32_t>(x_zero_ * sums[n]));
-    int32_t known = largest_w;
-    while (known < largest && !largest_w.compare_exchange_weak(known, largest)) {
-    }
-  });
+  std::copy_n(bias_.data, job.columns, bias.begin());
   job.bias = bias.data();
 
-  job.w = choose_form(kernels_, code_range(context, x_).highest, largest_w);
+  job.w = kernels_.has_bytes ? choose_form(kernels_, code_range(context, x_).highest, largest(context, w_))
+                             : Packed{kernels_.wide_form, 0, 0, nullptr};
   const bool pairs = job.w.form == Form::kPairs;
   job.w.depth = round_up(job.depth, pairs ? 2 : 4);
   const int64_t panel_size = job.w.depth * panel;

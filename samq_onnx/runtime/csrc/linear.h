@@ -14,7 +14,7 @@
 
 namespace samq {
 
-// What the forms share: inputs x, x_zero_point, w, bias, scale.
+// What the forms share: inputs x, w, bias, scale.
 class Linear {
  public:
   Linear(const Context& context, const TileKernels& kernels);
@@ -30,7 +30,6 @@ class Linear {
   Tensor<uint8_t> x_;
   Tensor<int8_t> w_;
   Tensor<int32_t> bias_;
-  int32_t x_zero_;
   int64_t padded_;
   std::vector<float> scale_;
 };
@@ -41,9 +40,9 @@ Dims linear_output(const Dims& x, const Dims& w);
 class QLinear {
  public:
   static constexpr const char* kName = "QLinear";
-  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kUint8, ort::kInt8, ort::kInt32, ort::kFloat};
+  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kInt8, ort::kInt32, ort::kFloat};
   static constexpr ort::ElementType kOutput = ort::kFloat;
-  static Dims infer(const std::vector<Dims>& inputs) { return linear_output(inputs[0], inputs[2]); }
+  static Dims infer(const std::vector<Dims>& inputs) { return linear_output(inputs[0], inputs[1]); }
 
   explicit QLinear(const Attributes&) {}
 
@@ -57,16 +56,16 @@ class QLinear {
 class QLinearResidual {
  public:
   static constexpr const char* kName = "QLinearResidual";
-  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kUint8, ort::kInt8,
+  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kInt8,
                                                  ort::kInt32, ort::kFloat, ort::kFloat};
   static constexpr ort::ElementType kOutput = ort::kFloat;
-  static Dims infer(const std::vector<Dims>& inputs) { return linear_output(inputs[0], inputs[2]); }
+  static Dims infer(const std::vector<Dims>& inputs) { return linear_output(inputs[0], inputs[1]); }
 
   explicit QLinearResidual(const Attributes&) {}
 
   void compute(const Context& context) const {
     Linear linear(context, tile_kernels());
-    const auto residual = context.tensor<float>(5, "residual");
+    const auto residual = context.tensor<float>(4, "residual");
     if (residual.dims != linear.output_dims())
       throw Failure("residual must have the shape of the output, " + to_string(linear.output_dims()) + ", got " +
                     to_string(residual.dims));
@@ -79,17 +78,17 @@ class QLinearResidual {
 class QLinearQuantize {
  public:
   static constexpr const char* kName = "QLinearQuantize";
-  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kUint8, ort::kInt8,
+  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kInt8,
                                                  ort::kInt32, ort::kFloat, ort::kFloat};
   static constexpr ort::ElementType kOutput = ort::kUint8;
-  static Dims infer(const std::vector<Dims>& inputs) { return linear_output(inputs[0], inputs[2]); }
+  static Dims infer(const std::vector<Dims>& inputs) { return linear_output(inputs[0], inputs[1]); }
 
   explicit QLinearQuantize(const Attributes& attributes)
       : largest_code_(static_cast<float>((1 << attributes.integer("bits", 1, 8)) - 1)) {}
 
   void compute(const Context& context) const {
     Linear linear(context, tile_kernels());
-    const std::vector<float> zero = linear.per_column(context, 5, "y_zero");
+    const std::vector<float> zero = linear.per_column(context, 4, "y_zero");
     linear.job.zero = zero.data();
     linear.job.largest_code = largest_code_;
     linear.job.codes = context.output<uint8_t>(linear.output_dims());
@@ -103,17 +102,17 @@ class QLinearQuantize {
 class QLinearLut {
  public:
   static constexpr const char* kName = "QLinearLut";
-  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kUint8, ort::kInt8, ort::kInt32,
+  static constexpr ort::ElementType kInputs[] = {ort::kUint8, ort::kInt8, ort::kInt32,
                                                  ort::kFloat, ort::kFloat, ort::kUint8};
   static constexpr ort::ElementType kOutput = ort::kUint8;
-  static Dims infer(const std::vector<Dims>& inputs) { return linear_output(inputs[0], inputs[2]); }
+  static Dims infer(const std::vector<Dims>& inputs) { return linear_output(inputs[0], inputs[1]); }
 
   explicit QLinearLut(const Attributes&) {}
 
   void compute(const Context& context) const {
     Linear linear(context, tile_kernels());
-    const std::vector<float> zero = linear.per_column(context, 5, "y_zero");
-    const auto table = context.tensor<uint8_t>(6, "table");
+    const std::vector<float> zero = linear.per_column(context, 4, "y_zero");
+    const auto table = context.tensor<uint8_t>(5, "table");
     if (table.size() < 1 || table.size() > kLargestTable)
       throw Failure("table must have from 1 to 65536 entries, got shape " + to_string(table.dims));
     linear.job.zero = zero.data();
