@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random tiles of attention and of linear layers, by every set of kernels that this CPU runs, against the baseline: what
-// is integer bit for bit, float attention within kFloatBound. Needs no ONNX Runtime, so it also runs in an emulator.
+// Random tiles of attention, linear layers and layer norms, by every set of kernels that this CPU runs, against the
+// baseline: float attention within kFloatBound, the others bit for bit. Needs no ONNX Runtime, so it also runs in an
+// emulator.
 //
 //   compare_tiles COUNT [SEED]    prints a line for each set of kernels; ends with 1 at the first difference
 #include <algorithm>
@@ -203,6 +204,22 @@ std::vector<float> linear(const TileKernels& kernels, uint32_t seed) {
   return out;
 }
 
+std::vector<float> layer_norm(const TileKernels& kernels, uint32_t seed) {
+  Random random(seed);
+  const int64_t rows = random.in(1, samq::kLayerNormRows);
+  const int64_t columns = random.one_of<int64_t>({random.in(1, 67), 256, 768, 1280});
+  auto x = random.floats(rows * columns, random.one_of({0.0f, 0.01f, 1.0f, 1000.0f}));
+  const float centre = random.one_of({0.0f, -3.0f, 1e4f});
+  for (float& value : x) value += centre;
+  const int64_t padded = samq::round_up(columns, kernels.panel);
+  auto gain = random.floats(columns, random.one_of({1.0f, 100.0f})), offset = random.floats(columns, 255.0f);
+  gain.resize(static_cast<size_t>(padded)), offset.resize(static_cast<size_t>(padded));
+  const float largest_code = random.one_of({255.0f, 15.0f});
+  std::vector<uint8_t> codes(x.size());
+  kernels.layer_norm_tile({columns, x.data(), gain.data(), offset.data(), 1e-6, largest_code, codes.data()}, 0, rows);
+  return {codes.begin(), codes.end()};
+}
+
 std::vector<float> float_attention(const TileKernels& kernels, uint32_t seed) {
   Random random(seed);
   const Shape<float> shape(random);
@@ -248,6 +265,7 @@ int main(int count, char** arguments) {
     for (uint32_t seed = first; seed < first + tiles; ++seed)
       if (!same("attention on codes", *kernels, seed, 0, code_attention(*kernels, seed), code_attention(baseline, seed)) ||
           !same("linear layer", *kernels, seed, 0, linear(*kernels, seed), linear(baseline, seed)) ||
+          !same("layer norm", *kernels, seed, 0, layer_norm(*kernels, seed), layer_norm(baseline, seed)) ||
           !same("attention in float", *kernels, seed, kFloatBound, float_attention(*kernels, seed),
                 float_attention(baseline, seed)))
         return 1;

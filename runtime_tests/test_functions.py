@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import onnxruntime as ort
 import pytest
 
 from runtime_tests.one_node import build, code_feed, code_tables, float_feed, without_scale
+from runtime_tests.test_layer_norm import feed as norm_feed
 from samq_onnx import ops
 from samq_onnx.errors import UserError
 from samq_onnx.runtime import open_session
@@ -21,11 +23,16 @@ LOG = {"scale": 0.25, "tau": 2, "bits": 8}
 
 
 @pytest.mark.parametrize("opset", [13, 17, 18, 19, 20, 21, 23])
-def test_bodies_are_valid_and_equal_at_every_opset(opset: int) -> None:
-    feed = CODES | code_tables(3, 4, 2, 6, 16)
-    model = build("QAttentionRelPos", feed, LOG, opset=opset)
+@pytest.mark.parametrize(("op", "feed", "attributes"), [
+    ("QAttentionRelPos", CODES | code_tables(3, 4, 2, 6, 16), LOG),
+    ("LayerNormQuantize", norm_feed((2, 5, 24)), {"epsilon": 1e-6, "bits": 8}),
+])  # fmt: skip
+def test_bodies_are_valid_and_equal_at_every_opset(
+    op: str, feed: dict[str, Any], attributes: dict[str, float], opset: int
+) -> None:
+    model = build(op, feed, attributes, opset=opset)
     onnx.checker.check_model(model, full_check=True)
-    expected = open_session(build("QAttentionRelPos", feed, LOG).SerializeToString(), native=False).run(None, feed)[0]
+    expected = open_session(build(op, feed, attributes).SerializeToString(), native=False).run(None, feed)[0]
     np.testing.assert_array_equal(open_session(model.SerializeToString(), native=False).run(None, feed)[0], expected)
 
 

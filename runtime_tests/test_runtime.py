@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import samq_onnx
 from runtime_tests.one_node import build, code_feed, code_tables, float_feed, narrow, run, tables, without_scale
+from runtime_tests.test_layer_norm import feed as norm_feed
 from runtime_tests.test_linear import feed as linear_feed
 from runtime_tests.test_linear import quantized
 from samq_onnx.errors import UserError
@@ -166,6 +167,7 @@ CASES = [
         quantized(linear_feed((101,), 66, 50, (63, 32)), 8) | {"table": np.arange(256).astype(np.uint8)},
         {},
     ),
+    ("LayerNormQuantize", norm_feed((5, 21, 770), 1.0, 3.0), {"epsilon": 1e-6, "bits": 8}),
 ]
 
 

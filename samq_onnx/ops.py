@@ -22,10 +22,15 @@ Linear layers on codes: x u8 [..., K], w s8 [K, N], bias s32 [N] at scale 1 of t
 takes off them, -zero_point sum_k w; scale and y_zero float scalars or [N], residual float [..., N], table u8 [codes]
 -> [..., N], float32 or u8.
 
+Layer norms that give codes (LayerNormQuantize): x float [..., C], weight and bias float [C], y_scale and y_zero_point
+(u8) scalars -> u8 [..., C].
+
 Of the operators on codes, every sum is one of integers, exact in any order, and the float steps between them are
 single IEEE operations in a fixed order, so that kernel, body and reference give the same bits on every CPU. QAttention
 alone takes one double logarithm for each row, which libraries may round differently in its last bit: about one row in
-10^8 can then get an offset one float step away.
+10^8 can then get an offset one float step away. LayerNormQuantize takes float steps in a fixed order too, but sums of
+floats in double, whose last bit depends on their order: about one row in 10^8 can then get a mean, or a deviation, one
+float step away, which moves a code only where it is at a tie. The kernel's order is the same on every CPU.
 
 Functions with a lower-case first letter only serve the other bodies and have no kernel.
 """
@@ -488,6 +493,29 @@ def QLinearLut(x, w, bias, scale, y_zero, table):
     largest = op.Cast(op.Sub(op.Squeeze(op.Shape(table)), one), to=FLOAT)
     codes = op.Clip(steps, op.Constant(value_float=0.0), largest)
     return op.Gather(table, op.Cast(codes, to=INT32))
+
+
+@script(samq)
+def LayerNormQuantize(x, weight, bias, y_scale, y_zero_point, epsilon: float, bits: int):
+    """nearest(gain * ((x - mean) * inv) + offset) as codes u8 of ``bits`` bits: LayerNormalization, quantized.
+
+    gain = weight / y_scale and offset = bias / y_scale + y_zero_point are rounded once, as are the mean of a row and
+    inv = 1 / sqrt(variance + epsilon), both taken in double. No ReduceMean: its form changes between opsets, and ONNX
+    Runtime would look for a LayerNormalization around it.
+    """
+    unit = op.Cast(y_scale, to=DOUBLE)
+    gain = op.Cast(op.Div(op.Cast(weight, to=DOUBLE), unit), to=FLOAT)
+    offset = op.Add(op.Div(op.Cast(bias, to=DOUBLE), unit), op.Cast(y_zero_point, to=DOUBLE))
+    last = op.Constant(value_ints=[-1])
+    count = op.Cast(op.Shape(x)[-1:], to=DOUBLE)
+    wide = op.Cast(x, to=DOUBLE)
+    mean = op.Div(op.ReduceSum(wide, last), count)
+    distance = op.Sub(wide, mean)
+    variance = op.Div(op.ReduceSum(op.Mul(distance, distance), last), count)
+    deviation = op.Sqrt(op.Add(variance, op.Cast(op.Constant(value_float=epsilon), to=DOUBLE)))
+    inv = op.Cast(op.Div(op.Cast(op.Constant(value_float=1.0), to=DOUBLE), deviation), to=FLOAT)
+    normed = op.Mul(op.Sub(x, op.Cast(mean, to=FLOAT)), inv)
+    return nearestCode(op.Add(op.Mul(normed, gain), op.Cast(offset, to=FLOAT)), bits=bits)
 
 
 def _quantizing(function: onnx.FunctionProto) -> onnx.FunctionProto:

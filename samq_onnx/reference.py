@@ -16,6 +16,7 @@ from samq_onnx.log_codes import FRACTION_BITS, code_weights, row_weights, unifor
 __all__ = [
     "attention",
     "fixed_powers",
+    "layer_norm_quantize",
     "linear",
     "linear_lut",
     "linear_quantize",
@@ -209,3 +210,17 @@ def linear_lut(
 ) -> NDArray[np.uint8]:
     """QLinearLut."""
     return table[linear_codes(linear(x, w, bias, scale), y_zero, len(table) - 1)]
+
+
+def layer_norm_quantize(
+    x: Array, weight: Array, bias: Array, y_scale: float, y_zero_point: int, *, epsilon: float, bits: int
+) -> NDArray[np.uint8]:
+    """LayerNormQuantize: means in double, rounded once, then float32 steps."""
+    gain = (weight / np.float64(y_scale)).astype(np.float32)
+    offset = (bias / np.float64(y_scale) + y_zero_point).astype(np.float32)
+    wide = x.astype(np.float64)
+    mean = wide.mean(axis=-1, keepdims=True)
+    variance = np.square(wide - mean).mean(axis=-1, keepdims=True)
+    inv = (1 / np.sqrt(variance + np.float32(epsilon))).astype(np.float32)
+    normed = (x - mean.astype(np.float32)) * inv
+    return linear_codes(normed * gain, offset, 2**bits - 1).astype(np.uint8)

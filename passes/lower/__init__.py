@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn a plan into an integer graph: samq nodes for attention and large linears, QDQ around the others."""
+"""Turn a plan into an integer graph: samq nodes for attention, large linears and norms, QDQ around the others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from samq_onnx.passes.lower.attention import lower_attention
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.fuse import fuse
 from samq_onnx.passes.lower.linear import lower_linears
+from samq_onnx.passes.lower.norm import fuse_norms
 from samq_onnx.passes.lower.opset import raise_opset
 from samq_onnx.passes.lower.padding import pad_later
 from samq_onnx.passes.lower.rows import move_rows_first
@@ -31,6 +32,7 @@ def lower(model: ir.Model, structure: Structure, plan: QuantPlan) -> list[str]:
     sink_views(builder)
     pad_later(builder)
     fuse(builder)
+    fuse_norms(builder)
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)
     ops.add_functions(model)

@@ -11,7 +11,9 @@ import onnx_ir as ir
 
 from samq_onnx.plan import Uniform
 
-__all__ = ["Builder", "Codes", "take_place"]
+__all__ = ["FLOAT_OUTPUT", "Builder", "Codes", "take_place"]
+
+FLOAT_OUTPUT = "samq_onnx.float_output"  # metadata of a fused node: the name of the value that it no longer gives
 
 
 def take_place(graph: ir.Graph, old: ir.Value, made: ir.Value, nodes: Iterable[ir.Node]) -> None:

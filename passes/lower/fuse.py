@@ -15,12 +15,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from samq_onnx.ops import CODE_ATTENTION, DOMAIN
-from samq_onnx.passes.lower.build import Builder, take_place
+from samq_onnx.passes.lower.build import FLOAT_OUTPUT, Builder, take_place
+from samq_onnx.passes.lower.norm import NORM, unfuse_norm
 
 __all__ = ["float_outputs", "fuse", "unfuse"]
 
 ATTENTION = {f"{name}{suffix}" for name in CODE_ATTENTION for suffix in ("", "RelPos")}
-FLOAT_OUTPUT = "samq_onnx.float_output"  # metadata of a fused node: the name of the value that it no longer gives
 LINEAR, WITH_RESIDUAL, QUANTIZING = "QLinear", "QLinearResidual", "Quantize"
 
 
@@ -88,9 +88,12 @@ def float_outputs(graph: ir.Graph) -> set[str]:
 
 
 def unfuse(model: ir.Model) -> None:
-    """Undo `fuse`, in place; the model needs its functions anew."""
+    """Undo `fuse` and `fuse_norms`, in place; the model needs its functions anew."""
     graph = model.graph
     for node in [node for node in graph if FLOAT_OUTPUT in node.metadata_props]:
+        if node.op_type == NORM:
+            unfuse_norm(graph, node)
+            continue
         adds = node.op_type == WITH_RESIDUAL
         further = 1 if adds else 2
         op_type = LINEAR if adds else node.op_type.removesuffix(QUANTIZING)

@@ -4,6 +4,7 @@
 
 #include "attention.h"
 #include "cpu.h"
+#include "layer_norm_quantize.h"
 #include "linear.h"
 #include "log_quantize.h"
 #include "op.h"
@@ -39,6 +40,7 @@ ort::CustomOpDomain* make_domain() {
       op<QAttention<UniformRowCodes, false, true>>(),
       op<QAttention<UniformRowCodes, true, false>>(),
       op<QAttention<UniformRowCodes, true, true>>(),
+      op<LayerNormQuantize>(),
       op<LogQuantize>(),
       op<ShiftLutMatMul>(),
       op<QLinear>(),

@@ -19,8 +19,11 @@ namespace {
 
 constexpr int64_t kLanes = SAMQ_LANES;
 constexpr int64_t kPanel = 2 * kLanes;
+constexpr int64_t kDoubleLanes = kLanes / 2;
 
 typedef float Floats __attribute__((vector_size(kLanes * 4)));
+typedef double Doubles __attribute__((vector_size(kLanes * 4)));
+typedef float HalfFloats __attribute__((vector_size(kLanes * 2)));
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Uints __attribute__((vector_size(kLanes * 4)));
 typedef int16_t Shorts __attribute__((vector_size(kLanes * 2)));
@@ -28,6 +31,8 @@ typedef int16_t Halves __attribute__((vector_size(kLanes * 4)));
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 typedef uint8_t HalfBytes __attribute__((vector_size(kLanes * 2)));
 typedef Floats FloatsInMemory __attribute__((aligned(4), may_alias));
+typedef Doubles DoublesInMemory __attribute__((aligned(8), may_alias));
+typedef HalfFloats HalfFloatsInMemory __attribute__((aligned(4), may_alias));
 typedef Ints IntsInMemory __attribute__((aligned(1), may_alias));
 typedef Shorts ShortsInMemory __attribute__((aligned(2), may_alias));
 typedef Bytes BytesInMemory __attribute__((aligned(1), may_alias));
@@ -37,6 +42,16 @@ typedef int32_t IntInMemory __attribute__((aligned(1), may_alias));
 
 SAMQ_INLINE Floats load(const float* p) { return *reinterpret_cast<const FloatsInMemory*>(p); }
 SAMQ_INLINE void store(float* p, Floats x) { *reinterpret_cast<FloatsInMemory*>(p) = x; }
+SAMQ_INLINE void store(double* p, Doubles x) { *reinterpret_cast<DoublesInMemory*>(p) = x; }
+SAMQ_INLINE Doubles load_doubles(const float* p) {
+#if SAMQ_LANES == 16 && defined(__AVX512F__)
+  return (Doubles)_mm512_maskz_cvtps_pd(0xFF, _mm256_loadu_ps(p));
+#elif SAMQ_LANES == 8 && defined(__AVX2__)
+  return (Doubles)_mm256_cvtps_pd(_mm_loadu_ps(p));  // GCC converts in halves
+#else
+  return __builtin_convertvector(*reinterpret_cast<const HalfFloatsInMemory*>(p), Doubles);
+#endif
+}
 SAMQ_INLINE Ints load_ints(const void* p) { return *static_cast<const IntsInMemory*>(p); }
 SAMQ_INLINE void store_ints(int32_t* p, Ints x) { *reinterpret_cast<IntsInMemory*>(p) = x; }
 SAMQ_INLINE void store_shorts(int16_t* p, Ints x) {
@@ -135,7 +150,7 @@ SAMQ_INLINE Ints fixed_power(Floats d) {
 // The nearest integer, half to even, of x below 2^22 in magnitude.
 SAMQ_INLINE Ints to_int(Floats x) { return (Ints)(x + kRounder) - kRounderBits; }
 
-// The nearest integers, half to even, of two vectors of numbers <= 0 in a row; -2^15 for all below it.
+// The nearest integers, half to even, of two vectors of numbers below 2^15 in a row; -2^15 for all below it.
 SAMQ_INLINE Halves to_halves(Floats low, Floats high) {
 #if SAMQ_LANES == 16 && defined(__AVX512F__)
   const __m256i first = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32((__m512)low));

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "layer_norm_tile.h"
 #include "linear_tile.h"
 
 namespace samq {
@@ -79,6 +80,7 @@ struct TileKernels {
   bool has_bytes;  // kBytes is there, and faster
   size_t (*linear_scratch)(const LinearJob&);
   void (*linear_tile)(const LinearJob&, int64_t first_row, int64_t rows, void* scratch);
+  void (*layer_norm_tile)(const LayerNormJob&, int64_t first_row, int64_t rows);
 };
 
 const TileKernels& baseline_tile_kernels();

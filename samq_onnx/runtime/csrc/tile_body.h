@@ -2,6 +2,7 @@
 // The tile kernels, written once; tile_*.cc compile them for one instruction set each.
 #pragma once
 
+#include "layer_norm_body.h"
 #include "linear_body.h"
 #include "multiply.h"
 #include "simd.h"
@@ -501,7 +502,7 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
 
 const TileKernels& SAMQ_NAME(SAMQ_ISA)() {
   static const TileKernels kernels{SAMQ_TEXT(SAMQ_ISA), kPanel, float_scratch, float_tile, code_scratch, code_tile,
-                                   kWideForm, kHasBytes, linear_scratch, linear_tile};
+                                   kWideForm, kHasBytes, linear_scratch, linear_tile, layer_norm_tile};
   return kernels;
 }
 
