@@ -17,6 +17,7 @@ from samq_onnx.passes.lower.opset import raise_opset
 from samq_onnx.passes.lower.padding import pad_later
 from samq_onnx.passes.lower.rows import move_rows_first
 from samq_onnx.passes.lower.sink import sink_views
+from samq_onnx.passes.lower.views import gather_views
 from samq_onnx.plan import QuantPlan
 
 __all__ = ["lower", "raise_opset"]
@@ -33,6 +34,7 @@ def lower(model: ir.Model, structure: Structure, plan: QuantPlan) -> list[str]:
     pad_later(builder)
     fuse(builder)
     fuse_norms(builder)
+    gather_views(builder)  # last, as then most views are on codes
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)
     ops.add_functions(model)

@@ -79,12 +79,12 @@ def test_large_linears_become_nodes(both: dict[str, Path]) -> None:
 
 def test_rows_move_before_the_output_projection_of_windows(both: dict[str, Path]) -> None:
     graph = onnx.shape_inference.infer_shapes(onnx.load(both["nodes"] / "encoder.onnx")).graph
-    made = {output: node.op_type for node in graph.node for output in node.output}
-    padded = [
-        node for node in graph.node if node.op_type == "Slice" and made.get(node.input[0]) in ("Reshape", "QLinear")
-    ]
+    made = {output: node for node in graph.node for output in node.output}
+    read = [made[node.input[0]] for node in graph.node if node.op_type == "QLinearResidual"]
+    merged = [made[node.input[0]] for node in read if node.op_type == "Reshape"]
     types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
-    assert padded and all(types[node.output[0]] == onnx.TensorProto.UINT8 for node in padded)
+    assert [node.op_type for node in merged].count("Gather") == 4  # of 6 blocks, of which 2 are global
+    assert all(types[node.output[0]] == onnx.TensorProto.UINT8 for node in merged)
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
