@@ -8,6 +8,7 @@ import pytest
 
 from runtime_tests.one_node import run, scalar
 from samq_onnx import reference
+from samq_onnx.log_codes import row_weights, uniform_row_codes
 
 TIE = 1e-5  # in code steps: the ratio p / p_scale is rounded to float32
 
@@ -78,3 +79,18 @@ def test_a_weight_is_its_power_of_two_but_for_truncation() -> None:
     for tau in (1, 2, 4, 8, 16):
         weights = reference.code_weights(tau, 8) * 2.0**-reference.FRACTION_BITS
         np.testing.assert_allclose(weights, 2.0 ** (-np.arange(256) / tau), rtol=0, atol=2.0**-29)
+
+
+def test_a_weight_relative_to_its_row_is_its_power_of_two_in_14_bits() -> None:
+    for tau in (1, 2, 4, 8, 16):
+        weights = row_weights(tau, 8)
+        assert weights[0] == 2**14 and weights[-1] == 0
+        np.testing.assert_allclose(weights[:-1], 2.0 ** (14 - np.arange(255) / tau), rtol=0, atol=0.75)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_a_uniform_code_relative_to_its_row_is_near_its_power_of_two(bits: int) -> None:
+    distance = np.linspace(0, 40, 200_001, dtype=np.float32)
+    codes, exact = uniform_row_codes(distance, bits), (2**bits - 1) * 2.0 ** -distance.astype(np.float64)
+    assert codes[0] == 2**bits - 1 and codes[-1] == 0 and np.all(np.diff(codes) <= 0)
+    assert np.abs(codes - exact).max() < 0.5 + 0.2 * 2.0 ** (bits - 8)
