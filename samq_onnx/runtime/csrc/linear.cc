@@ -10,8 +10,9 @@ namespace {
 
 constexpr int64_t kLargestDepth = 32768;  // products of 8-bit codes summed over it stay below 2^31
 
-// The largest magnitude in w, at least 1.
-int32_t largest(const Context& context, const Tensor<int8_t>& w) {
+// The largest magnitude in w, at least 1; that of all codes where the kernels multiply them alike.
+int32_t largest(const Context& context, const TileKernels& kernels, const Tensor<int8_t>& w) {
+  if (!kernels.has_bytes) return 128;
   std::atomic<int32_t> found{1};
   const int64_t rows = w.dims[0], columns = w.dims[1];
   context.parallel_for(rows, [&](int64_t row) {
@@ -77,8 +78,7 @@ void Linear::run(const Context& context) {
   std::copy_n(bias_.data, job.columns, bias.begin());
   job.bias = bias.data();
 
-  job.w = kernels_.has_bytes ? choose_form(kernels_, code_range(context, x_).highest, largest(context, w_))
-                             : Packed{kernels_.wide_form, 0, 0, nullptr};
+  job.w = choose_form(kernels_, code_range(context, kernels_, x_).highest, largest(context, kernels_, w_));
   const bool pairs = job.w.form == Form::kPairs;
   job.w.depth = round_up(job.depth, pairs ? 2 : 4);
   const int64_t panel_size = job.w.depth * panel;

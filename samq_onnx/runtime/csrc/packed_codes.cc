@@ -10,7 +10,8 @@ constexpr int64_t kBlock = 65536;    // codes that one task looks through
 
 }  // namespace
 
-CodeRange code_range(const Context& context, const Tensor<uint8_t>& codes) {
+CodeRange code_range(const Context& context, const TileKernels& kernels, const Tensor<uint8_t>& codes) {
+  if (!kernels.has_bytes) return {0, 255};
   CodeRange range{0, 1};
   if (codes.size() == 0) return range;
   range.lowest = 255;
@@ -35,7 +36,7 @@ PackedCodes::PackedCodes(const Context& context, const TileKernels& kernels, con
     : centre(zero_point),
       packed([&] {
         if (!narrow) return Packed{Form::kPairs, 0, 0, nullptr};
-        const CodeRange range = code_range(context, codes);
+        const CodeRange range = code_range(context, kernels, codes);
         const int32_t middle = range.middle();
         const Packed made = choose_form(kernels, left, std::max(range.highest - middle, middle - range.lowest));
         if (made.form != Form::kPairs) centre = middle;

@@ -141,7 +141,7 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
     }
     if (keys == 0) return;
     const PackedCodes packed_k(context, kernels, k, batch, depth, 1, keys, depth, k_zero,
-                               code_range(context, q).highest, true);
+                               code_range(context, kernels, q).highest, true);
     const PackedCodes packed_v(context, kernels, v, batch, keys, value_depth, value_depth, 1, v_zero, largest_code_,
                                tau_ == 0);
     job.k = packed_k.packed;
