@@ -105,7 +105,10 @@ def _moved(x: np.ndarray, output: ir.Value) -> np.ndarray:
         assert starts is not None and stops is not None
         slices = [slice(None)] * x.ndim
         for i, axis in enumerate(range(len(starts)) if axes is None else axes):
-            slices[axis] = slice(starts[i], stops[i], None if steps is None else steps[i])
+            step = 1 if steps is None else int(steps[i])
+            # backwards ONNX starts within the axis, numpy also before it
+            start = int(starts[i]) if step > 0 else max(int(starts[i]), -x.shape[axis])
+            slices[axis] = slice(start, int(stops[i]), step)
         return x[tuple(slices)]
     return x.reshape(_shape(output))
 

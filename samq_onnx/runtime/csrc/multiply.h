@@ -129,7 +129,10 @@ SAMQ_INLINE void multiply_quads(const uint8_t* a, int64_t lda, const int8_t* b, 
 }
 
 #if SAMQ_LANES > 4
-// The same where sums over `run` groups fit into 16 bits; these take the registers, wider ones wait in memory.
+// The same where sums over `run` groups fit into 16 bits; these take the registers, wider ones wait in memory. GCC does
+// not see that they are read only after they are written.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 template <int R, class Start, class Finish>
 SAMQ_INLINE void multiply_bytes(const uint8_t* a, int64_t lda, const int8_t* b, int64_t groups, int64_t run,
                                 const Start& start, const Finish& finish) {
@@ -159,6 +162,7 @@ SAMQ_INLINE void multiply_bytes(const uint8_t* a, int64_t lda, const int8_t* b, 
     from = end;
   } while (from < groups);
 }
+#pragma GCC diagnostic pop
 #endif
 
 // a [R][depth] . the panel of b at `column`, rows [from, from + depth) of it; `from` in whole groups.

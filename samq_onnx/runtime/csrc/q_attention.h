@@ -104,9 +104,11 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
     job.q_zero_point = context.scalar<uint8_t>(2, "q_zero_point");
     const auto q_scale = context.scalar<float>(1, "q_scale");
     // logits in the steps that codes by row are made of: a power of two, so that multiplying by it changes no digit
+    // of what stays finite
     const auto unit = static_cast<float>(!Codes::kRow ? 1 : tau_ != 0 ? tau_ : kShortSteps);
     job.logit_scale = q_scale * context.scalar<float>(4, "k_scale") * scale_ * kOctaves * unit;
-    if (!std::isfinite(job.logit_scale)) throw Failure("q_scale * k_scale * scale must be finite");
+    if (!std::isfinite(job.logit_scale))
+      throw Failure("q_scale * k_scale * scale must be finite and far from the largest float");
     std::optional<RelPosTables<int16_t>> tables;
     if constexpr (kRelPos) {
       constexpr int first = Codes::kRow ? 9 : 10;

@@ -150,12 +150,13 @@ SAMQ_INLINE Ints fixed_power(Floats d) {
 // The nearest integer, half to even, of x below 2^22 in magnitude.
 SAMQ_INLINE Ints to_int(Floats x) { return (Ints)(x + kRounder) - kRounderBits; }
 
-// The nearest integers, half to even, of two vectors of numbers below 2^15 in a row; -2^15 for all below it.
+// The nearest integers, half to even, of numbers below 2^15; -2^15 for all below it. Not a number: any.
 SAMQ_INLINE Halves to_halves(Floats low, Floats high) {
 #if SAMQ_LANES == 16 && defined(__AVX512F__)
-  const __m256i first = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32((__m512)low));
-  const __m256i last = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32((__m512)high));
-  return (Halves)_mm512_inserti64x4(_mm512_castsi256_si512(first), last, 1);
+  const __m512i all_low = _mm512_maskz_cvtps_epi32(0xFFFF, (__m512)low);
+  const __m512i all_high = _mm512_maskz_cvtps_epi32(0xFFFF, (__m512)high);
+  const __m512i first = _mm512_maskz_broadcast_i64x4(0xFF, _mm512_maskz_cvtsepi32_epi16(0xFFFF, all_low));
+  return (Halves)_mm512_inserti64x4(first, _mm512_maskz_cvtsepi32_epi16(0xFFFF, all_high), 1);
 #elif SAMQ_LANES == 8 && defined(__AVX2__)
   const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32((__m256)low), _mm256_cvtps_epi32((__m256)high));
   return (Halves)_mm256_permute4x64_epi64(packed, 0xD8);
@@ -237,7 +238,8 @@ SAMQ_INLINE Ints look_up(const int32_t* table, Ints index) {
 class HalfTable {
  public:
 #if SAMQ_LANES == 16 && defined(__AVX512BW__)
-  explicit HalfTable(const int16_t* entries) : entries_(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)entries))) {}
+  explicit HalfTable(const int16_t* entries)
+      : entries_(_mm512_maskz_broadcast_i64x4(0xFF, _mm256_loadu_si256((const __m256i*)entries))) {}
   Halves operator()(Halves index) const { return (Halves)_mm512_permutexvar_epi16((__m512i)index, entries_); }
 
  private:

@@ -37,7 +37,7 @@ struct FloatJob {
   RelPos<float> rel;
 };
 
-// The same on 8-bit codes. Probabilities are coded, and every sum is taken in integers; logits are in octaves.
+// The same on 8-bit codes. Probabilities are coded, and every sum is taken in integers.
 struct CodeJob {
   Sizes sizes;
   const uint8_t* q;         // [B][M][d]

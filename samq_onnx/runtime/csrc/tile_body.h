@@ -192,7 +192,7 @@ void float_tile(const FloatJob& job, int64_t batch, int64_t first_row, int64_t r
 // ---- codes ----
 
 struct CodeScratch {
-  float* x;           // [rows][N]: products (int32), then logits, then, for uniform codes, powers (int32)
+  float* x;           // [rows][N]: logits, then, for uniform codes with a scale, powers (int32)
   int16_t* q;         // [rows][d padded to pairs]: q - zero point
   uint8_t* bytes;     // [rows][d padded to quads]: q, unless it has whole quads
   int16_t* weights;   // [planes][rows][chunk], or, where v is not in pairs, uint8_t
