@@ -2,33 +2,11 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
 
 namespace samq {
 namespace {
 
 constexpr int64_t kLargestDepth = 32768;  // products of 8-bit codes summed over it stay below 2^31
-
-// The largest magnitude in w, at least 1; that of all codes where the kernels multiply them alike.
-int32_t largest(const Context& context, const TileKernels& kernels, const Tensor<int8_t>& w) {
-  if (!kernels.has_bytes) return 128;
-  std::atomic<int32_t> found{1};
-  const int64_t rows = w.dims[0], columns = w.dims[1];
-  context.parallel_for(rows, [&](int64_t row) {
-    uint8_t low = 128, high = 128;  // of w + 128: of unsigned bytes every CPU finds many at once
-    for (int64_t n = 0; n < columns; ++n) {
-      const auto moved = static_cast<uint8_t>(w.data[row * columns + n] + 128);
-      low = std::min(low, moved);
-      high = std::max(high, moved);
-    }
-    const int32_t most = std::max(high - 128, 128 - low);
-    int32_t known = found;
-    while (known < most && !found.compare_exchange_weak(known, most)) {
-    }
-  });
-  return found;
-}
 
 }  // namespace
 
@@ -78,7 +56,8 @@ void Linear::run(const Context& context) {
   std::copy_n(bias_.data, job.columns, bias.begin());
   job.bias = bias.data();
 
-  job.w = choose_form(kernels_, code_range(context, kernels_, x_).highest, largest(context, kernels_, w_));
+  const CodeRange range = code_range(context, kernels_, w_);
+  job.w = choose_form(kernels_, code_range(context, kernels_, x_).highest, std::max(range.highest, -range.lowest));
   const bool pairs = job.w.form == Form::kPairs;
   job.w.depth = round_up(job.depth, pairs ? 2 : 4);
   const int64_t panel_size = job.w.depth * panel;

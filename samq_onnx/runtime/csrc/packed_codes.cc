@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "packed_codes.h"
 
+#include <limits>
 #include <mutex>
 
 namespace samq {
@@ -10,25 +11,30 @@ constexpr int64_t kBlock = 65536;    // codes that one task looks through
 
 }  // namespace
 
-CodeRange code_range(const Context& context, const TileKernels& kernels, const Tensor<uint8_t>& codes) {
-  if (!kernels.has_bytes) return {0, 255};
-  CodeRange range{0, 1};
-  if (codes.size() == 0) return range;
-  range.lowest = 255;
+template <class T>
+CodeRange code_range(const Context& context, const TileKernels& kernels, const Tensor<T>& codes) {
+  constexpr int32_t kLowest = std::numeric_limits<T>::min();  // taken off: of unsigned bytes every CPU finds many at once
+  if (!kernels.has_bytes) return {kLowest, kLowest + 255};
+  if (codes.size() == 0) return {0, 1};
+  uint8_t lowest = 255, highest = 1 - kLowest;
   std::mutex mutex;
   context.parallel_for((codes.size() + kBlock - 1) / kBlock, [&](int64_t block) {
     const int64_t end = std::min(codes.size(), (block + 1) * kBlock);
-    uint8_t lowest = 255, highest = 1;
+    uint8_t low = 255, high = 0;
     for (int64_t i = block * kBlock; i < end; ++i) {
-      lowest = std::min(lowest, codes.data[i]);
-      highest = std::max(highest, codes.data[i]);
+      const auto code = static_cast<uint8_t>(codes.data[i] - kLowest);
+      low = std::min(low, code);
+      high = std::max(high, code);
     }
     const std::lock_guard<std::mutex> lock(mutex);
-    range.lowest = std::min<int32_t>(range.lowest, lowest);
-    range.highest = std::max<int32_t>(range.highest, highest);
+    lowest = std::min(lowest, low);
+    highest = std::max(highest, high);
   });
-  return range;
+  return {lowest + kLowest, highest + kLowest};
 }
+
+template CodeRange code_range(const Context&, const TileKernels&, const Tensor<uint8_t>&);
+template CodeRange code_range(const Context&, const TileKernels&, const Tensor<int8_t>&);
 
 PackedCodes::PackedCodes(const Context& context, const TileKernels& kernels, const Tensor<uint8_t>& codes, int64_t batch,
                          int64_t depth, int64_t depth_step, int64_t columns, int64_t column_step, int32_t zero_point,

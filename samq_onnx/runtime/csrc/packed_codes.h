@@ -17,8 +17,9 @@ struct CodeRange {
   int32_t middle() const { return (lowest + highest + 1) / 2; }
 };
 
-// The range of the codes, [0, 1] at least; that of all codes where the kernels multiply them alike.
-CodeRange code_range(const Context& context, const TileKernels& kernels, const Tensor<uint8_t>& codes);
+// The range of codes u8 or s8, up to 1 at least; that of all codes where the kernels multiply them alike.
+template <class T>
+CodeRange code_range(const Context& context, const TileKernels& kernels, const Tensor<T>& codes);
 
 // k or v of every batch entry.
 class PackedCodes {
