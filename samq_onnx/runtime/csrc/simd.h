@@ -153,10 +153,9 @@ SAMQ_INLINE Ints to_int(Floats x) { return (Ints)(x + kRounder) - kRounderBits; 
 // The nearest integers, half to even, of numbers below 2^15; -2^15 for all below it. Not a number: any.
 SAMQ_INLINE Halves to_halves(Floats low, Floats high) {
 #if SAMQ_LANES == 16 && defined(__AVX512F__)
-  const __m512i all_low = _mm512_maskz_cvtps_epi32(0xFFFF, (__m512)low);
-  const __m512i all_high = _mm512_maskz_cvtps_epi32(0xFFFF, (__m512)high);
-  const __m512i first = _mm512_maskz_broadcast_i64x4(0xFF, _mm512_maskz_cvtsepi32_epi16(0xFFFF, all_low));
-  return (Halves)_mm512_inserti64x4(first, _mm512_maskz_cvtsepi32_epi16(0xFFFF, all_high), 1);
+  const __m512i packed = _mm512_maskz_packs_epi32(~0u, _mm512_maskz_cvtps_epi32(0xFFFF, (__m512)low),
+                                                  _mm512_maskz_cvtps_epi32(0xFFFF, (__m512)high));
+  return (Halves)_mm512_maskz_permutexvar_epi64(0xFF, _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), packed);
 #elif SAMQ_LANES == 8 && defined(__AVX2__)
   const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32((__m256)low), _mm256_cvtps_epi32((__m256)high));
   return (Halves)_mm256_permute4x64_epi64(packed, 0xD8);

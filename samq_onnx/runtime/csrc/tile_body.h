@@ -279,15 +279,15 @@ struct ShortLogWeights {
   static constexpr int16_t kMost = kTableSize - 1;
 };
 
-// weights [1 plane][rows][chunk] of keys [from, from + count), from the logits in x; adds up those of each row
+// weights [1 plane][rows][chunk] of keys [from, from + count), from the logits in x; adds those of each row to its sums
 SAMQ_INLINE void row_log_weights(const CodeJob& job, const ShortLogWeights& w, const CodeScratch& made, int64_t rows,
-                                 int64_t from, int64_t count, const float* largest, int64_t* sums) {
+                                 int64_t from, int64_t count, const float* largest, Ints* sums) {
   const int64_t line = padded(job.sizes.keys, kPanel);
   const HalfTable fractions(w.fractions), halvings(ShortLogWeights::kHalvings);
   const Halves last = w.last, fraction = splat_half((1 << w.shift) - 1), most = splat_half(ShortLogWeights::kMost);
   for (int64_t r = 0; r < rows; ++r) {
     const float* const x = made.x + r * line + from;
-    Ints total = {};
+    Ints total = sums[r];
     for (int64_t i = 0; i < count; i += kPanel) {  // keys of the padding have the last code
       const Panel<Floats> y = load_panel(x + i);
       const Halves found = to_halves(y.low - largest[r], y.high - largest[r]);
@@ -297,7 +297,7 @@ SAMQ_INLINE void row_log_weights(const CodeJob& job, const ShortLogWeights& w, c
       total = add_pair_products(total, (Ints)kept, splat_int(0x00010001));
       store_halves(made.weights + r * kCodeChunk + i, kept);
     }
-    sums[r] += sum_of(total);
+    sums[r] = total;
   }
 }
 
@@ -319,16 +319,16 @@ SAMQ_INLINE void log_weights(const CodeJob& job, const LogWeights& table, const 
   }
 }
 
-// weights [1 plane][rows][chunk]: the uniform codes themselves, from the fixed-point powers in x; adds up those of each
-// row. T is int16_t or uint8_t.
+// weights [1 plane][rows][chunk]: the uniform codes themselves, from the fixed-point powers in x; adds those of each
+// row to its sums. T is int16_t or uint8_t.
 template <class T>
 SAMQ_INLINE void uniform_weights(const CodeJob& job, const CodeScratch& made, int64_t rows, int64_t from, int64_t count,
-                                 const float* factors, T* weights, int64_t* sums) {
+                                 const float* factors, T* weights, Ints* sums) {
   const int64_t line = padded(job.sizes.keys, kPanel);
   const auto top = static_cast<float>(job.largest_code);
   for (int64_t r = 0; r < rows; ++r) {
     const float* const x = made.x + r * line + from;
-    Ints total = {};
+    Ints total = sums[r];
     for (int64_t i = 0; i < count; i += kLanes) {  // keys of the padding have codes 0
       const Ints code = to_code(to_floats(load_ints(x + i)) * factors[r], top);
       total += code;
@@ -337,14 +337,14 @@ SAMQ_INLINE void uniform_weights(const CodeJob& job, const CodeScratch& made, in
       else
         store_shorts(weights + r * kCodeChunk + i, code);
     }
-    sums[r] += sum_of(total);
+    sums[r] = total;
   }
 }
 
 // The same by row, from the logits in x, in 16-bit arithmetic.
 template <class T>
 SAMQ_INLINE void row_uniform_weights(const CodeJob& job, const CodeScratch& made, int64_t rows, int64_t from,
-                                     int64_t count, const float* largest, T* weights, int64_t* sums) {
+                                     int64_t count, const float* largest, T* weights, Ints* sums) {
   const int64_t line = padded(job.sizes.keys, kPanel);
   const Halves top = splat_half(job.largest_code);
   for (int64_t r = 0; r < rows; ++r) {
@@ -356,7 +356,7 @@ SAMQ_INLINE void row_uniform_weights(const CodeJob& job, const CodeScratch& made
       total += code;
       store_halves(weights + r * kCodeChunk + i, code);
     }
-    sums[r] += sum_of(add_pair_products(Ints{}, (Ints)total, splat_int(0x00010001)));
+    sums[r] = add_pair_products(sums[r], (Ints)total, splat_int(0x00010001));
   }
 }
 
@@ -435,18 +435,19 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
   const int64_t span = job.tau == 0 ? kUniformSpan : job.by_row ? kRowSpan : kSpan;
   const bool pairs = v.form == Form::kPairs;
   auto* const bytes = reinterpret_cast<uint8_t*>(made.weights);
+  Ints span_sums[kTileRows] = {};
   int64_t code_sums[kTileRows] = {};
   for (int64_t i = 0; i < rows * width; ++i) made.sums[i] = 0;
   for (int64_t from = 0; from < keys; from += kCodeChunk) {
     const int64_t count = keys - from < kCodeChunk ? keys - from : kCodeChunk;
     const auto uniform = [&](auto* weights) __attribute__((always_inline)) {
       if (job.by_row)
-        row_uniform_weights(job, made, rows, from, count, largest, weights, code_sums);
+        row_uniform_weights(job, made, rows, from, count, largest, weights, span_sums);
       else
-        uniform_weights(job, made, rows, from, count, factors, weights, code_sums);
+        uniform_weights(job, made, rows, from, count, factors, weights, span_sums);
     };
     if (job.tau != 0 && job.by_row)
-      row_log_weights(job, short_table, made, rows, from, count, largest, code_sums);
+      row_log_weights(job, short_table, made, rows, from, count, largest, span_sums);
     else if (job.tau != 0)
       log_weights(job, table, made, rows, from, count, largest, factors);
     else if (pairs)
@@ -464,6 +465,10 @@ void code_tile(const CodeJob& job, int64_t batch, int64_t first_row, int64_t row
                                                  to_memory(products, width));
       });
     if ((from + kCodeChunk) % span != 0 && from + kCodeChunk < keys) continue;
+    for (int64_t r = 0; r < rows; ++r) {
+      code_sums[r] += sum_of(span_sums[r]);
+      span_sums[r] = Ints{};
+    }
     if (planes == 2) {
       const int32_t* const low = made.products + rows * width;
       for (int64_t i = 0; i < rows * width; ++i) made.sums[i] += static_cast<int64_t>(made.products[i]) * 65536 + low[i];
