@@ -475,8 +475,9 @@ def QLinear(x, w, bias, scale):
 
 @script(samq)
 def QLinearResidual(x, w, bias, scale, residual):
-    """`QLinear` + residual, of the same shape."""
-    return op.Add(linearSums(x, w, bias, scale), residual)
+    """`QLinear` + residual, of the same shape. An Add ONNX Runtime would fuse with a norm that reads it, and round
+    otherwise."""
+    return op.Sum(linearSums(x, w, bias, scale), residual)
 
 
 @script(samq)

@@ -4,10 +4,8 @@
     QLinear(x) + residual         ->  QLinearResidual(x, residual)
     Quantize(Attention on codes)  ->  the attention's form that gives codes
 
-Exact: kernels take the same steps. Refuses outputs that something else reads too, additions that broadcast, scales per
-channel, and sums of rank 3 that something else than an Add reads: with a LayerNormalization ONNX Runtime fuses those
-itself, with other rounding, where it sees them, which would be in function bodies but not in kernels. `unfuse` puts the
-parts back under their names, for whoever wants to see the float values.
+Exact: kernels take the same steps. Refuses outputs that something else reads too, additions that broadcast, and scales
+per channel. `unfuse` puts the parts back under their names, for whoever wants to see the float values.
 """
 
 from __future__ import annotations
@@ -44,15 +42,7 @@ def _alone(value: ir.Value | None, op_types: set[str]) -> ir.Node | None:
     return node if len(value.uses()) == 1 and not value.is_graph_output() else None
 
 
-def _skips_to_norm(total: ir.Value) -> bool:
-    """Whether ONNX Runtime may make this sum and a norm that reads it, whole or in parts, a SkipLayerNormalization."""
-    norms = any(node.op_type != "Add" for node, _ in total.uses())
-    return norms and (total.shape is None or len(total.shape) == 3)
-
-
 def _with_residual(builder: Builder, add: ir.Node) -> None:
-    if _skips_to_norm(add.outputs[0]):
-        return
     a, b = add.inputs
     for summand, residual in ((a, b), (b, a)):
         node = _alone(summand, {LINEAR})
