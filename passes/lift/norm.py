@@ -10,7 +10,9 @@ import onnx_ir as ir
 
 from samq_onnx.passes.lift.structure import Norm
 
-__all__ = ["find_norms"]
+__all__ = ["EPSILON", "find_norms"]
+
+EPSILON = 1e-5  # where a LayerNormalization names none
 
 
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
@@ -42,7 +44,10 @@ def _by_means(divide: ir.Node) -> Norm | None:
     root = _producer(divide.inputs[1], "Sqrt")
     shifted = _producer(root.inputs[0], "Add") if root else None
     variance = next((n for v in shifted.inputs if (n := _producer(v, "ReduceMean"))), None) if shifted else None
-    if centre is None or variance is None or variance.inputs[0] is None:
+    if centre is None or shifted is None or variance is None or variance.inputs[0] is None:
+        return None
+    epsilon = _other(shifted, variance.outputs[0])
+    if epsilon is None or epsilon.const_value is None or epsilon.const_value.size != 1:
         return None
     square = variance.inputs[0].producer()
     if square is None or square.op_type not in ("Pow", "Mul") or square.inputs[0] is not centre.outputs[0]:
@@ -57,7 +62,7 @@ def _by_means(divide: ir.Node) -> Norm | None:
     bias = _other(add, multiply.outputs[0]) if add and multiply else None
     if scale is None or bias is None or add is None or scale.const_value is None or bias.const_value is None:
         return None
-    return Norm(divide, x, scale, bias, add.outputs[0], axis)
+    return Norm(divide, x, scale, bias, add.outputs[0], axis, epsilon.const_value.numpy().item())
 
 
 def find_norms(graph: ir.Graph) -> list[Norm]:
@@ -67,7 +72,8 @@ def find_norms(graph: ir.Graph) -> list[Norm]:
         if node.op_type == "LayerNormalization" and node.inputs[0] is not None and node.inputs[1] is not None:
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
-            found.append(Norm(node, node.inputs[0], node.inputs[1], bias, node.outputs[0], axis))
+            epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else EPSILON
+            found.append(Norm(node, node.inputs[0], node.inputs[1], bias, node.outputs[0], axis, epsilon))
         elif node.op_type == "Div" and node.domain == "" and (norm := _by_means(node)) is not None:
             found.append(norm)
     return found

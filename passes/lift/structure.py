@@ -105,6 +105,7 @@ class Norm:
     bias: ir.Value | None
     output: ir.Value
     axis: int
+    epsilon: float
 
 
 @dataclasses.dataclass

@@ -14,10 +14,26 @@ import onnxruntime as ort
 
 from samq_onnx.passes.lift.structure import Linear, Projection
 
-__all__ = ["VIEW_OPS", "trace_projection"]
+__all__ = ["VIEW_OPS", "nodes_between", "trace_projection"]
 
 VIEW_OPS = frozenset({"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Gather", "Identity"})
 UNKNOWN_SIZE = 3  # tokens tried where a dimension is not known
+LONGEST = 12  # nodes of an activation or a norm, however spelled
+
+
+def nodes_between(start: ir.Value, end: ir.Value) -> set[ir.Node] | None:
+    """The nodes that read ``start`` and lead to ``end``; None if one leads elsewhere, or if they are many."""
+    pending, seen = [start], set()
+    while pending:
+        value = pending.pop()
+        users = {node for node, _ in value.uses()}
+        if value.is_graph_output() or not users:
+            return None
+        seen |= users
+        if len(seen) > LONGEST:
+            return None
+        pending += [output for node in users for output in node.outputs if output is not end]
+    return seen
 
 
 def _linear_behind(operand: ir.Value, by_output: dict[ir.Value, Linear]) -> Linear | None:

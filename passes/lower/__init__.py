@@ -17,6 +17,7 @@ from samq_onnx.passes.lower.opset import raise_opset
 from samq_onnx.passes.lower.padding import pad_later
 from samq_onnx.passes.lower.rows import move_rows_first
 from samq_onnx.passes.lower.sink import sink_views
+from samq_onnx.passes.lower.slices import merge_slices
 from samq_onnx.passes.lower.views import gather_views
 from samq_onnx.plan import QuantPlan
 
@@ -34,6 +35,7 @@ def lower(model: ir.Model, structure: Structure, plan: QuantPlan) -> list[str]:
     pad_later(builder)
     fuse(builder)
     fuse_norms(builder)
+    merge_slices(builder)
     gather_views(builder)  # last, as then most views are on codes
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)

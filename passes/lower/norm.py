@@ -16,12 +16,12 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.ops import DOMAIN
+from samq_onnx.passes.lift.norm import EPSILON
 from samq_onnx.passes.lower.build import FLOAT_OUTPUT, Builder, take_place
 
 __all__ = ["NORM", "fuse_norms", "unfuse_norm"]
 
 NORM = "LayerNormQuantize"
-EPSILON = 1e-5  # where a LayerNormalization names none
 CONTAINER_BITS = 8
 CLIPS = {2**bits - 1: bits for bits in range(1, CONTAINER_BITS)}
 

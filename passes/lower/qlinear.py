@@ -26,6 +26,7 @@ from scipy.special import erf
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.fold.edit import reaches_only_attention
 from samq_onnx.passes.lift import Gelu, Linear, Structure
+from samq_onnx.passes.lift.trace import nodes_between
 from samq_onnx.passes.lower.build import Builder, Codes, take_place
 from samq_onnx.plan import QuantPlan, Uniform
 
@@ -34,7 +35,6 @@ __all__ = ["Epilogues", "lower_qlinear", "takes_qlinear"]
 MANY_ROWS = 256  # the weight is packed in every run, which few rows would not repay
 TABLE_SIZE = 2**14
 FARTHEST_GELU = -6.0  # below it GELU is 0 for codes of any scale worth having
-LONGEST_GELU = 8  # nodes
 
 
 def takes_qlinear(linear: Linear) -> bool:
@@ -73,7 +73,7 @@ class Epilogues:
     def gelu(self, linear: Linear) -> tuple[Gelu, Uniform] | None:
         """The GELU that alone reads the linear, and its codes, if linears of one plan alone read it."""
         gelu = self._gelus.get(linear.output)
-        if gelu is None or gelu.output.is_graph_output() or not _leads_only_to(linear.output, gelu.output):
+        if gelu is None or gelu.output.is_graph_output() or nodes_between(linear.output, gelu.output) is None:
             return None
         codes = {self._inputs.get(node) if index == 0 else None for node, index in gelu.output.uses()}
         only = codes.pop() if len(codes) == 1 else None
@@ -105,21 +105,6 @@ class Epilogues:
             return None
         made.bits = widths.pop()
         return made
-
-
-def _leads_only_to(start: ir.Value, end: ir.Value) -> bool:
-    """Whether every path from ``start`` ends in ``end``, within the length of a GELU."""
-    pending, seen = [start], set()
-    while pending:
-        value = pending.pop()
-        users = {node for node, _ in value.uses()}
-        if value.is_graph_output() or not users:
-            return False
-        seen |= users
-        if len(seen) > LONGEST_GELU:
-            return False
-        pending += [output for node in users for output in node.outputs if output is not end]
-    return True
 
 
 def _attention_inputs(value: ir.Value) -> int:

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transposed convolutions that do not overlap become linear layers of rows; what they give stays the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from samq_onnx.models import load_model
+from samq_onnx.passes.lift import lift, simplify
+from samq_onnx.passes.lift.upscaling import upscale_rows
+from tests.conftest import Feed, relative_error, run_model
+
+RANDOM = np.random.default_rng(0)
+HEIGHT, WIDTH = 3, 4
+WEIGHTS = {
+    "w": (8, 6, 2, 2), "b": (6,), "w_oblong": (8, 6, 1, 3), "w_second": (6, 4, 2, 2), "b_second": (4,),
+    "w_third": (4, 5, 3, 2), "gain": (6, 1, 1), "offset": (1, 6, 1, 1), "gain_last": (12,), "w_grouped": (8, 3, 2, 2),
+    "w_line": (8, 6, 2), "w_overlap": (8, 6, 3, 3), "b_overlap": (6,),
+}  # fmt: skip
+FLAT = "flat = Reshape (y, flat_shape)\n product = MatMul (weights, flat)\n masks = Reshape (product, masks_shape)"
+UP = "y = ConvTranspose <strides = [2, 2]> (x, w, b)"
+NORM = """
+    mean = ReduceMean <axes = [1]> (a)
+    centred = Sub (a, mean)
+    square = Mul (centred, centred)
+    variance = ReduceMean <axes = [1]> (square)
+    shifted = Add (variance, epsilon)
+    root = Sqrt (shifted)
+    normed = Div (centred, root)
+    scaled = Mul (normed, gain)
+    n = Add (scaled, offset)
+"""
+GELU = """
+    quotient = Div ({x}, root_two)
+    erf = Erf (quotient)
+    raised = Add (erf, one)
+    gated = Mul ({x}, raised)
+    {y} = Mul (gated, half)
+"""
+SAM = f"""
+    a = ConvTranspose <strides = [2, 2], kernel_shape = [2, 2], pads = [0, 0, 0, 0], dilations = [1, 1], group = 1> (x, w, b)
+    {NORM}
+    {GELU.format(x="n", y="g")}
+    c = ConvTranspose <strides = [2, 2]> (g, w_second, b_second)
+    {GELU.format(x="c", y="y").replace("quotient", "q2").replace("erf", "e2").replace("raised", "r2").replace("gated", "g2")}
+"""  # noqa: E501
+TOKENS = "turned = Transpose <perm = [0, 2, 1]> (tokens)\n x = Reshape (turned, x_shape)\n"
+PUT_ON_ROWS = {  # body, height and width of masks
+    "as in SAM": (SAM, 12, 16),
+    "one": (UP, 6, 8),
+    "oblong without bias": ("y = ConvTranspose <strides = [1, 3]> (x, w_oblong)", 3, 12),
+    "three": (
+        "a = ConvTranspose <strides = [2, 2]> (x, w, b)\n c = ConvTranspose <strides = [2, 2]> (a, w_second)\n"
+        "y = ConvTranspose <strides = [3, 2]> (c, w_third)", 36, 32),
+}  # fmt: skip
+REFUSED = {
+    "overlapping": ("y = ConvTranspose <strides = [2, 2], pads = [1, 1, 0, 0]> (x, w_overlap, b_overlap)", 6, 8),
+    "apart": ("y = ConvTranspose <strides = [3, 3], output_padding = [1, 1]> (x, w, b)", 9, 12),
+    "padded": ("y = ConvTranspose <strides = [2, 2], pads = [1, 1, 1, 1]> (x, w, b)", 4, 6),
+    "dilated": ("y = ConvTranspose <strides = [2, 2], dilations = [2, 2], pads = [1, 1, 0, 0]> (x, w, b)", 6, 8),
+    "grouped": ("y = ConvTranspose <strides = [2, 2], group = 2> (x, w_grouped, b)", 6, 8),
+    "other masks": (UP, 8, 6),
+    "norm of the last axes": (
+        "a = ConvTranspose <strides = [2, 2]> (x, w, b)\n y = LayerNormalization <axis = 1> (a, all)", 6, 8),
+    "another activation": ("a = ConvTranspose <strides = [2, 2]> (x, w, b)\n y = Softmax <axis = 2> (a)", 6, 8),
+}  # fmt: skip
+WEIGHTS |= {"all": (6, 6, 8)}
+SCALARS = {"epsilon": 1e-3, "root_two": 2**0.5, "one": 1.0, "half": 0.5}
+
+
+def _model(body: str, height: int, width: int, batch: str | int = 1, opset: int = 17, source: str = TOKENS) -> ir.Model:
+    given = f"float[{batch}, {HEIGHT * WIDTH}, 8] tokens" if source else f"float[{batch}, 8, {HEIGHT}, {WIDTH}] x"
+    text = f"{source}{body}\n{FLAT}"
+    channels = {"w_third": 5, "w_second": 4}
+    last = next((count for name, count in channels.items() if f" {name}" in body), 6)
+    model = onnx.parser.parse_model(f"""
+    <ir_version: 8, opset_import: ["" : {opset}]>
+    upscaling ({given}, float[{batch}, 4, {last}] weights) => (float[{batch}, 4, {height}, {width}] masks)
+    {{ {text} }}""")
+    constants = {name: RANDOM.standard_normal(shape, dtype=np.float32) for name, shape in WEIGHTS.items()}
+    constants |= {name: np.float32(value) for name, value in SCALARS.items()}
+    constants |= {"x_shape": np.array([0, 8, HEIGHT, WIDTH]), "flat_shape": np.array([0, last, -1])}
+    constants["masks_shape"] = np.array([0, 4, height, width])
+    used = {name for node in model.graph.node for name in node.input}
+    for name in sorted(used & constants.keys()):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(constants[name]), name))
+    return ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
+
+
+def _run(model: ir.Model, batch: int = 1) -> list[np.ndarray]:
+    random = np.random.default_rng(1)
+    feed = {}
+    for value in model.graph.inputs:
+        assert value.shape is not None
+        feed[value.name or ""] = random.standard_normal((batch, *list(value.shape)[1:]), dtype=np.float32)
+    return run_model(model, feed)
+
+
+def _kinds(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+@pytest.mark.parametrize("source", [TOKENS, ""])
+@pytest.mark.parametrize(("batch", "count"), [(1, 1), ("N", 3)])
+@pytest.mark.parametrize("name", PUT_ON_ROWS)
+def test_rows_give_the_same(name: str, batch: str | int, count: int, source: str) -> None:
+    model = _model(*PUT_ON_ROWS[name], batch=batch, source=source)
+    before = _run(model, count)
+    simplify(model)
+    structure = lift(model)
+    assert "ConvTranspose" not in _kinds(model)
+    assert [value.name for value in model.graph.outputs] == ["masks"]
+    assert relative_error(before, _run(model, count)) < 1e-6
+    assert len(structure.linears) == PUT_ON_ROWS[name][0].count("ConvTranspose")
+    kinds = _kinds(model)
+    lift(model)
+    assert _kinds(model) == kinds
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_linear_layer_stays(name: str) -> None:
+    model = _model(*REFUSED[name])
+    kinds = _kinds(model)
+    assert not upscale_rows(model)
+    assert _kinds(model) == kinds
+
+
+def test_old_operator_sets_have_no_layer_norm() -> None:
+    assert not upscale_rows(_model(*PUT_ON_ROWS["one"], opset=16))
+
+
+@pytest.mark.parametrize("name", ["y", "g", "n", "flat"])
+def test_what_else_is_read_stays(name: str) -> None:
+    model = _model(*PUT_ON_ROWS["as in SAM"])
+    model.graph.outputs.append(next(value for node in model.graph for value in node.outputs if value.name == name))
+    before = _run(model)
+    changed = upscale_rows(model)
+    assert changed == (name in ("g", "n"))  # the second layer, alone, may still go
+    assert relative_error(before, _run(model)) < 1e-6
+
+
+@pytest.mark.parametrize("weight", ["w", "b"])
+def test_weights_that_are_fed_stay(weight: str) -> None:
+    model = _model(*PUT_ON_ROWS["one"])
+    model.graph.inputs.append(model.graph.initializers[weight])
+    assert not upscale_rows(model)
+
+
+def test_the_decoder_of_sam_is_taken(nano: Path, decoder_feed: Feed) -> None:
+    model = load_model(nano / "decoder.onnx")
+    before = run_model(model, decoder_feed)
+    simplify(model)
+    assert upscale_rows(model)
+    assert relative_error(before, run_model(model, decoder_feed)) < 5e-5
