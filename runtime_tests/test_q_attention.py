@@ -132,6 +132,19 @@ def test_log_codes(shape: tuple[int, ...], keys: int, depth: int, tau: int, bits
     check_rows(code_feed(shape, keys, depth), 0.5 * depth**-0.5, tau, bits)
 
 
+@pytest.mark.parametrize("op", ["UniformRowAttention", "UniformRowAttentionQuantize"])
+def test_many_entries_give_what_each_gives(op: str) -> None:
+    """More k and v than are packed at a time."""
+    feed = without_scale(code_feed((131, 2), 4096, 16))
+    if op.endswith("Quantize"):
+        feed |= {"y_scale": scalar(0.01), "y_zero_point": scalar(101, np.uint8)}
+    attributes = {"scale": 0.2, "bits": 8}
+    found = run(op, feed, attributes, native=True)
+    for entry in (0, 63, 64, 127, 128, 130):
+        one = {name: x[entry : entry + 1] if name in ("q", "k", "v") else x for name, x in feed.items()}
+        np.testing.assert_array_equal(found[entry : entry + 1], run(op, one, attributes, native=True))
+
+
 @pytest.mark.parametrize(("shape", "hq", "wq", "hk", "wk", "depth"), GRIDS)
 def test_log_codes_with_relative_position(
     shape: tuple[int, ...], hq: int, wq: int, hk: int, wk: int, depth: int

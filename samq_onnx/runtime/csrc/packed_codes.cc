@@ -36,7 +36,7 @@ CodeRange code_range(const Context& context, const TileKernels& kernels, const T
 template CodeRange code_range(const Context&, const TileKernels&, const Tensor<uint8_t>&);
 template CodeRange code_range(const Context&, const TileKernels&, const Tensor<int8_t>&);
 
-PackedCodes::PackedCodes(const Context& context, const TileKernels& kernels, const Tensor<uint8_t>& codes, int64_t batch,
+PackedCodes::PackedCodes(const Context& context, const TileKernels& kernels, const Tensor<uint8_t>& codes, int64_t room,
                          int64_t depth, int64_t depth_step, int64_t columns, int64_t column_step, int32_t zero_point,
                          int32_t left, bool narrow)
     : centre(zero_point),
@@ -50,19 +50,27 @@ PackedCodes::PackedCodes(const Context& context, const TileKernels& kernels, con
       }()),
       step(packed.form == Form::kPairs ? packed_size<2>(depth, columns, kernels.panel)
                                        : packed_size<4>(depth, columns, kernels.panel)),
-      pairs_(packed.form == Form::kPairs ? batch * step : 0),
-      bytes_(packed.form == Form::kPairs ? 0 : batch * step) {
+      codes_(codes.data),
+      depth_(depth),
+      depth_step_(depth_step),
+      columns_(columns),
+      column_step_(column_step),
+      panel_(kernels.panel),
+      pairs_(packed.form == Form::kPairs ? room * step : 0),
+      bytes_(packed.form == Form::kPairs ? 0 : room * step) {
   const bool pairs = packed.form == Form::kPairs;
   packed.depth = round_up(depth, pairs ? 2 : 4);
   packed.data = pairs ? static_cast<const void*>(pairs_.data()) : bytes_.data();
-  context.parallel_for(batch, [&](int64_t b) {
-    const uint8_t* const from = codes.data + b * depth * columns;
-    if (pairs)
-      pack<2>(from, depth, depth_step, columns, column_step, centre, kernels.panel,
-              pairs_.data() + b * step);
+}
+
+void PackedCodes::pack(const Context& context, int64_t first, int64_t count) {
+  context.parallel_for(count, [&](int64_t entry) {
+    const uint8_t* const from = codes_ + (first + entry) * depth_ * columns_;
+    const int64_t at = entry * step;
+    if (packed.form == Form::kPairs)
+      samq::pack<2>(from, depth_, depth_step_, columns_, column_step_, centre, panel_, pairs_.data() + at);
     else
-      pack<4>(from, depth, depth_step, columns, column_step, centre, kernels.panel,
-              bytes_.data() + b * step);
+      samq::pack<4>(from, depth_, depth_step_, columns_, column_step_, centre, panel_, bytes_.data() + at);
   });
 }
 

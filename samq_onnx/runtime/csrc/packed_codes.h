@@ -21,20 +21,25 @@ struct CodeRange {
 template <class T>
 CodeRange code_range(const Context& context, const TileKernels& kernels, const Tensor<T>& codes);
 
-// k or v of every batch entry.
+// k or v of some batch entries at a time.
 class PackedCodes {
  public:
-  // Operand b[i][j] = codes[i * depth_step + j * column_step], i < depth, j < columns, entries depth * columns apart;
-  // `left` is the largest left operand. Without `narrow` the form is kPairs.
-  PackedCodes(const Context& context, const TileKernels& kernels, const Tensor<uint8_t>& codes, int64_t batch,
+  // Operand b[i][j] = codes[i * depth_step + j * column_step], i < depth, j < columns, entries depth * columns apart,
+  // with room for `room` entries; `left` is the largest left operand. Without `narrow` the form is kPairs.
+  PackedCodes(const Context& context, const TileKernels& kernels, const Tensor<uint8_t>& codes, int64_t room,
               int64_t depth, int64_t depth_step, int64_t columns, int64_t column_step, int32_t zero_point, int32_t left,
               bool narrow);
 
-  int32_t centre;  // what was taken off the codes: the zero point for kPairs
+  // Packs `count` entries, from entry `first` on.
+  void pack(const Context& context, int64_t first, int64_t count);
+
+  int32_t centre;  // what is taken off the codes: the zero point for kPairs
   Packed packed;
-  int64_t step;  // elements from one batch entry to the next
+  int64_t step;  // elements from one entry to the next
 
  private:
+  const uint8_t* codes_;
+  int64_t depth_, depth_step_, columns_, column_step_, panel_;
   Buffer<int16_t> pairs_;
   Buffer<int8_t> bytes_;
 };

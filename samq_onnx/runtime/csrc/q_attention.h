@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // samq.QAttention, UniformAttention, LogRowAttention, UniformRowAttention, with RelPos and Quantize: attention on 8-bit
-// codes, to float or quantized. All sums are integers, and what is float takes single rounded steps in the order of the function bodies
-// (ops.py), so both give the same bits.
+// codes, to float or quantized. All sums are integers, and what is float takes single rounded steps in the order of the
+// function bodies (ops.py), so both give the same bits.
 #pragma once
 
 #include <algorithm>
@@ -142,10 +142,11 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
       if (keys == 0) std::fill_n(job.out, batch * rows * value_depth, 0.0f);
     }
     if (keys == 0) return;
-    const PackedCodes packed_k(context, kernels, k, batch, depth, 1, keys, depth, k_zero,
-                               code_range(context, kernels, q).highest, true);
-    const PackedCodes packed_v(context, kernels, v, batch, keys, value_depth, value_depth, 1, v_zero, largest_code_,
-                               tau_ == 0);
+    const int64_t entry = std::max<int64_t>(1, keys * (depth + value_depth));
+    const int64_t room = std::max<int64_t>(1, std::min(batch, kRoom / entry));
+    PackedCodes packed_k(context, kernels, k, room, depth, 1, keys, depth, k_zero, code_range(context, kernels, q).highest,
+                         true);
+    PackedCodes packed_v(context, kernels, v, room, keys, value_depth, value_depth, 1, v_zero, largest_code_, tau_ == 0);
     job.k = packed_k.packed;
     job.v = packed_v.packed;
     job.k_step = packed_k.step;
@@ -154,19 +155,30 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
     job.v_row = packed_v.centre - v_zero;
     // sum (q - zq) (k - zk) = sum q (k - c) + (c - zk) sum q - zq sum (k - zk)
     const int64_t line = round_up(keys, kernels.panel);
-    std::vector<int32_t> columns(static_cast<size_t>(batch * line), 0);
-    if (job.k.form != Form::kPairs)
-      context.parallel_for(batch * keys, [&, keys = keys, depth = depth](int64_t row) {
-        int32_t sum = 0;
-        for (int64_t c = 0; c < depth; ++c) sum += k.data[row * depth + c] - k_zero;
-        columns[static_cast<size_t>(row / keys * line + row % keys)] = -job.q_zero_point * sum;
-      });
+    std::vector<int32_t> columns(static_cast<size_t>(room * line), 0);
     job.k_columns = columns.data();
-    run_tiles(context, job, kernels.code_scratch, kernels.code_tile);
+    for (int64_t first = 0; first < batch; first += room) {
+      job.sizes.batch = std::min(room, batch - first);
+      packed_k.pack(context, first, job.sizes.batch);
+      packed_v.pack(context, first, job.sizes.batch);
+      if (job.k.form != Form::kPairs)
+        context.parallel_for(job.sizes.batch * keys, [&, keys = keys, depth = depth](int64_t row) {
+          int32_t sum = 0;
+          for (int64_t c = 0; c < depth; ++c) sum += k.data[(first * keys + row) * depth + c] - k_zero;
+          columns[static_cast<size_t>(row / keys * line + row % keys)] = -job.q_zero_point * sum;
+        });
+      run_tiles(context, job, kernels.code_scratch, kernels.code_tile);
+      job.q += job.sizes.batch * rows * depth;
+      if (job.out != nullptr)
+        job.out += job.sizes.batch * rows * value_depth;
+      else
+        job.codes += job.sizes.batch * rows * value_depth;
+    }
   }
 
  private:
   static constexpr float kOctaves = 1.44269504f;  // log2 e
+  static constexpr int64_t kRoom = 1 << 23;  // codes of k and v that are packed at a time
   float scale_;
   int32_t tau_, largest_code_;
 };
