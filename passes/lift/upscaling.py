@@ -10,7 +10,7 @@ multiplied alone, so it is a linear layer of the image's tokens.
 
 Rows come out as (y, x, ky, kx) and are put in the order of the plane, whole, before the next such layer; the last ones
 stay so, and their masks are put in order. Equal but for the order of sums. Takes two-dimensional kernels of float32
-without padding, dilation or groups, in known shapes but for N and M; refuses whatever something else reads on the way,
+without padding, dilation or groups, in known shapes but for N; refuses whatever something else reads on the way,
 and models before opset 17, which have no LayerNormalization.
 """
 
@@ -38,7 +38,6 @@ OPSET = 17
 CHANNELS = (1, -3)  # the axis of channels in [N, C, H, W]
 
 Step: TypeAlias = ir.Node | Norm | Gelu
-Dim: TypeAlias = int | ir.SymbolicDim | None
 
 
 @dataclasses.dataclass
@@ -54,15 +53,17 @@ def _enlarges(node: ir.Node) -> bool:
     """Whether the node is a transposed convolution of positions that do not overlap."""
     if node.op_type != "ConvTranspose" or node.domain or _plane(node.inputs[0]) is None:
         return False
-    if not all(
-        is_constant(value) and value.dtype == ir.DataType.FLOAT for value in node.inputs[1:] if value is not None
-    ):
+    if not all(is_constant(value) and value.dtype == ir.DataType.FLOAT for value in _weights(node)):
         return False
     kernel = _array(node, 1).shape[2:]
     plain = {"strides": kernel, "kernel_shape": kernel, "pads": (0,) * 4, "dilations": (1, 1), "group": 1}
     plain |= {"output_padding": (0, 0), "auto_pad": "NOTSET"}
     asked = {name: attribute.value for name, attribute in node.attributes.items()}
     return len(kernel) == 2 and "strides" in asked and all(plain.get(name) == value for name, value in asked.items())
+
+
+def _weights(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.inputs[1:] if value is not None]
 
 
 def _array(node: ir.Node, index: int) -> np.ndarray:
@@ -97,9 +98,13 @@ def _product(y: ir.Value) -> tuple[ir.Node, ir.Node] | None:
     if plane is None or flat is None or product is None or masks is None:
         return None
     channels, height, width = plane
-    ends = [list(node.outputs[0].shape or ()) for node in (flat, masks)]
-    fits = ends[0][1:] == [channels, height * width] and len(ends[1]) == 4 and ends[1][2:] == [height, width]
-    return (product, masks) if fits else None
+    weights = product.inputs[0]
+    given, lines, made = (
+        list(value.shape)[1:] if value is not None and value.shape is not None else []
+        for value in (weights, flat.outputs[0], masks.outputs[0])
+    )
+    fits = lines == [channels, height * width] and len(given) == 2 and made == [given[0], height, width]
+    return (product, masks) if fits and isinstance(given[0], int) else None
 
 
 def _chain(first: ir.Node, norms: dict[ir.Value, Norm], gelus: dict[ir.Value, Gelu]) -> _Chain | None:
@@ -157,7 +162,7 @@ class _Rewriter:
         self,
         op_type: str,
         inputs: list[ir.Value],
-        dims: Sequence[Dim],
+        dims: Sequence[int | ir.SymbolicDim],
         attributes: dict[str, Any] | None = None,
         name: str = "",
     ) -> ir.Value:
@@ -170,7 +175,7 @@ class _Rewriter:
 
     def _reshaped(self, x: ir.Value, dims: list[int], name: str) -> ir.Value:
         shape = self._constant(np.array([0, *dims], np.int64), f"{name}_shape")
-        return self._op("Reshape", [x, shape], [None if dim == -1 else dim for dim in dims])
+        return self._op("Reshape", [x, shape], dims)
 
     def _tokens(self, x: ir.Value) -> ir.Value:
         """x [N, C, H, W] as [N, H W, C], which may be what it was made from."""
@@ -204,7 +209,7 @@ class _Rewriter:
         matrix = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
         dims = [self._height * self._width, matrix.shape[1]]
         rows = self._op("MatMul", [self._rows, self._constant(matrix, f"{name}_weight")], dims, name=node.name or "")
-        if len(node.inputs) > 2:
+        if len(_weights(node)) > 1:
             bias = self._constant(np.tile(_array(node, 2), high * wide), f"{name}_bias")
             rows = self._op("Add", [rows, bias], dims)
         self._kernel, self._channels = (high, wide), channels
@@ -234,17 +239,21 @@ class _Rewriter:
 
     def finish(self, product: ir.Node, masks: ir.Node) -> None:
         weights, given = product.inputs[0], masks.outputs[0]
-        assert weights is not None and given.shape is not None and self._kernel is not None
-        count, name = list(given.shape)[1], given.name
+        assert weights is not None and weights.shape is not None and given.shape is not None
+        assert self._kernel is not None
+        count, name = given.shape[1], given.name
+        assert isinstance(count, int)
         high, wide = self._kernel
         places = [self._height, self._width, high, wide]
+        self._batch = weights.shape[0]
         turned = self._op("Transpose", [weights], [self._channels, count], {"perm": [0, 2, 1]})
+        self._batch = given.shape[0]  # either operand's may be 1
         rows = self._op("MatMul", [self._rows, turned], [math.prod(places), count], name=product.name or "")
         lines = self._op("Transpose", [rows], [count, math.prod(places)], {"perm": [0, 2, 1]})
-        apart = self._reshaped(lines, [-1, *places], f"{name}_apart")
+        apart = self._reshaped(lines, [count, *places], f"{name}_apart")
         order = [count, self._height, high, self._width, wide]
         moved = self._op("Transpose", [apart], order, {"perm": [0, 1, 2, 4, 3, 5]})
-        made = self._reshaped(moved, [-1, self._height * high, self._width * wide], f"{name}_in_order")
+        made = self._reshaped(moved, [count, self._height * high, self._width * wide], f"{name}_in_order")
         self._put(masks)
         made.shape, made.type = given.shape, given.type
         ir.convenience.replace_all_uses_with(given, made, replace_graph_outputs=True)

@@ -130,6 +130,35 @@ def test_what_is_no_linear_layer_stays(name: str) -> None:
     assert _kinds(model) == kinds
 
 
+def test_masks_of_several_prompts_in_one_row_stay() -> None:
+    model = _model(*PUT_ON_ROWS["one"], batch=2)
+    (masks,) = model.graph.outputs
+    masks.shape = ir.Shape((1, 8, 6, 8))
+    model.graph.initializers["masks_shape"].const_value = ir.tensor(np.array([1, 8, 6, 8]), name="masks_shape")
+    assert not upscale_rows(model)
+
+
+def test_one_image_for_all_prompts() -> None:
+    model = _model(*PUT_ON_ROWS["as in SAM"])
+    for value in (model.graph.inputs[1], model.graph.outputs[0], model.graph[-2].outputs[0]):
+        assert value.shape is not None
+        value.shape = ir.Shape([3, *value.shape[1:]])
+    random = np.random.default_rng(1)
+    feed = {
+        "tokens": random.standard_normal((1, HEIGHT * WIDTH, 8), dtype=np.float32),
+        "weights": random.standard_normal((3, 4, 4), dtype=np.float32),
+    }
+    before = run_model(model, feed)
+    assert upscale_rows(model)
+    assert relative_error(before, run_model(model, feed)) < 1e-6
+
+
+def test_weights_of_all_prompts_stay() -> None:
+    model = _model(*PUT_ON_ROWS["one"])
+    model.graph.inputs[1].shape = ir.Shape((4, 6))
+    assert not upscale_rows(model)
+
+
 def test_old_operator_sets_have_no_layer_norm() -> None:
     assert not upscale_rows(_model(*PUT_ON_ROWS["one"], opset=16))
 
