@@ -132,13 +132,17 @@ def test_log_codes(shape: tuple[int, ...], keys: int, depth: int, tau: int, bits
     check_rows(code_feed(shape, keys, depth), 0.5 * depth**-0.5, tau, bits)
 
 
-@pytest.mark.parametrize("op", ["UniformRowAttention", "UniformRowAttentionQuantize"])
-def test_many_entries_give_what_each_gives(op: str) -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("op", ["LogRowAttention", "UniformRowAttentionQuantize"])
+def test_many_entries_give_what_each_gives(op: str, bits: int) -> None:
     """More k and v than are packed at a time."""
     feed = without_scale(code_feed((131, 2), 4096, 16))
+    feed = narrow(feed, bits) if bits < 8 else feed
+    attributes: dict[str, Any] = {"scale": 0.2, "bits": bits}
     if op.endswith("Quantize"):
         feed |= {"y_scale": scalar(0.01), "y_zero_point": scalar(101, np.uint8)}
-    attributes = {"scale": 0.2, "bits": 8}
+    else:
+        attributes |= {"tau": 2}
     found = run(op, feed, attributes, native=True)
     for entry in (0, 63, 64, 127, 128, 130):
         one = {name: x[entry : entry + 1] if name in ("q", "k", "v") else x for name, x in feed.items()}

@@ -14,7 +14,6 @@ from samq_onnx.passes.lift.norm import find_norms
 from samq_onnx.passes.lift.simplify import simplify
 from samq_onnx.passes.lift.structure import AttentionSite, Gelu, Linear, Norm, Projection, Structure
 from samq_onnx.passes.lift.trace import trace_projection
-from samq_onnx.passes.lift.upscaling import upscale_rows
 
 __all__ = ["AttentionSite", "Gelu", "Linear", "Norm", "Projection", "Structure", "lift", "simplify"]
 
@@ -22,12 +21,11 @@ ATTENTION_OPS = ("Attention", "AttentionRelPos")
 
 
 def lift(model: ir.Model) -> Structure:
-    """Put mask upscaling on rows and outline every attention of a simplified model, in place, and describe the whole.
+    """Outline every attention of a simplified model, in place, and describe the whole.
 
     Lifting a lifted model changes nothing and finds the same structure.
     """
     graph = model.graph
-    upscale_rows(model)
     structure = Structure(norms=find_norms(graph), gelus=find_gelus(graph))
     matches: list[Match] = []
     for node in graph:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.passes.lift.structure import Linear
 
-__all__ = ["find_linears", "is_constant"]
+__all__ = ["array_of", "find_linears", "is_constant"]
 
 
 def is_constant(value: ir.Value | None, rank: int | None = None) -> bool:
@@ -15,6 +16,12 @@ def is_constant(value: ir.Value | None, rank: int | None = None) -> bool:
     if value is None or value.const_value is None or not value.is_initializer() or value.is_graph_input():
         return False
     return rank is None or len(value.const_value.shape) == rank
+
+
+def array_of(value: ir.Value | None) -> np.ndarray | None:
+    """What an initializer holds that no feed replaces; None of other values."""
+    tensor = value.const_value if value is not None and is_constant(value) else None
+    return tensor.numpy() if tensor is not None else None
 
 
 def _separate_bias(output: ir.Value, channels: int) -> tuple[ir.Node, ir.Value] | None:

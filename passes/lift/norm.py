@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from samq_onnx.passes.lift.linear import array_of
 from samq_onnx.passes.lift.structure import Norm
 
 __all__ = ["EPSILON", "find_norms"]
@@ -29,40 +30,55 @@ def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
     return uses[0][0] if len(uses) == 1 and uses[0][0].op_type == op_type else None
 
 
-def _axis(node: ir.Node) -> int | None:
+def _mean(value: ir.Value | None) -> tuple[ir.Value, int] | None:
+    """What ``value`` is the mean of, over which one axis, which it keeps."""
+    node = _producer(value, "ReduceMean")
+    if (
+        node is None
+        or node.inputs[0] is None
+        or ("keepdims" in node.attributes and not node.attributes["keepdims"].value)
+    ):
+        return None
     if "axes" in node.attributes:
         axes = list(node.attributes["axes"].as_ints())
     elif len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
         axes = node.inputs[1].const_value.numpy().tolist()
     else:
         return None
-    return axes[0] if len(axes) == 1 else None
+    return (node.inputs[0], axes[0]) if len(axes) == 1 else None
+
+
+def _squares(node: ir.Node, x: ir.Value) -> bool:
+    """Whether the node squares ``x``."""
+    if node.op_type == "Mul":
+        return all(value is x for value in node.inputs)
+    power = array_of(node.inputs[1]) if node.op_type == "Pow" else None
+    return node.inputs[0] is x and power is not None and power.size == 1 and power.item() == 2
 
 
 def _by_means(divide: ir.Node) -> Norm | None:
     centre = _producer(divide.inputs[0], "Sub")
     root = _producer(divide.inputs[1], "Sqrt")
     shifted = _producer(root.inputs[0], "Add") if root else None
-    variance = next((n for v in shifted.inputs if (n := _producer(v, "ReduceMean"))), None) if shifted else None
-    if centre is None or shifted is None or variance is None or variance.inputs[0] is None:
+    if centre is None or shifted is None or centre.inputs[0] is None:
         return None
-    epsilon = _other(shifted, variance.outputs[0])
-    if epsilon is None or epsilon.const_value is None or epsilon.const_value.size != 1:
+    x = centre.inputs[0]
+    mean = _mean(centre.inputs[1])
+    variances = [(value, found) for value in shifted.inputs if (found := _mean(value)) is not None]
+    if mean is None or mean[0] is not x or len(variances) != 1:
         return None
-    square = variance.inputs[0].producer()
-    if square is None or square.op_type not in ("Pow", "Mul") or square.inputs[0] is not centre.outputs[0]:
+    ((variance, (squares, axis)),) = variances
+    square = squares.producer()
+    if square is None or not _squares(square, centre.outputs[0]) or axis != mean[1] or variance is None:
         return None
-    mean, x = _producer(centre.inputs[1], "ReduceMean"), centre.inputs[0]
-    axis = _axis(variance)
-    if mean is None or x is None or mean.inputs[0] is not x or axis is None:
-        return None
+    epsilon = array_of(_other(shifted, variance))
     multiply = _only_reader(divide.outputs[0], "Mul")
     scale = _other(multiply, divide.outputs[0]) if multiply else None
     add = _only_reader(multiply.outputs[0], "Add") if multiply else None
     bias = _other(add, multiply.outputs[0]) if add and multiply else None
-    if scale is None or bias is None or add is None or scale.const_value is None or bias.const_value is None:
+    if add is None or scale is None or array_of(scale) is None or array_of(bias) is None or epsilon is None:
         return None
-    return Norm(divide, x, scale, bias, add.outputs[0], axis, epsilon.const_value.numpy().item())
+    return Norm(divide, x, scale, bias, add.outputs[0], axis, epsilon.item()) if epsilon.size == 1 else None
 
 
 def find_norms(graph: ir.Graph) -> list[Norm]:

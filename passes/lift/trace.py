@@ -23,14 +23,15 @@ LONGEST = 12  # nodes of an activation or a norm, however spelled
 
 def nodes_between(start: ir.Value, end: ir.Value) -> set[ir.Node] | None:
     """The nodes that read ``start`` and lead to ``end``; None if one leads elsewhere, or if they are many."""
-    pending, seen = [start], set()
+    last, pending, seen = end.producer(), [start], set()
+    assert last is not None
     while pending:
         value = pending.pop()
         users = {node for node, _ in value.uses()}
         if value.is_graph_output() or not users:
             return None
         seen |= users
-        if len(seen) > LONGEST:
+        if len(seen) > LONGEST or any(node.graph is not last.graph for node in users):
             return None
         pending += [output for node in users for output in node.outputs if output is not end]
     return seen

@@ -18,6 +18,7 @@ from samq_onnx.passes.lower.padding import pad_later
 from samq_onnx.passes.lower.rows import move_rows_first
 from samq_onnx.passes.lower.sink import sink_views
 from samq_onnx.passes.lower.slices import merge_slices
+from samq_onnx.passes.lower.upscaling import upscale_rows
 from samq_onnx.passes.lower.views import gather_views
 from samq_onnx.plan import QuantPlan
 
@@ -36,6 +37,7 @@ def lower(model: ir.Model, structure: Structure, plan: QuantPlan) -> list[str]:
     fuse(builder)
     fuse_norms(builder)
     merge_slices(builder)
+    upscale_rows(builder)
     gather_views(builder)  # last, as then most views are on codes
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)

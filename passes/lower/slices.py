@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from samq_onnx.passes.lift.linear import array_of
 from samq_onnx.passes.lower.build import Builder, take_place
 
 __all__ = ["merge_slices"]
@@ -26,10 +27,8 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
 
 def _axes(node: ir.Node) -> list[int] | None:
     """The axes that a Slice names by a constant."""
-    value = _input(node, AXES)
-    if node.op_type != "Slice" or node.domain or value is None or value.const_value is None:
-        return None
-    return value.const_value.numpy().tolist()
+    axes = array_of(_input(node, AXES)) if node.op_type == "Slice" and not node.domain else None
+    return axes.tolist() if axes is not None else None
 
 
 def _inner(outer: ir.Node) -> ir.Node | None:
@@ -48,18 +47,21 @@ def _merge(builder: Builder, inner: ir.Node, outer: ir.Node) -> None:
     x, output = inner.inputs[0], outer.outputs[0]
     assert x is not None
     inputs = [x]
-    for index in (STARTS, ENDS, AXES, STEPS):
-        parts = []
-        for node in (inner, outer):
-            value, axes = _input(node, index), _input(node, AXES)
-            assert axes is not None and axes.const_value is not None
-            ones = np.ones_like(axes.const_value.numpy())
-            parts.append(value if value is not None else builder.constant(f"{output.name}_steps", ones))
-        held = [value.const_value.numpy() for value in parts if value.const_value is not None]
-        if len(held) == len(parts):
-            inputs.append(builder.constant(f"{output.name}_{index}", np.concatenate(held)))
+    for index, what in ((STARTS, "starts"), (ENDS, "ends"), (AXES, "axes"), (STEPS, "steps")):
+        values = [_input(node, index) for node in (inner, outer)]
+        arrays = [
+            np.ones_like(array_of(_input(node, AXES))) if value is None else array_of(value)
+            for node, value in zip((inner, outer), values, strict=True)
+        ]
+        held = [array for array in arrays if array is not None]
+        if len(held) == len(arrays):
+            inputs.append(builder.constant(f"{output.name}_{what}", np.concatenate(held)))
             continue
-        joined = ir.Value(name=f"{output.name}_{index}", type=parts[0].type)
+        parts = [
+            builder.constant(f"{output.name}_one", array) if value is None and array is not None else value
+            for value, array in zip(values, arrays, strict=True)
+        ]
+        joined = ir.Value(name=f"{output.name}_{what}", type=ir.TensorType(ir.DataType.INT64))
         builder.graph.insert_before(outer, ir.node("Concat", parts, {"axis": 0}, outputs=[joined]))
         inputs.append(joined)
     made = ir.Value(name=output.name, type=output.type, shape=output.shape)

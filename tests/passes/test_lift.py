@@ -25,7 +25,7 @@ KINDS = {
         "decoder_final": 1,
     },
 }
-LINEARS = {"encoder": 27, "decoder": 53}
+LINEARS = {"encoder": 27, "decoder": 51}
 NORMS = {"encoder": 14, "decoder": 12}
 GELUS = {"encoder": 6, "decoder": 4}
 

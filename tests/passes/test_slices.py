@@ -69,6 +69,22 @@ def test_others_stay(name: str) -> None:
     assert [node.op_type for node in model.graph] == nodes
 
 
+def test_what_is_fed_is_read() -> None:
+    model = _model("a = Slice (x, one, three, two)\n y = Slice (a, zero, two, three)")
+    model.graph.inputs.append(model.graph.initializers["one"])
+    merge_slices(Builder(model.graph))
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5), dtype=np.float32)
+    (y,) = run_model(model, {"x": x, "size": np.array([1]), "one": np.array([0])})
+    np.testing.assert_array_equal(y, x[:, :, :3, :2])
+
+
+def test_axes_that_are_fed_stay() -> None:
+    model = _model(MERGED["two axes"])
+    model.graph.inputs.append(model.graph.initializers["two"])
+    merge_slices(Builder(model.graph))
+    assert [node.op_type for node in model.graph].count("Slice") == 2
+
+
 def test_an_output_between_stays() -> None:
     model = _model(MERGED["two axes"])
     model.graph.outputs.append(model.graph[0].outputs[0])

@@ -10,8 +10,8 @@ multiplied alone, so it is a linear layer of the image's tokens.
 
 Rows come out as (y, x, ky, kx) and are put in the order of the plane, whole, before the next such layer; the last ones
 stay so, and their masks are put in order. Equal but for the order of sums. Takes two-dimensional kernels of float32
-without padding, dilation or groups, in known shapes but for N; refuses whatever something else reads on the way,
-and models before opset 17, which have no LayerNormalization.
+without padding, dilation or groups, in known shapes but for N; refuses whatever something else reads on the way, other
+than scalar constants in GELU, and models before opset 17, which have no LayerNormalization.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 from onnx_ir.tape import Tape
 
 from samq_onnx.passes.lift.gelu import find_gelus
-from samq_onnx.passes.lift.linear import is_constant
+from samq_onnx.passes.lift.linear import array_of
 from samq_onnx.passes.lift.norm import find_norms
 from samq_onnx.passes.lift.structure import Gelu, Norm
 from samq_onnx.passes.lift.trace import nodes_between
+from samq_onnx.passes.lower.build import Builder, take_place
 
 __all__ = ["upscale_rows"]
 
 OPSET = 17
 CHANNELS = (1, -3)  # the axis of channels in [N, C, H, W]
+ROWS = 4  # where arrays of fewer axes leave the rank of rows [N, P, C] as it is
 
 Step: TypeAlias = ir.Node | Norm | Gelu
 
@@ -53,9 +54,10 @@ def _enlarges(node: ir.Node) -> bool:
     """Whether the node is a transposed convolution of positions that do not overlap."""
     if node.op_type != "ConvTranspose" or node.domain or _plane(node.inputs[0]) is None:
         return False
-    if not all(is_constant(value) and value.dtype == ir.DataType.FLOAT for value in _weights(node)):
+    arrays = [array_of(value) for value in _weights(node)]
+    if any(array is None or array.dtype != np.float32 for array in arrays):
         return False
-    kernel = _array(node, 1).shape[2:]
+    kernel = _array(node.inputs[1]).shape[2:]
     plain = {"strides": kernel, "kernel_shape": kernel, "pads": (0,) * 4, "dilations": (1, 1), "group": 1}
     plain |= {"output_padding": (0, 0), "auto_pad": "NOTSET"}
     asked = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -66,10 +68,10 @@ def _weights(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs[1:] if value is not None]
 
 
-def _array(node: ir.Node, index: int) -> np.ndarray:
-    value = node.inputs[index]
-    assert value is not None and value.const_value is not None
-    return value.const_value.numpy()
+def _array(value: ir.Value | None) -> np.ndarray:
+    array = array_of(value)
+    assert array is not None
+    return array
 
 
 def _plane(value: ir.Value | None) -> tuple[int, int, int] | None:
@@ -82,11 +84,13 @@ def _plane(value: ir.Value | None) -> tuple[int, int, int] | None:
 
 
 def _only_reader(value: ir.Value, op_type: str, index: int) -> ir.Node | None:
-    uses = tuple(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
+    """The node of this type that alone reads the value, there, in its own graph."""
+    uses, maker = tuple(value.uses()), value.producer()
+    if len(uses) != 1 or value.is_graph_output() or maker is None:
         return None
     ((node, at),) = uses
-    return node if not node.domain and node.op_type == op_type and at == index else None
+    fits = not node.domain and node.op_type == op_type and at == index and node.graph is maker.graph
+    return node if fits else None
 
 
 def _product(y: ir.Value) -> tuple[ir.Node, ir.Node] | None:
@@ -114,7 +118,7 @@ def _chain(first: ir.Node, norms: dict[ir.Value, Norm], gelus: dict[ir.Value, Ge
     while (found := _product(value)) is None:
         step = norms.get(value) or gelus.get(value)
         following = _only_reader(value, "ConvTranspose", 0)
-        if step is not None and nodes_between(value, step.output) is not None and _of_channels(step):
+        if step is not None and _takes_positions_apart(step):
             steps.append(step)
             value = step.output
         elif following is not None and _enlarges(following):
@@ -125,26 +129,37 @@ def _chain(first: ir.Node, norms: dict[ir.Value, Norm], gelus: dict[ir.Value, Ge
     return _Chain(steps, *found)
 
 
-def _of_channels(step: Norm | Gelu) -> bool:
-    """Whether the step treats every position alone."""
+def _takes_positions_apart(step: Norm | Gelu) -> bool:
+    """Whether the step does to every position the same, alone, and gives nothing but its output."""
+    between, plane = nodes_between(step.x, step.output), _plane(step.x)
+    if between is None or plane is None:
+        return False
     if isinstance(step, Gelu):
-        return True
+        made = {step.x, *(node.outputs[0] for node in between)}
+        arrays = [array_of(value) for node in between for value in node.inputs if value not in made]
+        return all(array is not None and array.size == 1 and array.ndim < ROWS for array in arrays)
+    shapes = [
+        (1,) * (4 - array.ndim) + array.shape for array in map(array_of, (step.scale, step.bias)) if array is not None
+    ]
     spelled = step.node.op_type != "LayerNormalization"  # which is over an axis and all after it
-    constants = [value.const_value for value in (step.scale, step.bias) if value is not None]
-    plane = _plane(step.x)
-    sizes = {tensor.size for tensor in constants if tensor is not None}
-    return spelled and step.axis in CHANNELS and plane is not None and sizes == {plane[0]} and len(constants) == 2
+    return spelled and step.axis in CHANNELS and shapes == [(1, plane[0], 1, 1)] * 2
+
+
+def _turns(node: ir.Node) -> bool:
+    """Whether the node transposes [N, A, B] to [N, B, A]."""
+    perm = node.attributes.get("perm")
+    return node.op_type == "Transpose" and perm is not None and perm.value == (0, 2, 1)
 
 
 class _Rewriter:
     """Puts a chain on rows, step by step."""
 
-    def __init__(self, graph: ir.Graph, chain: _Chain) -> None:
+    def __init__(self, builder: Builder, chain: _Chain) -> None:
         first = chain.steps[0]
         assert isinstance(first, ir.Node)
         x, plane = first.inputs[0], _plane(first.inputs[0])
         assert x is not None and x.shape is not None and plane is not None
-        self._graph = graph
+        self._builder = builder
         self._batch = x.shape[0]
         self._channels, self._height, self._width = plane
         self._kernel: tuple[int, int] | None = None  # of rows not yet in order
@@ -153,9 +168,7 @@ class _Rewriter:
         self._put(first)
 
     def _put(self, before: ir.Node) -> None:
-        self._graph.insert_before(before, self._tape.nodes)
-        for value in self._tape.initializers:
-            self._graph.register_initializer(value)
+        self._builder.graph.insert_before(before, self._tape.nodes)
         self._tape = Tape()
 
     def _op(
@@ -170,11 +183,8 @@ class _Rewriter:
         made.shape, made.type = ir.Shape([self._batch, *dims]), ir.TensorType(ir.DataType.FLOAT)
         return made
 
-    def _constant(self, array: np.ndarray, name: str) -> ir.Value:
-        return self._tape.initializer(ir.tensor(array, name=name))
-
     def _reshaped(self, x: ir.Value, dims: list[int], name: str) -> ir.Value:
-        shape = self._constant(np.array([0, *dims], np.int64), f"{name}_shape")
+        shape = self._builder.constant(f"{name}_shape", np.array([0, *dims], np.int64))
         return self._op("Reshape", [x, shape], dims)
 
     def _tokens(self, x: ir.Value) -> ir.Value:
@@ -183,7 +193,7 @@ class _Rewriter:
         view = x.producer()
         source = view.inputs[0] if view is not None and view.op_type == "Reshape" else None
         turn = source.producer() if source is not None else None
-        if turn is not None and turn.op_type == "Transpose" and turn.attributes["perm"].value == (0, 2, 1):
+        if view is not None and turn is not None and not view.domain and not turn.domain and _turns(turn):
             tokens = turn.inputs[0]
             if tokens is not None and tokens.shape is not None and list(tokens.shape)[1:] == dims:
                 return tokens
@@ -204,13 +214,15 @@ class _Rewriter:
     def enlarge(self, node: ir.Node) -> None:
         if self._kernel is not None:
             self._interleave(self._kernel)
-        weight, name = _array(node, 1), node.outputs[0].name
+        weight, name = _array(node.inputs[1]), node.outputs[0].name
         channels, high, wide = weight.shape[1:]
         matrix = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
         dims = [self._height * self._width, matrix.shape[1]]
-        rows = self._op("MatMul", [self._rows, self._constant(matrix, f"{name}_weight")], dims, name=node.name or "")
+        rows = self._op(
+            "MatMul", [self._rows, self._builder.constant(f"{name}_weight", matrix)], dims, name=node.name or ""
+        )
         if len(_weights(node)) > 1:
-            bias = self._constant(np.tile(_array(node, 2), high * wide), f"{name}_bias")
+            bias = self._builder.constant(f"{name}_bias", np.tile(_array(node.inputs[2]), high * wide))
             rows = self._op("Add", [rows, bias], dims)
         self._kernel, self._channels = (high, wide), channels
         self._rows = self._reshaped(rows, [dims[0] * high * wide, channels], f"{name}_rows")
@@ -221,8 +233,7 @@ class _Rewriter:
         assert last is not None and norm.bias is not None and self._rows.shape is not None
         inputs = [self._rows]
         for value in (norm.scale, norm.bias):
-            assert value.const_value is not None
-            inputs.append(self._constant(value.const_value.numpy().ravel(), f"{value.name}_of_rows"))
+            inputs.append(self._builder.constant(f"{value.name}_of_rows", _array(value).ravel()))
         attributes = {"axis": -1, "epsilon": norm.epsilon}
         dims = list(self._rows.shape)[1:]
         self._rows = self._op("LayerNormalization", inputs, dims, attributes, norm.node.name or "")
@@ -256,16 +267,14 @@ class _Rewriter:
         made = self._reshaped(moved, [count, self._height * high, self._width * wide], f"{name}_in_order")
         self._put(masks)
         made.shape, made.type = given.shape, given.type
-        ir.convenience.replace_all_uses_with(given, made, replace_graph_outputs=True)
-        self._graph.remove(masks, safe=True)
-        made.name = name
+        take_place(self._builder.graph, given, made, [masks])
 
 
-def upscale_rows(model: ir.Model) -> bool:
-    """Put mask upscaling on rows, in place; whether there was any."""
-    if model.graph.opset_imports.get("", 0) < OPSET:
-        return False
-    graph, changed = model.graph, False
+def upscale_rows(builder: Builder) -> None:
+    """Put mask upscaling on rows, in place; what was there before stays, unused."""
+    graph = builder.graph
+    if graph.opset_imports.get("", 0) < OPSET:
+        return
     norms = {norm.x: norm for norm in find_norms(graph)}
     gelus = {gelu.x: gelu for gelu in find_gelus(graph)}
     enlarged: set[ir.Node] = set()
@@ -273,8 +282,7 @@ def upscale_rows(model: ir.Model) -> bool:
         chain = _chain(node, norms, gelus) if node not in enlarged else None
         if chain is None:
             continue
-        changed = True
-        rewriter = _Rewriter(graph, chain)
+        rewriter = _Rewriter(builder, chain)
         for step in chain.steps:
             if isinstance(step, Norm):
                 rewriter.normalize(step)
@@ -284,6 +292,3 @@ def upscale_rows(model: ir.Model) -> bool:
                 enlarged.add(step)
                 rewriter.enlarge(step)
         rewriter.finish(chain.product, chain.masks)
-    if changed:
-        common.RemoveUnusedNodesPass()(model)
-    return changed
