@@ -198,6 +198,20 @@ def test_weights_that_are_fed_stay(weight: str) -> None:
     assert not _changes(model)
 
 
+def test_masks_made_in_a_branch_stay() -> None:
+    model = ir.to_proto(_model(*PUT_ON_ROWS["one"]))
+    branches = [
+        onnx.parser.parse_graph(
+            f"{name} () => (float[1, 4, 6, 8] {name}_masks) {{ {name}_masks = Reshape (product, masks_shape) }}"
+        )
+        for name in ("then", "else")
+    ]
+    choice = onnx.helper.make_node("If", ["chosen"], ["masks"], then_branch=branches[0], else_branch=branches[1])
+    model.graph.node[-1].CopyFrom(choice)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "chosen"))
+    assert not _changes(ir.from_proto(model))
+
+
 def test_names_that_are_taken_stay_apart() -> None:
     model = _model(*PUT_ON_ROWS["one"], opset=17)
     for name in ("y_weight", "y_bias", "masks_apart_shape"):
