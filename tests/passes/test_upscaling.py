@@ -200,11 +200,10 @@ def test_weights_that_are_fed_stay(weight: str) -> None:
 
 def test_masks_made_in_a_branch_stay() -> None:
     model = ir.to_proto(_model(*PUT_ON_ROWS["one"]))
+    ways = {"then": "Reshape (product, masks_shape)", "else": "ConstantOfShape (masks_shape)"}
     branches = [
-        onnx.parser.parse_graph(
-            f"{name} () => (float[1, 4, 6, 8] {name}_masks) {{ {name}_masks = Reshape (product, masks_shape) }}"
-        )
-        for name in ("then", "else")
+        onnx.parser.parse_graph(f"{name} () => (float[1, 4, 6, 8] {name}_masks) {{ {name}_masks = {way} }}")
+        for name, way in ways.items()
     ]
     choice = onnx.helper.make_node("If", ["chosen"], ["masks"], then_branch=branches[0], else_branch=branches[1])
     model.graph.node[-1].CopyFrom(choice)
