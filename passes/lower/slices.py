@@ -33,7 +33,8 @@ def _axes(node: ir.Node) -> list[int] | None:
 
 def _inner(outer: ir.Node) -> ir.Node | None:
     """The Slice that ``outer`` alone reads, if one can do what both do."""
-    x, axes = outer.inputs[0], _axes(outer)
+    axes = _axes(outer)
+    x = outer.inputs[0] if axes is not None else None
     node = x.producer() if x is not None else None
     before = _axes(node) if node is not None else None
     if x is None or node is None or axes is None or before is None or len(x.uses()) != 1 or x.is_graph_output():
@@ -48,20 +49,15 @@ def _merge(builder: Builder, inner: ir.Node, outer: ir.Node) -> None:
     assert x is not None
     inputs = [x]
     for index, what in ((STARTS, "starts"), (ENDS, "ends"), (AXES, "axes"), (STEPS, "steps")):
-        values = [_input(node, index) for node in (inner, outer)]
-        arrays = [
-            np.ones_like(array_of(_input(node, AXES))) if value is None else array_of(value)
-            for node, value in zip((inner, outer), values, strict=True)
-        ]
-        held = [array for array in arrays if array is not None]
-        if len(held) == len(arrays):
+        parts = []
+        for node in (inner, outer):
+            ones = np.ones_like(array_of(_input(node, AXES)))  # steps, the only ones that may be left out
+            parts.append(_input(node, index) or builder.constant(f"{output.name}_ones", ones))
+        held = [array for value in parts if (array := array_of(value)) is not None]
+        if len(held) == len(parts):
             inputs.append(builder.constant(f"{output.name}_{what}", np.concatenate(held)))
             continue
-        parts = [
-            builder.constant(f"{output.name}_one", array) if value is None and array is not None else value
-            for value, array in zip(values, arrays, strict=True)
-        ]
-        joined = ir.Value(name=f"{output.name}_{what}", type=ir.TensorType(ir.DataType.INT64))
+        joined = ir.Value(name=f"{output.name}_{what}", type=parts[0].type)
         builder.graph.insert_before(outer, ir.node("Concat", parts, {"axis": 0}, outputs=[joined]))
         inputs.append(joined)
     made = ir.Value(name=output.name, type=output.type, shape=output.shape)
@@ -72,6 +68,6 @@ def _merge(builder: Builder, inner: ir.Node, outer: ir.Node) -> None:
 def merge_slices(builder: Builder) -> None:
     """Merge Slices that follow one another, in place."""
     for node in list(builder.graph):
-        inner = _inner(node) if node.op_type == "Slice" else None
+        inner = _inner(node)
         if inner is not None:
             _merge(builder, inner, node)

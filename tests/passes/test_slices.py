@@ -14,7 +14,8 @@ from tests.conftest import run_model
 
 CONSTANTS = {
     "zero": [0], "one": [1], "two": [2], "three": [3], "minus_one": [-1], "minus_two": [-2], "zeros": [0, 0],
-    "threes": [3, 3], "last_axes": [2, 3], "short": np.array([1], np.int32),
+    "threes": [3, 3], "last_axes": [2, 3], "short": np.array([1], np.int32), "short_two": np.array([2], np.int32),
+    "short_three": np.array([3], np.int32),
 }  # fmt: skip
 MERGED = {
     "two axes": "a = Slice (x, one, size, two)\n y = Slice (a, zero, three, three)",
@@ -22,6 +23,8 @@ MERGED = {
     "backwards": "a = Slice (x, minus_one, zero, two, minus_one)\n y = Slice (a, zero, two, one, one)",
     "axes from behind": "a = Slice (x, zero, size, minus_one)\n y = Slice (a, zero, two, minus_two)",
     "three": "a = Slice (x, one, size, two)\n b = Slice (a, zero, two, three)\n y = Slice (b, one, three, one)",
+    "of 32 bits": "narrow = Cast <to = 6> (size)\n a = Slice (x, short, narrow, short_two)\n"
+    " y = Slice (a, short, short_two, short_three)",
     "two at once": "a = Slice (x, zeros, threes, last_axes)\n y = Slice (a, zero, two, one)",
 }
 REFUSED = {
