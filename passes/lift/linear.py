@@ -8,10 +8,10 @@ import onnx_ir as ir
 
 from samq_onnx.passes.lift.structure import Linear
 
-__all__ = ["array_of", "find_linears", "is_constant"]
+__all__ = ["array_of", "find_linears"]
 
 
-def is_constant(value: ir.Value | None, rank: int | None = None) -> bool:
+def _is_constant(value: ir.Value | None, rank: int | None = None) -> bool:
     """Whether the value is an initializer that no feed replaces, of that rank if one is given."""
     if value is None or value.const_value is None or not value.is_initializer() or value.is_graph_input():
         return False
@@ -20,7 +20,7 @@ def is_constant(value: ir.Value | None, rank: int | None = None) -> bool:
 
 def array_of(value: ir.Value | None) -> np.ndarray | None:
     """What an initializer holds that no feed replaces; None of other values."""
-    tensor = value.const_value if value is not None and is_constant(value) else None
+    tensor = value.const_value if value is not None and _is_constant(value) else None
     return tensor.numpy() if tensor is not None else None
 
 
@@ -30,7 +30,7 @@ def _separate_bias(output: ir.Value, channels: int) -> tuple[ir.Node, ir.Value] 
         return None
     node, index = uses[0]
     other = node.inputs[1 - index] if node.op_type == "Add" and node.domain == "" else None
-    if other is None or not is_constant(other, rank=1):
+    if other is None or not _is_constant(other, rank=1):
         return None
     assert other.const_value is not None
     return (node, other) if other.const_value.shape[0] == channels else None
@@ -43,7 +43,7 @@ def _linear(node: ir.Node) -> Linear | None:
     if x.const_value is not None or weight is None:
         return None
     if node.op_type == "MatMul":
-        if not is_constant(weight, rank=2):
+        if not _is_constant(weight, rank=2):
             return None
         assert weight.const_value is not None
         found = _separate_bias(node.outputs[0], weight.const_value.numpy().shape[1])
@@ -51,7 +51,7 @@ def _linear(node: ir.Node) -> Linear | None:
             return Linear(node, None, x, weight, None, node.outputs[0], 1)
         return Linear(node, found[0], x, weight, found[1], found[0].outputs[0], 1)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if not is_constant(weight) or (bias is not None and not is_constant(bias, rank=1)):
+    if not _is_constant(weight) or (bias is not None and not _is_constant(bias, rank=1)):
         return None
     transposed = node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].as_int() == 1
     out_axis = 0 if node.op_type == "Conv" or transposed else 1

@@ -11,9 +11,13 @@ import onnx_ir as ir
 from samq_onnx.passes.lift.linear import array_of
 from samq_onnx.passes.lift.structure import Norm
 
-__all__ = ["EPSILON", "find_norms"]
+__all__ = ["epsilon_of", "find_norms"]
 
-EPSILON = 1e-5  # where a LayerNormalization names none
+
+def epsilon_of(node: ir.Node) -> float:
+    """Of a LayerNormalization."""
+    epsilon = node.attributes.get("epsilon")
+    return epsilon.as_float() if epsilon is not None else 1e-5
 
 
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
@@ -33,19 +37,13 @@ def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
 def _mean(value: ir.Value | None) -> tuple[ir.Value, int] | None:
     """What ``value`` is the mean of, over which one axis, which it keeps."""
     node = _producer(value, "ReduceMean")
-    if (
-        node is None
-        or node.inputs[0] is None
-        or ("keepdims" in node.attributes and not node.attributes["keepdims"].value)
-    ):
+    x = node.inputs[0] if node is not None else None
+    if node is None or x is None:
         return None
-    if "axes" in node.attributes:
-        axes = list(node.attributes["axes"].as_ints())
-    elif len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value is not None:
-        axes = node.inputs[1].const_value.numpy().tolist()
-    else:
-        return None
-    return (node.inputs[0], axes[0]) if len(axes) == 1 else None
+    keeps, named = node.attributes.get("keepdims"), node.attributes.get("axes")
+    held = array_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = named.as_ints() if named is not None else held.tolist() if held is not None else ()
+    return (x, axes[0]) if len(axes) == 1 and (keeps is None or keeps.value) else None
 
 
 def _squares(node: ir.Node, x: ir.Value) -> bool:
@@ -88,8 +86,7 @@ def find_norms(graph: ir.Graph) -> list[Norm]:
         if node.op_type == "LayerNormalization" and node.inputs[0] is not None and node.inputs[1] is not None:
             bias = node.inputs[2] if len(node.inputs) > 2 else None
             axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
-            epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else EPSILON
-            found.append(Norm(node, node.inputs[0], node.inputs[1], bias, node.outputs[0], axis, epsilon))
+            found.append(Norm(node, node.inputs[0], node.inputs[1], bias, node.outputs[0], axis, epsilon_of(node)))
         elif node.op_type == "Div" and node.domain == "" and (norm := _by_means(node)) is not None:
             found.append(norm)
     return found

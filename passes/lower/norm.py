@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.ops import DOMAIN
-from samq_onnx.passes.lift.norm import EPSILON
+from samq_onnx.passes.lift.norm import epsilon_of
 from samq_onnx.passes.lower.build import FLOAT_OUTPUT, Builder, take_place
 
 __all__ = ["NORM", "fuse_norms", "unfuse_norm"]
@@ -83,8 +83,7 @@ def _fused(builder: Builder, norm: ir.Node, codes: ir.Node) -> None:
     assert weight is not None and weight.const_value is not None
     if bias is None:
         bias = builder.constant(f"{middle.name}_no_bias", np.zeros_like(weight.const_value.numpy()))
-    epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else EPSILON
-    attributes = {"epsilon": epsilon, "bits": bits}
+    attributes = {"epsilon": epsilon_of(norm), "bits": bits}
     made = ir.node(NORM, [x, weight, bias, *codes.inputs[1:3]], attributes, domain=DOMAIN, name=norm.name)
     made.metadata_props[FLOAT_OUTPUT] = middle.name or ""
     result = made.outputs[0]
