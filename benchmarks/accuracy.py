@@ -22,7 +22,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from samq_onnx import assets
-from samq_onnx.errors import main_guard
+from samq_onnx.command import main_guard
 from samq_onnx.evaluate import evaluate
 from samq_onnx.files import atomic_path, write_json
 from samq_onnx.models import load_model

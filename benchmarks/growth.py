@@ -23,7 +23,7 @@ from line_chart import Line, line_chart
 
 from samq_onnx import ops
 from samq_onnx.bench import Entry, measure
-from samq_onnx.errors import main_guard
+from samq_onnx.command import main_guard
 from samq_onnx.files import atomic_path, check_writable, write_json
 
 DEPTH = 64

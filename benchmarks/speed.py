@@ -25,7 +25,8 @@ from bar_chart import bar_chart
 
 from samq_onnx import assets, data
 from samq_onnx.bench import RUNS, Entry, bench, measure, table
-from samq_onnx.errors import UserError, main_guard
+from samq_onnx.command import main_guard
+from samq_onnx.errors import UserError
 from samq_onnx.export.requirements import check_requirements
 from samq_onnx.files import atomic_path, check_writable, write_json
 from samq_onnx.isolate import isolated

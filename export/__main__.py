@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from samq_onnx import assets
-from samq_onnx.errors import UserError, main_guard
+from samq_onnx.command import command_parser, main_guard
+from samq_onnx.errors import UserError
 from samq_onnx.export import export_sam
 from samq_onnx.files import check_distinct, check_writable, write_json
 
@@ -21,7 +21,7 @@ MODEL_TYPES = ("vit_b", "vit_l", "vit_h", "nano")
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see `export_sam`."""
-    parser = argparse.ArgumentParser(prog="python -m samq_onnx.export", description=__doc__)
+    parser = command_parser("export", __doc__)
     parser.add_argument("--checkpoint", type=Path, help="state dict, .pth or .safetensors; nano is bundled")
     parser.add_argument("--model-type", required=True, choices=MODEL_TYPES)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the ONNX files")

@@ -9,7 +9,6 @@ same rounds.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import os
@@ -26,7 +25,8 @@ import onnx
 import onnxruntime as ort
 
 from samq_onnx import roofline
-from samq_onnx.errors import UserError, main_guard
+from samq_onnx.command import command_parser, main_guard
+from samq_onnx.errors import UserError
 from samq_onnx.feeds import sample_feed
 from samq_onnx.files import check_distinct, check_writable, write_json
 from samq_onnx.fusion import INTEGER_DESPITE_FLOAT_INPUT, INTEGER_TYPES, FusionReport, fusion_report
@@ -269,7 +269,7 @@ def _print(report: Mapping[str, Any]) -> None:
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see `bench`."""
-    parser = argparse.ArgumentParser(prog="samq_onnx.bench", description=__doc__)
+    parser = command_parser("bench", __doc__)
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="the first is compared with the others")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"runs of each model that count (default: {RUNS})")
     parser.add_argument("--threads", type=int, help="threads within an operator (default: ONNX Runtime's choice)")

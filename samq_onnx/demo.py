@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import sys
@@ -17,7 +16,7 @@ import onnxruntime as ort
 from PIL import Image
 
 from samq_onnx import assets, data, images
-from samq_onnx.errors import main_guard
+from samq_onnx.command import command_parser, main_guard
 from samq_onnx.evaluate import evaluate
 from samq_onnx.files import check_writable, write_json
 from samq_onnx.overlay import draw_box, draw_masks, side_by_side
@@ -64,7 +63,7 @@ def _pictures(folders: dict[str, Path], output: Path) -> None:
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: quantize, evaluate, draw."""
-    parser = argparse.ArgumentParser(prog="samq_onnx.demo", description=__doc__)
+    parser = command_parser("demo", __doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder for models and pictures")
     parser.add_argument("--json", type=check_writable, help="write the numbers here")
     arguments = parser.parse_args(argv)

@@ -8,7 +8,6 @@ compared with its mask at original resolution. Crowds and objects under 12 pixel
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from itertools import islice
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from samq_onnx import data, images
-from samq_onnx.errors import UserError, main_guard
+from samq_onnx.command import command_parser, main_guard
+from samq_onnx.errors import UserError
 from samq_onnx.files import check_distinct, check_writable, write_json
 from samq_onnx.predictor import Model, SamPredictor
 from samq_onnx.progress import progress_bar
@@ -105,7 +105,7 @@ def _score(predictor: SamPredictor, instance: data.Instance, prompt: str) -> tup
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see `evaluate`."""
-    parser = argparse.ArgumentParser(prog="samq_onnx.evaluate", description=__doc__)
+    parser = command_parser("evaluate", __doc__)
     parser.add_argument("--encoder", type=Path, required=True, help="encoder .onnx, float or quantized")
     parser.add_argument("--decoder", type=Path, required=True, help="decoder .onnx, float or quantized")
     parser.add_argument("--data", type=Path, required=True, help="folder with images/ and annotations.json (COCO)")

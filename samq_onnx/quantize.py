@@ -19,7 +19,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from samq_onnx import assets, data
-from samq_onnx.errors import UserError, main_guard
+from samq_onnx.command import command_parser, main_guard
+from samq_onnx.errors import UserError
 from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
 from samq_onnx.files import atomic_path, check_distinct, check_writable, write_json
 from samq_onnx.fusion import fusion_report
@@ -179,7 +180,7 @@ def quantize_folder(source: Path, output: Path, calibration: Path, chosen: Recip
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="samq_onnx.quantize", description=__doc__)
+    parser = command_parser("quantize", __doc__)
     parser.add_argument(
         "model", nargs="?", type=Path, help="encoder.onnx, decoder.onnx or a folder of both (default: SAM-Nano)"
     )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from samq_onnx import images, overlay
-from samq_onnx.errors import UserError, main_guard
+from samq_onnx.command import command_parser, main_guard
+from samq_onnx.errors import UserError
 from samq_onnx.files import atomic_path, check_distinct, check_writable, write_json
 from samq_onnx.predictor import SamPredictor
 
@@ -64,7 +64,7 @@ def _check_inside(coords: np.ndarray | None, corners: np.ndarray | None, height:
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="samq_onnx.segment", description=__doc__)
+    parser = command_parser("segment", __doc__)
     parser.add_argument("image", type=Path)
     parser.add_argument("--encoder", type=Path, required=True, help="encoder .onnx, float or quantized")
     parser.add_argument("--decoder", type=Path, required=True, help="decoder .onnx, float or quantized")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from samq_onnx import ops
-from samq_onnx.errors import UserError, main_guard
+from samq_onnx.command import command_parser, main_guard
+from samq_onnx.errors import UserError
 from samq_onnx.feeds import sample_feed
 from samq_onnx.files import check_distinct, check_writable, write_json
 from samq_onnx.models import is_decoder, load_model, model_sha256, tap
@@ -92,7 +92,7 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see `verify`."""
-    parser = argparse.ArgumentParser(prog="samq_onnx.verify", description=__doc__)
+    parser = command_parser("verify", __doc__)
     parser.add_argument("quantized", type=Path)
     parser.add_argument("--encoder", type=Path, help="embeds a bundled image for a decoder; else its input is random")
     parser.add_argument("--reference", type=Path, required=True, help="the float model it was made from")
