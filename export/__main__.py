@@ -11,7 +11,8 @@ from samq_onnx import assets
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
 from samq_onnx.export import export_sam
-from samq_onnx.files import check_distinct, check_writable, write_json
+from samq_onnx.files import check_writable, write_report
+from samq_onnx.inventory import check_files
 
 __all__ = ["main"]
 
@@ -34,12 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--model-type {arguments.model_type} needs --checkpoint FILE; only nano is bundled")
         checkpoint = assets.nano_checkpoint()
     made = [arguments.output / name for name in ("encoder.onnx", "decoder.onnx", "decoder_batched.onnx")]
-    check_distinct([arguments.json, *made], [checkpoint])
+    check_files([checkpoint], [arguments.json, *made])
     report = export_sam(checkpoint, arguments.model_type, arguments.output, arguments.batched)
     for file in report["files"].values():
         print(file["path"])
-    if arguments.json:
-        write_json(arguments.json, report)
+    write_report(arguments.json, report, f"the models are in {arguments.output}")
     return 0
 
 

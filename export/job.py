@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from samq_onnx.export.sam import Sam
 from samq_onnx.export.tidy import tidy
 from samq_onnx.export.trace import trace
 from samq_onnx.export.write import write
-from samq_onnx.files import atomic_path
+from samq_onnx.files import atomic_folder
+from samq_onnx.models import model_bytes
+from samq_onnx.pair import PAIR, pair_hash
+from samq_onnx.scratch import Scratch
 
 __all__ = ["export"]
 
@@ -56,11 +59,11 @@ def export(
     sam = build(model_type, read_state_dict(checkpoint), str(checkpoint))
     parameters = sum(parameter.numel() for parameter in sam.parameters())
     files: dict[str, Any] = {}
-    with contextlib.ExitStack() as stack:
+    pair = pair_hash({"tensors": _tensors_sha256(sam), "model_type": model_type, "version": version("samq_onnx")})
+    with atomic_folder(out_dir) as folder:
         for part, check in _parts(sam, batched):
-            target = Path(out_dir) / f"{part.name}.onnx"
-            scratch = stack.enter_context(atomic_path(target))
-            files[part.name] = {"path": str(target), **_export_part(part, scratch, check)}
+            name = f"{part.name}.onnx"
+            files[part.name] = {"path": str(Path(out_dir) / name), **_export_part(part, folder / name, check, pair)}
     return {
         "model_type": model_type,
         "checkpoint": str(checkpoint),
@@ -81,17 +84,25 @@ def _parts(sam: Sam, batched: bool) -> list[tuple[Part, Callable[[Path], Differe
     return parts
 
 
-def _export_part(part: Part, path: Path, check: Callable[[Path], Difference]) -> dict[str, Any]:
-    """Write one part to ``path`` (alone in its folder) and compare it with PyTorch."""
+def _tensors_sha256(sam: Sam) -> str:
+    digest = hashlib.sha256()
+    for tensor in sam.state_dict().values():
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _export_part(part: Part, path: Path, check: Callable[[Path], Difference], pair: str) -> dict[str, Any]:
+    """Write one part to ``path`` and compare it with PyTorch."""
     print(f"{part.name}: tracing ...", flush=True)
-    with tempfile.TemporaryDirectory(dir=path.parent.parent, prefix=f".{part.name}.") as folder:
-        traced = Path(folder) / path.name
+    with Scratch(path.parent.parent) as folder:
+        traced = folder / path.name
         trace(part, traced)
         model = onnx.load(traced)
     before = len(model.graph.node)
     model = tidy(model, part)
+    onnx.helper.set_model_props(model, {PAIR: pair})
     write(model, path)
-    size = sum(file.stat().st_size for file in path.parent.iterdir())
+    size = model_bytes(path)
     print(f"{part.name}: {before} nodes traced, {len(model.graph.node)} after folding; {size / 1e6:.1f} MB", flush=True)
     facts = {
         "bytes": size,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import onnx
 
+from samq_onnx.files import data_name
+
 __all__ = ["write"]
 
 FILE_LIMIT = 2**31 - 2**24  # bytes of weights in one file; protobuf ends at 2 GiB, and the graph needs room
@@ -15,12 +17,11 @@ MAX_IR_VERSION = 10
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model to ``path``; weights beyond protobuf's limit go to one file beside it, ``path`` + ``.data``."""
+    """Write a model to ``path``; weights beyond protobuf's limit go to one file beside it, see `data_name`."""
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > FILE_LIMIT
-    if large:
-        onnx.save(
-            model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=EXTERNAL_THRESHOLD
-        )
+    weights = [tensor.raw_data for tensor in model.graph.initializer]
+    if sum(map(len, weights)) > FILE_LIMIT:
+        name = data_name(path.name, weights)
+        onnx.save(model, path, save_as_external_data=True, location=name, size_threshold=EXTERNAL_THRESHOLD)
     else:
         onnx.save(model, path)

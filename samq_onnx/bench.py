@@ -15,7 +15,6 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,16 @@ from samq_onnx import roofline
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
 from samq_onnx.feeds import sample_feed
-from samq_onnx.files import check_distinct, check_writable, write_json
+from samq_onnx.files import check_writable, write_report
 from samq_onnx.fusion import INTEGER_DESPITE_FLOAT_INPUT, INTEGER_TYPES, FusionReport, fusion_report
+from samq_onnx.inventory import check_files
 from samq_onnx.isolate import isolated
 from samq_onnx.models import model_bytes, read_model
 from samq_onnx.profiling import by_operator, profiled
 from samq_onnx.progress import progress_bar
 from samq_onnx.roofline import Rate
 from samq_onnx.runtime import has_vnni
+from samq_onnx.scratch import Scratch
 from samq_onnx.worker import ORT_WORKER, Memory
 from samq_onnx.worker_pool import WorkerArguments, WorkerPool
 
@@ -93,7 +94,7 @@ def measure(entries: Sequence[Entry], runs: int = RUNS, threads: int | None = No
     if threads is not None and not 1 <= threads <= _processors():
         raise UserError(f"threads must be 1 to {_processors()}, the processors of this machine, got {threads}")
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="samq-bench-")))
+        scratch = stack.enter_context(Scratch())
         workers: list[WorkerArguments] = []
         for number, entry in enumerate(entries):
             feed = scratch / f"{number}.npz"
@@ -126,8 +127,8 @@ def bench(
     Raises:
         UserError: as `measure`, or a model cannot be profiled for lack of memory.
     """
-    with tempfile.TemporaryDirectory(prefix="samq-bench-") as scratch:
-        products = [_product(kind, Path(scratch)) for kind in roofline.KINDS]
+    with Scratch() as scratch:
+        products = [_product(kind, scratch) for kind in roofline.KINDS]
         *measured, real, whole = measure([*entries, *products], runs, threads)
     best = {"float": min(real.seconds), "integer": min(whole.seconds)}
     rate = Rate(integers=roofline.MACS / best["integer"], floats=roofline.MACS / best["float"])
@@ -277,12 +278,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=check_writable, help="write all numbers to this file")
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
-    check_distinct([arguments.json], arguments.models)
+    check_files(arguments.models, [arguments.json])
     entries = [Entry.of_file(model) for model in arguments.models]
     report = bench(entries, arguments.runs, arguments.threads, arguments.profile)
     _print(report)
-    if arguments.json:
-        write_json(arguments.json, report)
+    write_report(arguments.json, report, "the numbers are above")
     return 0
 
 

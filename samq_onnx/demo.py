@@ -18,7 +18,7 @@ from PIL import Image
 from samq_onnx import assets, data, images
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.evaluate import evaluate
-from samq_onnx.files import check_writable, write_json
+from samq_onnx.files import atomic_path, check_writable, write_report
 from samq_onnx.overlay import draw_box, draw_masks, side_by_side
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.quantize import DECODER, ENCODER, quantize_folder
@@ -57,7 +57,8 @@ def _pictures(folders: dict[str, Path], output: Path) -> None:
             for instance in shown:
                 picture = draw_box(picture, instance.box)
             panels.append((title, picture))
-        Image.fromarray(np.asarray(side_by_side(panels))).save(output / f"{sample.path.stem}.png")
+        with atomic_path(output / f"{sample.path.stem}.png") as file:
+            Image.fromarray(np.asarray(side_by_side(panels))).save(file)
 
 
 @main_guard
@@ -94,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{row['megabytes']:8.1f}{row['seconds']:10.3f}"
         )
     print(f"pictures: {', '.join(str(p) for p in sorted(output.glob('*.png')))}")
-    if arguments.json:
-        write_json(arguments.json, rows)
+    write_report(arguments.json, rows, f"models and pictures are in {output}")
     return 0
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from samq_onnx import data, images
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
-from samq_onnx.files import check_distinct, check_writable, write_json
+from samq_onnx.files import check_writable, write_report
+from samq_onnx.inventory import check_files
 from samq_onnx.predictor import Model, SamPredictor
 from samq_onnx.progress import progress_bar
 
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--instances", type=int, help="first instances of each image only")
     parser.add_argument("--json", type=check_writable, help="write the result here")
     arguments = parser.parse_args(argv)
-    check_distinct([arguments.json], [arguments.encoder, arguments.decoder, arguments.data / data.ANNOTATIONS])
+    check_files([arguments.encoder, arguments.decoder, arguments.data], [arguments.json])
     report = evaluate(
         arguments.encoder, arguments.decoder, arguments.data, arguments.prompt, arguments.limit, arguments.instances
     )
@@ -123,8 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{report['prompt']} prompts: mean IoU {report['mean_iou']:.4f}, mean Dice {report['mean_dice']:.4f} "
         f"({report['instances']} instances of {MIN_AREA} pixels or more in {report['images']} images)"
     )
-    if arguments.json:
-        write_json(arguments.json, report)
+    write_report(arguments.json, report, "the numbers are above")
     return 0
 
 

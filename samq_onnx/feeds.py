@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import overload
@@ -19,6 +18,7 @@ from samq_onnx.models import is_decoder, square_image_input
 from samq_onnx.predictor import BOX_LABELS, PADDING_LABEL, check_pair
 from samq_onnx.progress import progress_bar
 from samq_onnx.runtime import open_session
+from samq_onnx.scratch import Scratch
 
 __all__ = ["DecoderFeeds", "EncoderFeeds", "Part", "sample_feed"]
 
@@ -94,7 +94,7 @@ class DecoderFeeds(_Feeds):
         decoder_inputs: Mapping[str, Sequence[int | str]],
         label: str = "embeddings",
     ) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="samq-embeddings-")
+        self._scratch = Scratch()
         size = int(encoder.get_inputs()[0].shape[2])
         self._mask_shape = [int(side) for side in decoder_inputs["mask_input"][-2:]]
         self._prompts: list[tuple[Path, np.ndarray, np.ndarray, tuple[int, int]]] = []
@@ -103,7 +103,7 @@ class DecoderFeeds(_Feeds):
             rgb = images.load(sample.path)
             height, width = rgb.shape[:2]
             embedding = encoder.run(None, {encoder.get_inputs()[0].name: images.preprocess(rgb, size)})[0]
-            file = Path(self._scratch.name) / f"{number}.npy"
+            file = self._scratch.path / f"{number}.npy"
             np.save(file, embedding, allow_pickle=False)
             for coords, labels in _prompts(sample, height, width):
                 scaled = images.to_model_coords(coords, height, width, size)

@@ -17,6 +17,7 @@ __all__ = [
     "is_decoder",
     "load_model",
     "model_bytes",
+    "model_files",
     "model_sha256",
     "read_model",
     "square_image_input",
@@ -71,21 +72,25 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     return ir.external_data.load_to_model(read_model(path))
 
 
-def _files(path: str | os.PathLike[str]) -> list[Path]:
-    """A model file and the external data files that it names."""
-    tensors = (value.const_value for value in ir.load(path).graph.initializers.values())
+def model_files(path: str | os.PathLike[str]) -> list[Path]:
+    """A model file and the external data files that it names; the file alone if it is no model."""
+    try:
+        model = ir.load(path)
+    except Exception:  # as in `read_model`
+        return [Path(path)]
+    tensors = (value.const_value for value in model.graph.initializers.values())
     return [Path(path), *sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})]
 
 
 def model_bytes(path: str | os.PathLike[str]) -> int:
     """Size of a model file and of the external data files it names."""
-    return sum(file.stat().st_size for file in _files(path))
+    return sum(file.stat().st_size for file in model_files(path))
 
 
 def model_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a model file and of the external data files it names."""
     digest = hashlib.sha256()
-    for part in _files(path):
+    for part in model_files(path):
         with part.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from samq_onnx import images
 from samq_onnx.errors import UserError
 from samq_onnx.models import DECODER_INPUTS
+from samq_onnx.pair import check_made_together
 from samq_onnx.runtime import open_session
 
 __all__ = ["BOX_LABELS", "PADDING_LABEL", "Best", "Model", "SamPredictor", "check_pair"]
@@ -50,6 +51,13 @@ class SamPredictor:
         taken = {value.name: value.shape for value in self._decoder.get_inputs()}
         self.image_size = check_pair(self._encoder, _name(encoder, "encoder"), taken.get("image_embeddings"))
         _check_decoder(self._decoder, _name(decoder, "decoder"))
+        check_made_together(
+            {
+                _name(model, role): session.get_modelmeta().custom_metadata_map
+                for model, role, session in ((encoder, "encoder", self._encoder), (decoder, "decoder", self._decoder))
+                if not isinstance(model, ort.InferenceSession)
+            }
+        )
         self._embedding: np.ndarray | None = None
         self._shape = (0, 0)
 

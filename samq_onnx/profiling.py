@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import onnx
 import onnxruntime as ort
 
 from samq_onnx.runtime import open_session
+from samq_onnx.scratch import Scratch
 
 __all__ = ["Kernel", "Tensor", "by_operator", "profiled"]
 
@@ -66,11 +66,11 @@ def profiled(
     Raises:
         UserError: the model cannot be loaded.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with Scratch() as scratch:
         options = ort.SessionOptions()
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(scratch) / "run")
-        options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
+        options.profile_file_prefix = str(scratch / "run")
+        options.optimized_model_filepath = str(scratch / "optimized.onnx")
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         options.add_session_config_entry("optimization.disable_specified_optimizers", without)
@@ -79,7 +79,7 @@ def profiled(
         for _ in range(runs):
             session.run(None, dict(feed))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        optimized = onnx.load(str(Path(scratch) / "optimized.onnx"), load_external_data=False)
+        optimized = onnx.load(str(scratch / "optimized.onnx"), load_external_data=False)
     nodes = {node.name: node for node in optimized.graph.node}
     dims = {tensor.name: list(tensor.dims) for tensor in optimized.graph.initializer}
     return [_kernel(event, nodes, dims) for event in _last_run(events)]

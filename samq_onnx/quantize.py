@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from samq_onnx import assets, data
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
 from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
-from samq_onnx.files import atomic_path, check_distinct, check_writable, write_json
+from samq_onnx.files import atomic_folder, atomic_path, check_writable, data_name, write_report
 from samq_onnx.fusion import fusion_report
+from samq_onnx.inventory import check_files
 from samq_onnx.models import is_decoder, load_model, model_bytes, model_sha256, read_model, square_image_input
+from samq_onnx.pair import PAIR, pair_hash
 from samq_onnx.pipeline import RECIPE, Feeds, Outcome, quantize_model
 from samq_onnx.predictor import SamPredictor, check_pair
 from samq_onnx.recipe import BITS, DEFAULT_METHOD, METHODS, Recipe, recipe
@@ -66,9 +69,9 @@ def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | Non
 
 
 def _save(model: ir.Model, output: Path) -> None:
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    if weights > ONE_FILE_LIMIT:
-        ir.save(model, output, external_data=f"{output.name}.data")
+    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value]
+    if sum(tensor.nbytes for tensor in weights) > ONE_FILE_LIMIT:
+        ir.save(model, output, external_data=data_name(output.name, (tensor.tobytes() for tensor in weights)))
     else:
         ir.save(model, output)
 
@@ -104,6 +107,7 @@ def quantize(
     *,
     encoder: Path | None = None,
     quantized_encoder: Path | None = None,
+    pair: str | None = None,
 ) -> dict[str, Any]:
     """Quantize one ONNX file; prints what happened and returns it as a report.
 
@@ -112,13 +116,14 @@ def quantize(
         calibration: folder of images, with or without annotations.
         chosen: the recipe. encoder: float encoder, for the embeddings a decoder is calibrated on.
         quantized_encoder: the encoder that the quantized decoder will work with, where it is another one.
+        pair: names the run, if it makes an encoder and a decoder (`samq_onnx.pair`).
 
     Raises:
         UserError: unusable model, calibration folder or output path; nothing is written.
     """
     started = time.perf_counter()
     model = load_model(source)
-    check_distinct([output], [source, encoder, quantized_encoder])
+    check_files([source, encoder, quantized_encoder, calibration], [output])
     check_writable(output)
     if RECIPE in model.metadata_props:
         raise UserError(f"{source}: is already quantized; give the float model it was made from")
@@ -132,6 +137,9 @@ def quantize(
     outcome = quantize_model(model, feeds, chosen, targets=targets, label=source.stem)
     model.metadata_props["samq_onnx.float_model.sha256"] = model_sha256(source)
     model.metadata_props["samq_onnx.calibration.sha256"] = _calibration_sha256(calibration)
+    model.metadata_props.pop(PAIR, None)
+    if pair is not None:
+        model.metadata_props[PAIR] = pair
     with atomic_path(output) as temporary:
         _save(model, temporary)
         fusion = fusion_report(temporary, feeds[0])  # ONNX Runtime loads it: only then does it replace what was there
@@ -164,16 +172,21 @@ def quantize_folder(source: Path, output: Path, calibration: Path, chosen: Recip
     """Quantize ``encoder.onnx`` and ``decoder.onnx`` of a folder into a folder of the same shape, both or none."""
     for name in (ENCODER, DECODER):
         read_model(source / name)
-    check_distinct([output / ENCODER, output / DECODER], [source / ENCODER, source / DECODER])
-    SamPredictor(source / ENCODER, source / DECODER)  # refuses what does not fit together
+    files = [source / ENCODER, source / DECODER]
+    check_files([*files, calibration], [output / ENCODER, output / DECODER])
+    SamPredictor(*files)  # refuses what does not fit together
     data.samples(calibration)
-    with atomic_path(output / ENCODER) as encoder, atomic_path(output / DECODER) as decoder:
+    made_from = [*(model_sha256(file) for file in files), _calibration_sha256(calibration)]
+    pair = pair_hash({"made_from": made_from, "recipe": dataclasses.asdict(chosen), "version": version("samq_onnx")})
+    with atomic_folder(output) as folder:
+        encoder, decoder = folder / ENCODER, folder / DECODER
         report = {
-            "encoder": quantize(source / ENCODER, encoder, calibration, chosen),
+            "encoder": quantize(source / ENCODER, encoder, calibration, chosen, pair=pair),
             "decoder": quantize(
-                source / DECODER, decoder, calibration, chosen, encoder=source / ENCODER, quantized_encoder=encoder
+                source / DECODER, decoder, calibration, chosen,
+                encoder=source / ENCODER, quantized_encoder=encoder, pair=pair,
             ),
-        }
+        }  # fmt: skip
     for part, name in (("encoder", ENCODER), ("decoder", DECODER)):
         report[part]["output"] = os.fspath(output / name)
     return report
@@ -211,19 +224,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.encoder:
             raise UserError(f"{source}: is a folder, whose encoder.onnx is used; leave out --encoder")
         output = arguments.output or Path(f"{source.name}_{arguments.bits}")
-        check_distinct(
-            [arguments.json, output / ENCODER, output / DECODER],
-            [source / ENCODER, source / DECODER, *data.files(calibration)],
-        )
+        written = [output / ENCODER, output / DECODER]
+        check_files([source / ENCODER, source / DECODER, calibration], [arguments.json, *written])
         report = quantize_folder(source, output, calibration, chosen)
-        print(f"wrote {output / ENCODER}, {output / DECODER}")
     else:
         output = arguments.output or source.with_name(f"{source.stem}_{arguments.bits}.onnx")
-        check_distinct([output, arguments.json], [source, arguments.encoder, *data.files(calibration)])
+        written = [output]
+        check_files([source, arguments.encoder, calibration], [output, arguments.json])
         report = quantize(source, output, calibration, chosen, encoder=arguments.encoder)
-        print(f"wrote {output}")
-    if arguments.json:
-        write_json(arguments.json, report)
+    done = f"wrote {', '.join(map(str, written))}"
+    print(done)
+    write_report(arguments.json, report, f"{done} all the same")
     return 0
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from samq_onnx import images, overlay
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
-from samq_onnx.files import atomic_path, check_distinct, check_writable, write_json
+from samq_onnx.files import atomic_path, check_writable, write_report
+from samq_onnx.inventory import check_files
 from samq_onnx.predictor import SamPredictor
 
 __all__ = ["main"]
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     coords, box = _parse_prompt(arguments.point, arguments.box)
     if Image.registered_extensions().get(arguments.output.suffix.lower()) not in Image.SAVE:
         raise UserError(f"{arguments.output}: unknown kind of picture; give a name that ends in .png")
-    check_distinct([arguments.output, arguments.json], [arguments.image, arguments.encoder, arguments.decoder])
+    check_files([arguments.image, arguments.encoder, arguments.decoder], [arguments.output, arguments.json])
     rgb = images.load(arguments.image)
     _check_inside(coords, box, *rgb.shape[:2])
     predictor = SamPredictor(arguments.encoder, arguments.decoder)
@@ -105,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"predicted IoU {iou:.3f}, area {report['area']} pixels ({mask.mean():.2%} of the image), encoder "
         f"{report['encoder_seconds']:.2f} s, decoder {report['decoder_seconds']:.3f} s; drawn in {arguments.output}"
     )
-    if arguments.json:
-        write_json(arguments.json, report)
+    write_report(arguments.json, report, f"the picture is in {arguments.output}")
     return 0
 
 

@@ -17,7 +17,8 @@ from samq_onnx import ops
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
 from samq_onnx.feeds import sample_feed
-from samq_onnx.files import check_distinct, check_writable, write_json
+from samq_onnx.files import check_writable, write_report
+from samq_onnx.inventory import check_files
 from samq_onnx.models import is_decoder, load_model, model_sha256, tap
 from samq_onnx.passes.lift import lift, simplify
 from samq_onnx.passes.lower.fuse import unfuse
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=check_writable, help="write the numbers here")
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
-    check_distinct([arguments.json], [arguments.quantized, arguments.reference, arguments.encoder])
+    check_files([arguments.quantized, arguments.reference, arguments.encoder], [arguments.json])
     report = verify(arguments.quantized, arguments.reference, arguments.encoder)
     for name, value in report["native_max_abs"].items():
         print(f"native against body  {value:7.1e} off {name}")
@@ -107,8 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"site against float   {value:7.1f} dB  {name}")
     for name, value in report["output_sqnr_db"].items():
         print(f"output against float {value:7.1f} dB  {name}")
-    if arguments.json:
-        write_json(arguments.json, report)
+    write_report(arguments.json, report, "the numbers are above")
     if not report["same"]:
         print("error: native kernels and function bodies give different outputs", file=sys.stderr)
         return 1

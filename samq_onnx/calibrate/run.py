@@ -8,7 +8,6 @@ input: memory grows neither with the number of inputs nor with the depth of the 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +21,7 @@ from samq_onnx.calibrate.blocks import Block, cut
 from samq_onnx.errors import UserError
 from samq_onnx.progress import progress_bar
 from samq_onnx.runtime import open_session
+from samq_onnx.scratch import Scratch
 
 __all__ = ["Collector", "resident_memory", "run"]
 
@@ -65,10 +65,10 @@ def run(
         return
     blocks = cut(model, [collector.tensors for collector in collectors])
     bar = progress_bar(len(blocks) * len(feeds), label, "step", progress)
-    with bar, tempfile.TemporaryDirectory(prefix="samq-calibrate-") as scratch:
+    with bar, Scratch() as scratch:
         for number, block in enumerate(blocks, 1):
             bar.set_postfix_str(f"block {number} of {len(blocks)}, {resident_memory()}", refresh=False)
-            _run_block(block, feeds, [collectors[index] for index in block.groups], Path(scratch), bar)
+            _run_block(block, feeds, [collectors[index] for index in block.groups], scratch, bar)
 
 
 def _run_block(block: Block, feeds: Sequence[Feed], collectors: Sequence[Collector], scratch: Path, bar: tqdm) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from samq_onnx.plan import QuantPlan
 from samq_onnx.progress import progress_bar
 from samq_onnx.reconstruct.learned import Learned, NotLearnable
 from samq_onnx.reconstruct.simulate import Simulation
+from samq_onnx.scratch import Scratch
 
 __all__ = ["learn"]
 
@@ -144,10 +144,10 @@ def learn(
         raise NotLearnable(
             f"one input takes {simulation.work / 1e9:.0f} GMAC, gradients are affordable up to {LARGEST_WORK / 1e9:.0f}"
         )
-    with tempfile.TemporaryDirectory(prefix="samq-learn-") as scratch:
-        wanted = _Spill(lesson.outputs, Path(scratch))
+    with Scratch() as scratch:
+        wanted = _Spill(lesson.outputs, scratch)
         run(model, targets, [wanted], label=f"{label}: targets")
-        given = _Spill([value.name or "" for value in simulation.inputs], Path(scratch))
+        given = _Spill([value.name or "" for value in simulation.inputs], scratch)
         run(model, feeds, [given], label=f"{label}: inputs")
         losses = _train(simulation, lesson, given, wanted, label)
     simulation.write_back(plan)
