@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from samq_onnx.files import data_name
+from samq_onnx.external_data import data_name
 
 __all__ = ["write"]
 
@@ -17,11 +17,12 @@ MAX_IR_VERSION = 10
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model to ``path``; weights beyond protobuf's limit go to one file beside it, see `data_name`."""
+    """Write a model to ``path``; weights beyond protobuf's limit go to one file beside it, ``path`` + ``.data``."""
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-    weights = [tensor.raw_data for tensor in model.graph.initializer]
-    if sum(map(len, weights)) > FILE_LIMIT:
-        name = data_name(path.name, weights)
-        onnx.save(model, path, save_as_external_data=True, location=name, size_threshold=EXTERNAL_THRESHOLD)
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > FILE_LIMIT
+    if large:
+        onnx.save(
+            model, path, save_as_external_data=True, location=data_name(path.name), size_threshold=EXTERNAL_THRESHOLD
+        )
     else:
         onnx.save(model, path)

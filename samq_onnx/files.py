@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import hashlib
 import json
 import math
 import os
@@ -26,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from samq_onnx.errors import UserError
+from samq_onnx.external_data import keep_others
 from samq_onnx.scratch import Scratch, remove_leftovers
 
-__all__ = ["atomic_folder", "atomic_path", "check_writable", "data_name", "resolved", "write_json", "write_report"]
+__all__ = ["atomic_folder", "atomic_path", "check_writable", "resolved", "write_json", "write_report"]
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 MOST_ENTRIES = 1000  # of a folder that is exchanged; each gets a second link
-DIGEST_LENGTH = 16
 
 
 def resolved(path: str | os.PathLike[str]) -> Path:
@@ -88,8 +87,8 @@ def _parents(folder: Path) -> Iterator[None]:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path in a scratch folder beside ``path``; what is written there replaces ``path`` on success.
 
-    Other files of the scratch folder (external data, under a `data_name`) come along before it, so a failure leaves
-    what stood there before, and no folder that was not there.
+    External data of a model come along before it, and replace nothing that is read (`samq_onnx.external_data`). So a
+    failure leaves what stood there before, and no folder that was not there.
 
     Raises:
         UserError: as `check_writable`.
@@ -102,9 +101,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise _unwritable(Path(path), error) from error
         with scratch as folder:
             yield folder / target.name
-            made = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
+            keep_others(folder / target.name, target.parent)
             _to_disk(folder)
-            for file in made:
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
                 os.replace(file, target.parent / file.name)
             _sync(target.parent)
 
@@ -138,8 +137,10 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _publish(made: Path, target: Path) -> None:
     """Put the files of a folder into ``target``, all at once if that can be done."""
-    _to_disk(made)
     with _alone_in(target.parent):
+        for file in list(made.iterdir()):
+            keep_others(file, target)
+        _to_disk(made)
         names = {file.name for file in made.iterdir()}
         if not target.exists():
             os.rename(made, target)
@@ -244,18 +245,6 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def data_name(model: str, contents: Iterable[bytes | memoryview]) -> str:
-    """Name of the external data file of a model file: other data never have it, so what is there stays what it is.
-
-    Args:
-        model: name of the model file. contents: of the data file, in parts.
-    """
-    digest = hashlib.sha256()
-    for part in contents:
-        digest.update(part)
-    return f"{model}.{digest.hexdigest()[:DIGEST_LENGTH]}.data"
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

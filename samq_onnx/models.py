@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_ir as ir
 
+from samq_onnx.digest import sha256_of
 from samq_onnx.errors import UserError
 
 __all__ = [
@@ -89,12 +89,7 @@ def model_bytes(path: str | os.PathLike[str]) -> int:
 
 def model_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a model file and of the external data files it names."""
-    digest = hashlib.sha256()
-    for part in model_files(path):
-        with part.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(*model_files(path))
 
 
 def is_decoder(model: ir.Model) -> bool:

@@ -22,8 +22,9 @@ import onnxruntime as ort
 from samq_onnx import assets, data
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
+from samq_onnx.external_data import data_name
 from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
-from samq_onnx.files import atomic_folder, atomic_path, check_writable, data_name, write_report
+from samq_onnx.files import atomic_folder, atomic_path, check_writable, write_report
 from samq_onnx.fusion import fusion_report
 from samq_onnx.inventory import check_files
 from samq_onnx.models import is_decoder, load_model, model_bytes, model_sha256, read_model, square_image_input
@@ -69,9 +70,9 @@ def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | Non
 
 
 def _save(model: ir.Model, output: Path) -> None:
-    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value]
-    if sum(tensor.nbytes for tensor in weights) > ONE_FILE_LIMIT:
-        ir.save(model, output, external_data=data_name(output.name, (tensor.tobytes() for tensor in weights)))
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    if weights > ONE_FILE_LIMIT:
+        ir.save(model, output, external_data=data_name(output.name))
     else:
         ir.save(model, output)
 

@@ -11,7 +11,7 @@ import pytest
 
 from samq_onnx import files
 from samq_onnx.errors import UserError
-from samq_onnx.files import atomic_folder, atomic_path, check_writable, data_name, write_json, write_report
+from samq_onnx.files import atomic_folder, atomic_path, check_writable, write_json, write_report
 
 
 def test_what_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -157,12 +157,6 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
             one_more.write_text("whole")
         temporary.write_text("whole")
     assert _contents(tmp_path) == {"file": "whole", "other": "whole"}
-
-
-def test_data_have_a_name_of_their_own() -> None:
-    name = data_name("m.onnx", [b"ab", b"c"])
-    assert name.startswith("m.onnx.") and name.endswith(".data")
-    assert name == data_name("m.onnx", [b"abc"]) != data_name("m.onnx", [b"abd"])
 
 
 def test_a_report_that_fails_says_what_was_done(tmp_path: Path) -> None:
