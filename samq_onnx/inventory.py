@@ -38,7 +38,11 @@ def check_files(reads: Iterable[Path | None], writes: Iterable[Path | None]) -> 
 
 
 def _files(path: Path) -> list[Path]:
-    return data.files(path) if path.is_dir() else model_files(path)
+    """What is read with it; what cannot be read is told by who reads it."""
+    try:
+        return data.files(path) if path.is_dir() else model_files(path)
+    except (UserError, OSError):
+        return [path]
 
 
 def _identity(path: Path) -> tuple[int, int] | Path:
