@@ -29,7 +29,7 @@ __all__ = ["isolated"]
 Result = TypeVar("Result")
 
 ALLOCATION_FAILED = re.compile("bad_alloc|[Aa]llocate memory|[Ff]ailed to allocate")  # as native engines put it
-IMPORTED = ("onnx", "onnxruntime", "samq_onnx.runtime")
+IMPORTED = ("onnx", "onnxruntime", "samq_onnx.probe")
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)  # another death is for lack of memory
 SIZE = struct.Struct("<Q")  # in front of every message
 

@@ -8,15 +8,19 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
-from samq_onnx.errors import UserError
+from samq_onnx.door import admit
+from samq_onnx.errors import UserError, shortened
+from samq_onnx.external import external_tensors, region, weight_files
 
 __all__ = [
     "DECODER_INPUTS",
     "is_decoder",
     "load_model",
     "model_bytes",
+    "model_files",
     "model_sha256",
     "read_model",
     "square_image_input",
@@ -37,29 +41,19 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
     """Read an ONNX file; external data stays where it is.
 
     Raises:
-        UserError: no such file, not an ONNX model, or external data missing.
+        UserError: no such file, not a valid ONNX model (see `samq_onnx.door`), or external data missing.
     """
     file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; give the path of an .onnx model")
+    proto = admit(file)
+    for tensor in external_tensors(proto):
+        place = region(tensor, file)
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = os.fspath(place.path)  # links were followed here, which onnx_ir refuses to do
     try:
-        model = ir.load(file)
-    except Exception as error:  # protobuf raises its own kinds
-        raise UserError(f"{file}: not an ONNX model ({type(error).__name__}); export it again") from error
-    if not len(model.graph) or not model.graph.outputs:
-        raise UserError(f"{file}: not an ONNX model (it holds no graph); export it again")
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
-            raise UserError(f"{file}: its weights file {tensor.path} is missing; keep both files in one folder")
-        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).stat().st_size < _end(tensor):
-            raise UserError(f"{file}: its weights file {tensor.path} is cut short; copy or export it again")
-    return model
-
-
-def _end(tensor: ir.ExternalTensor) -> int:
-    """First byte behind the tensor in its file."""
-    return (tensor.offset or 0) + (tensor.length or 0)
+        return ir.from_proto(proto)
+    except Exception as error:  # onnx_ir raises its own kinds
+        raise UserError(f"{file}: onnx_ir cannot read it ({shortened(error)}); export it again") from error
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
@@ -71,21 +65,24 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
     return ir.external_data.load_to_model(read_model(path))
 
 
-def _files(path: str | os.PathLike[str]) -> list[Path]:
-    """A model file and the external data files that it names."""
-    tensors = (value.const_value for value in ir.load(path).graph.initializers.values())
-    return [Path(path), *sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})]
+def model_files(path: str | os.PathLike[str]) -> list[Path]:
+    """A model file and the external data files that it names.
+
+    Raises:
+        UserError: external data missing.
+    """
+    return [Path(path), *weight_files(onnx.load(path, load_external_data=False), Path(path))]
 
 
 def model_bytes(path: str | os.PathLike[str]) -> int:
     """Size of a model file and of the external data files it names."""
-    return sum(file.stat().st_size for file in _files(path))
+    return sum(file.stat().st_size for file in model_files(path))
 
 
 def model_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a model file and of the external data files it names."""
     digest = hashlib.sha256()
-    for part in _files(path):
+    for part in model_files(path):
         with part.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
