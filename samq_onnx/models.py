@@ -7,10 +7,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from samq_onnx.digest import sha256_of
-from samq_onnx.errors import UserError
+from samq_onnx.door import admit
+from samq_onnx.errors import UserError, shortened
+from samq_onnx.external import external_tensors, region, weight_files
 
 __all__ = [
     "DECODER_INPUTS",
@@ -38,29 +41,19 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
     """Read an ONNX file; external data stays where it is.
 
     Raises:
-        UserError: no such file, not an ONNX model, or external data missing.
+        UserError: no such file, not a valid ONNX model (see `samq_onnx.door`), or external data missing.
     """
     file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; give the path of an .onnx model")
+    proto = admit(file)
+    for tensor in external_tensors(proto):
+        place = region(tensor, file)
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = os.fspath(place.path)  # links were followed here, which onnx_ir refuses to do
     try:
-        model = ir.load(file)
-    except Exception as error:  # protobuf raises its own kinds
-        raise UserError(f"{file}: not an ONNX model ({type(error).__name__}); export it again") from error
-    if not len(model.graph) or not model.graph.outputs:
-        raise UserError(f"{file}: not an ONNX model (it holds no graph); export it again")
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
-            raise UserError(f"{file}: its weights file {tensor.path} is missing; keep both files in one folder")
-        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).stat().st_size < _end(tensor):
-            raise UserError(f"{file}: its weights file {tensor.path} is cut short; copy or export it again")
-    return model
-
-
-def _end(tensor: ir.ExternalTensor) -> int:
-    """First byte behind the tensor in its file."""
-    return (tensor.offset or 0) + (tensor.length or 0)
+        return ir.from_proto(proto)
+    except Exception as error:  # onnx_ir raises its own kinds
+        raise UserError(f"{file}: onnx_ir cannot read it ({shortened(error)}); export it again") from error
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
@@ -73,13 +66,16 @@ def load_model(path: str | os.PathLike[str]) -> ir.Model:
 
 
 def model_files(path: str | os.PathLike[str]) -> list[Path]:
-    """A model file and the external data files that it names; the file alone if it is no model."""
+    """A model file and the external data files that it names; the file alone if it is no model.
+
+    Raises:
+        UserError: external data missing.
+    """
     try:
-        model = ir.load(path)
-    except Exception:  # as in `read_model`
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # protobuf raises its own kinds
         return [Path(path)]
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return [Path(path), *sorted({Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})]
+    return [Path(path), *weight_files(model, Path(path))]
 
 
 def model_bytes(path: str | os.PathLike[str]) -> int:

@@ -9,7 +9,7 @@ import onnx_ir.passes.common as common
 from samq_onnx.passes.lift.attention import DOMAIN, Match, match_attention, outline
 from samq_onnx.passes.lift.gelu import find_gelus
 from samq_onnx.passes.lift.kinds import site_kinds
-from samq_onnx.passes.lift.linear import find_linears
+from samq_onnx.passes.lift.linear import find_linears, plain_gemms
 from samq_onnx.passes.lift.norm import find_norms
 from samq_onnx.passes.lift.simplify import simplify
 from samq_onnx.passes.lift.structure import AttentionSite, Gelu, Linear, Norm, Projection, Structure
@@ -26,6 +26,8 @@ def lift(model: ir.Model) -> Structure:
     Lifting a lifted model changes nothing and finds the same structure.
     """
     graph = model.graph
+    plain_gemms(graph)
+    common.NameFixPass()(model)
     structure = Structure(norms=find_norms(graph), gelus=find_gelus(graph))
     matches: list[Match] = []
     for node in graph:

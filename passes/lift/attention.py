@@ -15,14 +15,19 @@ factor is not a transposed activation, tables in an unknown layout.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 
 import numpy as np
 import onnx_ir as ir
 
+from samq_onnx.passes.graph import array_of, input_of, is_constant, scalar_of
+
 __all__ = ["DOMAIN", "Match", "match_attention", "outline"]
 
 DOMAIN = "samq"
-TRANSPARENT = frozenset({"Identity", "Cast", "Dropout"})
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+EQUATION = re.compile("([A-Za-z]{4}),([A-Za-z]{3})->([A-Za-z]{4})")  # of relative position
 
 
 class _Refusal(Exception):
@@ -52,12 +57,7 @@ class Match:
 class _Terms:
     content: list[tuple[ir.Node, float]] = dataclasses.field(default_factory=list)
     position: list[tuple[ir.Value, float]] = dataclasses.field(default_factory=list)
-
-
-def _scalar(value: ir.Value | None) -> float | None:
-    if value is None or value.const_value is None or value.const_value.size != 1:
-        return None
-    return float(value.const_value.numpy().reshape(()))
+    reshaped: bool = False
 
 
 def _factor(node: ir.Node) -> tuple[ir.Value, float] | None:
@@ -65,10 +65,22 @@ def _factor(node: ir.Node) -> tuple[ir.Value, float] | None:
     if node.op_type not in ("Mul", "Div") or node.domain:
         return None
     for index in (0, 1) if node.op_type == "Mul" else (0,):
-        x, constant = node.inputs[index], _scalar(node.inputs[1 - index])
-        if constant is not None and x is not None and x.const_value is None:
+        x, constant = node.inputs[index], scalar_of(node.inputs[1 - index])
+        if constant is not None and x is not None and not is_constant(x) and math.isfinite(constant) and constant != 0:
             return x, constant if node.op_type == "Mul" else 1.0 / constant
     return None
+
+
+def _passes_through(node: ir.Node) -> bool:
+    """Whether the node gives its input again, in whatever float type."""
+    if node.domain or node.inputs[0] is None:
+        return False
+    if node.op_type == "Cast":
+        return node.inputs[0].dtype in (None, *FLOATS) and node.attributes["to"].as_int() in FLOATS
+    training = input_of(node, 2)
+    held = array_of(training)
+    drops = training is not None and (held is None or bool(held.any()))
+    return node.op_type == "Identity" or (node.op_type == "Dropout" and not drops)
 
 
 def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
@@ -77,7 +89,7 @@ def _unscaled(value: ir.Value) -> tuple[ir.Value, float]:
     while (node := value.producer()) is not None:
         if (found := _factor(node)) is not None:
             value, total = found[0], total * found[1]
-        elif node.op_type in TRANSPARENT and node.inputs[0] is not None:
+        elif _passes_through(node) and node.inputs[0] is not None:
             value = node.inputs[0]
         else:
             break
@@ -90,11 +102,12 @@ def _collect(value: ir.Value, factor: float, terms: _Terms) -> None:
         raise _Refusal("an input of the graph is added to the scores")
     if (found := _factor(node)) is not None:
         _collect(found[0], factor * found[1], terms)
-    elif node.op_type in ("Reshape", *TRANSPARENT) and node.inputs[0] is not None:
+    elif (node.op_type == "Reshape" or _passes_through(node)) and node.inputs[0] is not None:
+        terms.reshaped |= node.op_type == "Reshape"
         _collect(node.inputs[0], factor, terms)
     elif node.op_type == "Add":
         for part in node.inputs:
-            if part is None or part.const_value is not None:
+            if part is None or is_constant(part):
                 raise _Refusal("a constant mask is added to the scores")
             _collect(part, factor, terms)
     elif node.op_type == "MatMul":
@@ -108,28 +121,27 @@ def _collect(value: ir.Value, factor: float, terms: _Terms) -> None:
 def _table(term: ir.Value, factor: float, query: ir.Value) -> tuple[int, ir.Value]:
     """Which query axis (1 row, 2 column) a relative position term belongs to, and its table."""
     unsqueeze = term.producer()
-    einsum = (
-        unsqueeze.inputs[0].producer()
-        if unsqueeze and unsqueeze.op_type == "Unsqueeze" and unsqueeze.inputs[0]
-        else None
-    )
-    if einsum is None or einsum.op_type != "Einsum" or len(einsum.inputs) != 2 or factor != 1.0:
+    flat = unsqueeze.inputs[0] if unsqueeze is not None and unsqueeze.op_type == "Unsqueeze" else None
+    einsum = flat.producer() if flat is not None else None
+    if unsqueeze is None or einsum is None or einsum.domain or einsum.op_type != "Einsum" or len(einsum.inputs) != 2:
         raise _Refusal("the scores have a term that is no decomposed relative position")
+    if factor != 1.0:
+        raise _Refusal("a relative position is scaled")
     rows, table = einsum.inputs
-    axes = unsqueeze.inputs[1].const_value if unsqueeze is not None and unsqueeze.inputs[1] is not None else None
+    axes = array_of(input_of(unsqueeze, 1))
     reshape = rows.producer() if rows is not None else None
-    if table is None or table.const_value is None or axes is None or reshape is None:
+    if table is None or not is_constant(table, rank=3) or axes is None or axes.size != 1 or reshape is None:
         raise _Refusal("a relative position table is not constant")
-    if reshape.op_type != "Reshape" or reshape.inputs[0] is not query:
+    if reshape.op_type != "Reshape" or reshape.domain or reshape.inputs[0] is not query:
         raise _Refusal("relative position is not computed from the unscaled query")
-    left, result = einsum.attributes["equation"].as_string().replace(" ", "").split("->")
-    query_axes, table_axes = left.split(",")
-    axis = int(axes.numpy().reshape(-1)[0]) % 5
-    place = {4: 1, 3: 2}.get(axis)
+    equation = EQUATION.fullmatch(einsum.attributes["equation"].as_string().replace(" ", ""))
+    if equation is None or table.dtype != ir.DataType.FLOAT:
+        raise _Refusal("a relative position table has an unknown layout")
+    query_axes, table_axes, result = equation.groups()
+    place = {4: 1, 3: 2}.get(int(axes.item()) % 5)
     if (
         place is None
-        or len(query_axes) != 4
-        or len(table_axes) != 3
+        or len({*query_axes, table_axes[1]}) != 5
         or table_axes[0] != query_axes[place]
         or table_axes[2] != query_axes[3]
         or result != query_axes[:3] + table_axes[1]
@@ -149,11 +161,13 @@ def _match(softmax: ir.Node) -> Match:
         if len(uses) != 1 or probabilities.is_graph_output():
             raise _Refusal("its probabilities are read more than once")
         product, index = uses[0]
-        if product.op_type not in TRANSPARENT:
+        if product.graph is not softmax.graph:
+            raise _Refusal("its probabilities are read in a subgraph")
+        if not _passes_through(product):
             break
         probabilities = product.outputs[0]
-    v = product.inputs[1] if product.op_type == "MatMul" else None
-    if v is None or index != 0 or v.const_value is not None:
+    v = product.inputs[1] if product.op_type == "MatMul" and not product.domain else None
+    if v is None or index != 0 or is_constant(v):
         raise _Refusal("its probabilities do not multiply an activation")
     terms = _Terms()
     assert softmax.inputs[0] is not None
@@ -162,13 +176,15 @@ def _match(softmax: ir.Node) -> Match:
         raise _Refusal("its scores are not one product with two relative position terms or none")
     scores, scale = terms.content[0]
     left, right = scores.inputs
-    if left is None or right is None or left.const_value is not None or right.const_value is not None:
+    if left is None or right is None or is_constant(left) or is_constant(right):
         raise _Refusal("its scores are not a product of two activations")
     q, q_scale = _unscaled(left)
     k, k_scale = _unscaled(right)
     transpose = k.producer()
-    if transpose is None or transpose.op_type != "Transpose" or transpose.inputs[0] is None:
+    if transpose is None or transpose.domain or transpose.op_type != "Transpose" or transpose.inputs[0] is None:
         raise _Refusal("its keys are not transposed in front of the product")
+    if "perm" not in transpose.attributes:
+        raise _Refusal("its keys are not transposed by a list of axes")
     source, source_scale = _unscaled(transpose.inputs[0])
     tables = None
     if terms.position:
@@ -176,7 +192,36 @@ def _match(softmax: ir.Node) -> Match:
         if set(found) != {1, 2}:
             raise _Refusal("its relative position terms do not cover rows and columns")
         tables = (found[1], found[2])
-    return Match(q, source, transpose, v, product, scale * q_scale * k_scale * source_scale, tables)
+    scale *= q_scale * k_scale * source_scale
+    if not np.finfo(np.float32).tiny <= abs(scale) <= np.finfo(np.float32).max:
+        raise _Refusal("its scale is beyond what float32 holds")
+    match = Match(q, source, transpose, v, product, scale, tables)
+    _check_types(match)
+    _check_shapes(match, softmax, scores if terms.reshaped else None)
+    return match
+
+
+def _check_types(match: Match) -> None:
+    if any(value.dtype not in (None, ir.DataType.FLOAT) for value in (match.q, match.k, match.v)):
+        raise _Refusal("its operands are not float32")
+
+
+def _check_shapes(match: Match, softmax: ir.Node, reshaped: ir.Node | None) -> None:
+    """Refuse operands that broadcast, and scores that reshaping leaves in another shape, where shapes are known."""
+    key = match.k.shape
+    shapes = [match.q.shape, ir.Shape([key[axis] for axis in match.key_perm]) if key is not None else None, match.v.shape]
+    known = [shape for shape in shapes if shape is not None]
+    leading = [list(shape)[:-2] for shape in known]
+    for one in leading[1:]:
+        pairs = [(a, b) for a, b in zip(one, leading[0], strict=False) if isinstance(a, int) and isinstance(b, int)]
+        if len(one) != len(leading[0]) or any(a != b for a, b in pairs):
+            raise _Refusal("its operands broadcast")
+    if any(len(shape) < 3 for shape in known):
+        raise _Refusal("its operands have no batch")
+    if reshaped is not None:
+        before, after = reshaped.outputs[0].shape, softmax.inputs[0].shape if softmax.inputs[0] is not None else None
+        if before is None or after is None or before != after:
+            raise _Refusal("its scores are reshaped on their way")
 
 
 def match_attention(softmax: ir.Node) -> Match | str:

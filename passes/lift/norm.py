@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from samq_onnx.passes.lift.linear import array_of
+from samq_onnx.passes.graph import array_of, input_of
 from samq_onnx.passes.lift.structure import Norm
 
 __all__ = ["epsilon_of", "find_norms"]
@@ -22,7 +22,7 @@ def epsilon_of(node: ir.Node) -> float:
 
 def _producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
     node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type else None
+    return node if node is not None and node.op_type == op_type and not node.domain else None
 
 
 def _other(node: ir.Node, value: ir.Value) -> ir.Value | None:
@@ -31,7 +31,11 @@ def _other(node: ir.Node, value: ir.Value) -> ir.Value | None:
 
 def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
     uses = tuple(value.uses())
-    return uses[0][0] if len(uses) == 1 and uses[0][0].op_type == op_type else None
+    node = uses[0][0] if len(uses) == 1 and not value.is_graph_output() else None
+    maker = value.producer()
+    if node is None or maker is None or node.graph is not maker.graph:
+        return None
+    return node if node.op_type == op_type and not node.domain else None
 
 
 def _mean(value: ir.Value | None) -> tuple[ir.Value, int] | None:
@@ -41,7 +45,7 @@ def _mean(value: ir.Value | None) -> tuple[ir.Value, int] | None:
     if node is None or x is None:
         return None
     keeps, named = node.attributes.get("keepdims"), node.attributes.get("axes")
-    held = array_of(node.inputs[1]) if len(node.inputs) > 1 else None
+    held = array_of(input_of(node, 1))
     axes = named.as_ints() if named is not None else held.tolist() if held is not None else ()
     return (x, axes[0]) if len(axes) == 1 and (keeps is None or keeps.value) else None
 
@@ -83,10 +87,12 @@ def find_norms(graph: ir.Graph) -> list[Norm]:
     """Layer norms of a graph in graph order."""
     found = []
     for node in graph:
+        if node.domain:
+            continue
         if node.op_type == "LayerNormalization" and node.inputs[0] is not None and node.inputs[1] is not None:
-            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            bias = input_of(node, 2)
             axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
             found.append(Norm(node, node.inputs[0], node.inputs[1], bias, node.outputs[0], axis, epsilon_of(node)))
-        elif node.op_type == "Div" and node.domain == "" and (norm := _by_means(node)) is not None:
+        elif node.op_type == "Div" and (norm := _by_means(node)) is not None:
             found.append(norm)
     return found

@@ -13,6 +13,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer
 
+from samq_onnx.passes.aside import defaults_aside, outputs_aside
+
 __all__ = ["simplify"]
 
 FOLD_LIMIT = 8_000_000  # bytes
@@ -22,10 +24,11 @@ def simplify(model: ir.Model) -> None:
     """Clean ``model``, in place; it computes the same function."""
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    # our own domain's functions must stay calls
-    optimizer.optimize(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, inline=not model.functions)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.RemoveUnusedNodesPass()(model)
-    common.NameFixPass()(model)
+    with defaults_aside(model), outputs_aside(model):
+        # our own domain's functions must stay calls
+        optimizer.optimize(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, inline=not model.functions)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        common.RemoveUnusedNodesPass()(model)
+        common.NameFixPass()(model)
     for index, node in enumerate(model.graph):
         node.name = node.name or f"{node.op_type}_{index}"

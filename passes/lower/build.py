@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from samq_onnx.passes.graph import add_constant
 from samq_onnx.plan import Uniform
 
 __all__ = ["FLOAT_OUTPUT", "Builder", "Codes", "take_place"]
@@ -42,16 +43,7 @@ class Builder:
 
     def constant(self, name: str, tensor: np.ndarray | ir.TensorProtocol) -> ir.Value:
         """A new initializer, named after ``name``."""
-        unique, suffix = name, 1
-        while unique in self.graph.initializers:
-            unique, suffix = f"{name}_{suffix}", suffix + 1
-        held = ir.tensor(tensor, name=unique) if isinstance(tensor, np.ndarray) else tensor
-        value = ir.Value(
-            name=unique, type=ir.TensorType(held.dtype), shape=ir.Shape(held.numpy().shape), const_value=held
-        )
-        held.name = unique
-        self.graph.register_initializer(value)
-        return value
+        return add_constant(self.graph, name, tensor)
 
     def node(
         self,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from samq_onnx.errors import UserError
+from samq_onnx.errors import UserError, shortened
+from samq_onnx.external import linked_weights
 
 __all__ = ["has_vnni", "library_path", "open_session"]
 
@@ -72,9 +73,23 @@ def open_session(
         chosen.add_session_config_entry(EXACT_U8S8, "1")
     if native:
         chosen.register_custom_ops_library(library_path())
-    source = model if isinstance(model, bytes) else where
     try:
-        return ort.InferenceSession(source, chosen, providers=["CPUExecutionProvider"])
+        return _session(model if isinstance(model, bytes) else where, chosen)
+    except UserError:
+        raise
     except Exception as error:  # ONNX Runtime raises a dozen kinds without a common base
-        reason = " ".join(str(error).split())
-        raise UserError(f"{where}: ONNX Runtime cannot load it ({reason}); export it again") from error
+        raise UserError(f"{where}: ONNX Runtime cannot load it ({shortened(error)}); export it again") from error
+
+
+def _session(source: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception:
+        if isinstance(source, bytes):
+            raise
+        weights = linked_weights(Path(source))  # which ONNX Runtime does not follow out of the model's folder
+        if not weights:
+            raise
+        sizes = [len(held) for held in weights.values()]
+        options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""External data: the files beside a model that hold its weights.
+
+A file is named by a path below the model's folder. It may be a link, as in the caches of model hubs, or have several
+names: whoever wrote the folder chose what it shows. Names that are absolute or climb out of the folder were chosen by
+whoever wrote the model, and are refused, as is all that is no regular file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from samq_onnx.errors import UserError
+
+if TYPE_CHECKING:  # loading it would slow down those who only open sessions
+    import onnx
+
+__all__ = ["Region", "external_tensors", "linked_weights", "region", "scopes", "weight_files"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """Bytes ``offset`` to ``offset + length`` of a file; ``path`` is the file itself, links resolved."""
+
+    path: Path
+    offset: int
+    length: int
+
+    def read(self) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.length)
+
+
+def scopes(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """The graph of a model, its functions, and the graphs inside their nodes."""
+    pending: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+    while pending:
+        scope = pending.pop()
+        yield scope
+        for node in scope.node:
+            for attribute in node.attribute:
+                pending += [attribute.g] if attribute.HasField("g") else attribute.graphs
+
+
+def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Initializers of the model that are kept in other files."""
+    for scope in scopes(model):
+        for tensor in getattr(scope, "initializer", ()):  # functions have none
+            if tensor.data_location == tensor.EXTERNAL:
+                yield tensor
+
+
+def region(tensor: onnx.TensorProto, model: Path, length: int | None = None) -> Region:
+    """Where the data of an external tensor lie.
+
+    Args:
+        model: file that the tensor is of. length: bytes that the tensor needs, None for those it names.
+
+    Raises:
+        UserError: there is no such file, or not one to be read, or it does not hold these bytes.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    where = f"{model}: weights {tensor.name}"
+    if not location or PurePosixPath(location).is_absolute() or ".." in PurePosixPath(location).parts:
+        raise UserError(f"{where} lie in {location!r}, which is no path below the model's folder; export it again")
+    path = model.parent / location
+    try:
+        status = os.stat(path)  # opens nothing, as a pipe would wait
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{model}: its weights file {path} is missing; keep both files in one folder"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model}: its weights file {location!r} cannot be read ({error})") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{model}: its weights file {path} is no regular file; copy or export it again")
+    offset, named = (_number(entries.get(key), where, key) for key in ("offset", "length"))
+    needed = length if length is not None else named or 0
+    if named is not None and named != needed:
+        raise UserError(f"{where} take {needed} bytes, but {named} are given; export it again")
+    if (offset or 0) + needed > status.st_size:
+        raise UserError(f"{model}: its weights file {path} is cut short; copy or export it again")
+    return Region(Path(os.path.realpath(path)), offset or 0, needed)
+
+
+def _number(text: str | None, where: str, key: str) -> int | None:
+    if text is None or text == "":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise UserError(f"{where} have the {key} {text[:40]!r}; export the model again")
+    return int(text)
+
+
+def weight_files(model: onnx.ModelProto, path: Path) -> list[Path]:
+    """The external data files of a model, links resolved.
+
+    Raises:
+        UserError: as `region`.
+    """
+    return sorted({region(tensor, path).path for tensor in external_tensors(model)})
+
+
+def linked_weights(path: Path) -> dict[str, mmap.mmap]:
+    """The external data files of a model file that links lead out of its folder, by the names that the model has.
+
+    Raises:
+        UserError: as `region`.
+    """
+    import onnx
+
+    try:
+        model = onnx.ModelProto.FromString(path.read_bytes())
+    except Exception:  # not a model, as others will say
+        return {}
+    found = {}
+    for tensor in external_tensors(model):
+        place = region(tensor, path).path
+        location = next(entry.value for entry in tensor.external_data if entry.key == "location")
+        if not place.is_relative_to(path.resolve().parent) and location not in found and place.stat().st_size:
+            with place.open("rb") as file:
+                found[location] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return found
