@@ -18,7 +18,8 @@ from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
 from samq_onnx.feeds import sample_feed
 from samq_onnx.files import check_distinct, check_writable, write_json
-from samq_onnx.models import is_decoder, load_model, model_sha256, tap
+from samq_onnx.interface import is_decoder
+from samq_onnx.models import load_model, model_sha256, tap
 from samq_onnx.passes.lift import lift, simplify
 from samq_onnx.passes.lower import raise_opset
 from samq_onnx.passes.lower.fuse import unfuse

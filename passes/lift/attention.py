@@ -9,7 +9,7 @@ each the Einsum of the unscaled query with a constant table, unsqueezed over the
 one matrix product with v, whose left factor is the only reader of the probabilities.
 
 Refuses, with the reason: masks and other additive terms, probabilities with a second reader, products whose right
-factor is not a transposed activation, tables in an unknown layout.
+factor is not a transposed activation, tables in an unknown layout, types other than float32.
 """
 
 from __future__ import annotations
@@ -176,6 +176,8 @@ def _match(softmax: ir.Node) -> Match:
         if set(found) != {1, 2}:
             raise _Refusal("its relative position terms do not cover rows and columns")
         tables = (found[1], found[2])
+    if others := {value.dtype.name.lower() for value in (q, source, v) if value.dtype not in (None, ir.DataType.FLOAT)}:
+        raise _Refusal(f"it computes in {', '.join(others)}")
     return Match(q, source, transpose, v, product, scale * q_scale * k_scale * source_scale, tables)
 
 

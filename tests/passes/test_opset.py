@@ -49,7 +49,7 @@ BODIES: list[tuple[int, str]] = [
     ),
     (12, "{ y = ReduceSum <axes = [1, -1], keepdims = 0> (x) }"),
     (12, "{ y = ReduceSum (x) }"),
-    *((12, "{ y = %s <axes = [1, -1]> (x) }" % f"Reduce{kind}") for kind in ("Max", "Mean", "L2", "SumSquare")),
+    *((12, f"{{ y = Reduce{kind} <axes = [1, -1]> (x) }}") for kind in ("Max", "Mean", "L2", "SumSquare")),
     (12, "{ a = Unsqueeze <axes = [0, 5]> (x)\n y = Squeeze <axes = [1, -1]> (a) }"),
     (12, "{ a = ReduceMax <axes = [1]> (x)\n y = Squeeze (a) }"),
     (12, "{ a, y = Split <axis = 1, split = [1, 2]> (x) }"),
