@@ -18,7 +18,8 @@ import onnx
 
 from samq_onnx.feeds import EncoderFeeds
 from samq_onnx.files import atomic_path
-from samq_onnx.models import read_model, square_image_input
+from samq_onnx.interface import ImageInput, graph_inputs
+from samq_onnx.models import read_model
 from samq_onnx.quantize import quantize
 from samq_onnx.recipe import recipe
 
@@ -107,6 +108,6 @@ def ours(bits: str, source: Path, output: Path, calibration: Path, encoder: Path
 
 
 def _images(source: Path, calibration: Path) -> list[dict[str, np.ndarray]]:
-    image = square_image_input(read_model(source))
-    assert image is not None
-    return [dict(feed) for feed in EncoderFeeds(calibration, *image)]
+    model = read_model(source)
+    image = ImageInput.of(graph_inputs(model), model, str(source))
+    return [dict(feed) for feed in EncoderFeeds(calibration, image)]

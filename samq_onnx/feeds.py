@@ -10,21 +10,29 @@ from typing import overload
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from samq_onnx import assets, data, images
+from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
-from samq_onnx.models import is_decoder, square_image_input
-from samq_onnx.predictor import BOX_LABELS, PADDING_LABEL, check_pair
+from samq_onnx.interface import (
+    BOX_LABELS,
+    FOREGROUND,
+    NUMBERS,
+    PADDING_LABEL,
+    PATCH,
+    DecoderInputs,
+    ImageInput,
+    Port,
+    graph_inputs,
+    image_port,
+    is_decoder,
+)
 from samq_onnx.progress import progress_bar
-from samq_onnx.runtime import open_session
 from samq_onnx.scratch import Scratch
 
 __all__ = ["DecoderFeeds", "EncoderFeeds", "Part", "sample_feed"]
 
-PATCH = 16  # pixels of the image a side of an embedding's cell stands for
 PROMPTS_PER_IMAGE = 8  # instances; each gives one box prompt and one point prompt
-FOREGROUND = 1.0
 
 Feed = Mapping[str, np.ndarray]
 
@@ -67,17 +75,17 @@ class Part(_Feeds):
 
 
 class EncoderFeeds(_Feeds):
-    """Images of a folder as encoder inputs, float32 [1, 3, size, size] each."""
+    """Images of a folder as an encoder takes them, one in each feed."""
 
-    def __init__(self, folder: str | os.PathLike[str], name: str, size: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], image: ImageInput) -> None:
         self.paths = data.image_paths(folder)
-        self.name, self.size = name, size
+        self.image = image
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def _make(self, index: int) -> Feed:
-        return {self.name: images.preprocess(images.load(self.paths[index]), self.size)}
+        return self.image.feed(images.load(self.paths[index]))
 
 
 class DecoderFeeds(_Feeds):
@@ -90,38 +98,31 @@ class DecoderFeeds(_Feeds):
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        encoder: ort.InferenceSession,
-        decoder_inputs: Mapping[str, Sequence[int | str]],
+        encoder: Encoder,
+        decoder: DecoderInputs,
         label: str = "embeddings",
     ) -> None:
+        encoder.pair(decoder.embeddings)
         self._scratch = Scratch()
-        size = int(encoder.get_inputs()[0].shape[2])
-        self._mask_shape = [int(side) for side in decoder_inputs["mask_input"][-2:]]
+        self._decoder = decoder
         self._prompts: list[tuple[Path, np.ndarray, np.ndarray, tuple[int, int]]] = []
         samples = data.samples(folder)
         for number, sample in enumerate(progress_bar(samples, label, "image")):
             rgb = images.load(sample.path)
             height, width = rgb.shape[:2]
-            embedding = encoder.run(None, {encoder.get_inputs()[0].name: images.preprocess(rgb, size)})[0]
+            embedding = encoder.embed(rgb)
             file = self._scratch.path / f"{number}.npy"
             np.save(file, embedding, allow_pickle=False)
             for coords, labels in _prompts(sample, height, width):
-                scaled = images.to_model_coords(coords, height, width, size)
-                self._prompts.append((file, scaled.astype(np.float32), labels, (height, width)))
+                scaled = images.to_model_coords(coords, height, width, encoder.image.size)
+                self._prompts.append((file, scaled, labels, (height, width)))
 
     def __len__(self) -> int:
         return len(self._prompts)
 
     def _make(self, index: int) -> Feed:
         file, coords, labels, shape = self._prompts[index]
-        return {
-            "image_embeddings": np.load(file, allow_pickle=False),
-            "point_coords": coords[None],
-            "point_labels": labels[None],
-            "mask_input": np.zeros((1, 1, *self._mask_shape), np.float32),
-            "has_mask_input": np.zeros(1, np.float32),
-            "orig_im_size": np.array(shape, np.float32),
-        }
+        return self._decoder.feed(np.load(file, allow_pickle=False), coords[None], labels[None], None, shape)
 
 
 def _prompts(sample: data.Sample, height: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -156,46 +157,40 @@ def sample_feed(
     Raises:
         UserError: an input without a shape or of a type that has no numbers.
     """
-    image = square_image_input(model)
-    if image is not None:
-        name, size = image
-        return {name: _sample_image(size)}
+    inputs = graph_inputs(model)
+    if image_port(inputs) is not None:
+        return ImageInput.of(inputs, model, "the model").feed(_sample_image())
     random = np.random.default_rng(0)
-    if is_decoder(model):
-        feed = _sample_prompts(model, random, prompts)
-        if encoder is not None:
-            session = open_session(encoder)
-            size = check_pair(session, os.fspath(encoder), feed["image_embeddings"].shape)
-            (feed["image_embeddings"],) = session.run(None, {session.get_inputs()[0].name: _sample_image(size)})
-        return feed
-    return {value.name or "": _random_input(value, random) for value in model.graph.inputs}
+    if not is_decoder(model):
+        return {port.name: _random_input(port, random) for port in inputs}
+    return _sample_prompts(DecoderInputs(inputs, "the model"), random, prompts, encoder)
 
 
-def _sample_image(size: int) -> np.ndarray:
-    return images.preprocess(images.load(data.image_paths(assets.demo_images())[0]), size)
+def _sample_image() -> np.ndarray:
+    return images.load(data.image_paths(assets.demo_images())[0])
 
 
-def _sample_prompts(model: ir.Model, random: np.random.Generator, prompts: int) -> dict[str, np.ndarray]:
-    shapes = {
-        value.name: [size if isinstance(size, int) else 1 for size in value.shape or ()] for value in model.graph.inputs
-    }
-    embeddings = shapes["image_embeddings"]
-    side = PATCH * embeddings[-1]
+def _sample_prompts(
+    decoder: DecoderInputs, random: np.random.Generator, prompts: int, encoder: str | os.PathLike[str] | None
+) -> dict[str, np.ndarray]:
+    shape = [side if isinstance(side, int) else 1 for side in decoder.embeddings.shape or ()]
+    side = PATCH * shape[-1]
     points = random.uniform(0, side, (prompts, 1, 2))
-    return {
-        "image_embeddings": (0.2 * random.standard_normal(embeddings)).astype(np.float32),
-        "point_coords": np.concatenate([points, np.zeros_like(points)], axis=1).astype(np.float32),
-        "point_labels": np.tile(np.array([FOREGROUND, PADDING_LABEL], np.float32), (prompts, 1)),
-        "mask_input": np.zeros(shapes["mask_input"], np.float32),
-        "has_mask_input": np.zeros(1, np.float32),
-        "orig_im_size": np.array([side, side], np.float32),
-    }
+    embedding = (0.2 * random.standard_normal(shape)).astype(np.float32)
+    if encoder is not None:
+        chosen = Encoder(encoder)
+        chosen.pair(decoder.embeddings)
+        embedding = chosen.embed(_sample_image())
+    coords = np.concatenate([points, np.zeros_like(points)], axis=1)
+    labels = np.tile(np.array([FOREGROUND, PADDING_LABEL], np.float32), (prompts, 1))
+    return decoder.feed(embedding, coords, labels, None, (side, side))
 
 
-def _random_input(value: ir.Value, random: np.random.Generator) -> np.ndarray:
-    if value.shape is None or value.dtype is None or value.dtype == ir.DataType.STRING:
-        raise UserError(f"input {value.name} has no shape or no number type; export the model with typed inputs")
-    shape = [size if isinstance(size, int) else 1 for size in value.shape]
-    if value.dtype.is_floating_point():
-        return random.standard_normal(shape).astype(value.dtype.numpy())
-    return random.integers(0, 2, shape).astype(value.dtype.numpy())  # 0 and 1 are valid indices almost everywhere
+def _random_input(port: Port, random: np.random.Generator) -> np.ndarray:
+    if port.shape is None or port.dtype not in NUMBERS | {"bool"}:
+        raise UserError(f"input {port} has no shape or no number type; export the model with typed inputs")
+    shape = [side if isinstance(side, int) else 1 for side in port.shape]
+    dtype = np.dtype(port.dtype)
+    if dtype.kind == "f":
+        return random.standard_normal(shape).astype(dtype)
+    return random.integers(0, 2, shape).astype(dtype)  # 0 and 1 are valid indices almost everywhere

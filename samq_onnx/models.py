@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a user's ONNX file: is it one, how large, which part of SAM is it, what does it want to be fed."""
+"""Reading a user's ONNX file: is it one, and how large."""
 
 from __future__ import annotations
 
@@ -16,25 +16,13 @@ from samq_onnx.errors import UserError, shortened
 from samq_onnx.external import external_tensors, region, weight_files
 
 __all__ = [
-    "DECODER_INPUTS",
-    "is_decoder",
     "load_model",
     "model_bytes",
     "model_files",
     "model_sha256",
     "read_model",
-    "square_image_input",
     "tap",
 ]
-
-DECODER_INPUTS = (
-    "image_embeddings",
-    "point_coords",
-    "point_labels",
-    "mask_input",
-    "has_mask_input",
-    "orig_im_size",
-)
 
 
 def read_model(path: str | os.PathLike[str]) -> ir.Model:
@@ -86,25 +74,6 @@ def model_bytes(path: str | os.PathLike[str]) -> int:
 def model_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a model file and of the external data files it names."""
     return sha256_of(*model_files(path))
-
-
-def is_decoder(model: ir.Model) -> bool:
-    """Whether the graph has the inputs of segment-anything's exported decoder."""
-    return {value.name for value in model.graph.inputs} == set(DECODER_INPUTS)
-
-
-def square_image_input(model: ir.Model) -> tuple[str, int] | None:
-    """Name and side of the only input if it is a float image [1 or N, 3, S, S], else None."""
-    if len(model.graph.inputs) != 1:
-        return None
-    value = model.graph.inputs[0]
-    shape = value.shape
-    if value.dtype != ir.DataType.FLOAT or shape is None or len(shape) != 4 or shape[1] != 3:
-        return None
-    height, width = shape[2], shape[3]
-    if not isinstance(height, int) or height != width:
-        return None
-    return value.name or "", height
 
 
 def tap(model: ir.Model, names: Iterable[str]) -> None:

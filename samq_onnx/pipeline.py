@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 
@@ -28,8 +29,9 @@ from samq_onnx.calibrate import (
     uniform_codes,
     weight_scales,
 )
+from samq_onnx.errors import UserError
 from samq_onnx.feeds import Part
-from samq_onnx.models import is_decoder
+from samq_onnx.interface import is_decoder
 from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
 from samq_onnx.passes.fold.edit import constant, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
@@ -77,7 +79,7 @@ def quantize_model(
         label: what progress bars call the model.
 
     Raises:
-        UserError: calibration met something it cannot use.
+        UserError: calibration met something it cannot use, or nothing of the model can be quantized.
     """
     raise_opset(model, recipe.weight_bits)
     simplify(model)
@@ -102,6 +104,12 @@ def quantize_model(
         _compensate(model, chosen, plan, feeds, label)
     comparable = _comparable(structure, chosen)
     refused += lower(model, structure, plan)
+    if not any(node.domain == ops.DOMAIN or node.op_type == "QuantizeLinear" for node in model.graph):
+        kept_why = [f"{count} {reason}" for reason, count in Counter(plan.kept_float.values()).items()]
+        why = "; ".join(kept_why + refused[:2]) or "the graph has no product with constant weights"
+        raise UserError(
+            f"{label}: 0 of {len(structure.linears)} linears can be quantized ({why}); give a float32 model"
+        )
     left = float_outputs(model.graph) | {value.name for node in model.graph for value in node.outputs}
     _describe(model, plan, [name for name in comparable if name in left])
     kinds: dict[str, int] = {}

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import hashlib
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -21,22 +22,34 @@ import onnxruntime as ort
 
 from samq_onnx import assets, data
 from samq_onnx.command import command_parser, main_guard
+from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
 from samq_onnx.external_data import data_name
 from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
 from samq_onnx.files import atomic_folder, atomic_path, check_writable, write_report
 from samq_onnx.fusion import fusion_report
+from samq_onnx.interface import (
+    DECODER_INPUTS,
+    DecoderInputs,
+    ImageInput,
+    described,
+    graph_inputs,
+    image_port,
+    is_decoder,
+)
 from samq_onnx.inventory import check_files
-from samq_onnx.models import is_decoder, load_model, model_bytes, model_sha256, read_model, square_image_input
+from samq_onnx.models import load_model, model_bytes, model_sha256, read_model
+from samq_onnx.ops import DOMAIN
 from samq_onnx.pair import PAIR, pair_hash
 from samq_onnx.pipeline import RECIPE, Feeds, Outcome, quantize_model
-from samq_onnx.predictor import SamPredictor, check_pair
+from samq_onnx.predictor import SamPredictor
 from samq_onnx.recipe import BITS, DEFAULT_METHOD, METHODS, Recipe, recipe
-from samq_onnx.runtime import open_session
 
 __all__ = ["main", "quantize", "quantize_folder"]
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+QUANTIZED = re.compile("^Q[A-Z]|Quantize|Dequantize|Integer|NBits|Bnb4|FpQ4")  # operators of ONNX and its runtime
+WANTED = "wanted is one image [1, 3, S, S] of numbers and a fixed side S, or the inputs of SAM's decoder"
 ONE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf holds less than 2 GiB
 
 
@@ -49,24 +62,37 @@ def _calibration_sha256(folder: Path) -> str:
 
 
 def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | None) -> Feeds:
-    if not is_decoder(model) and encoder is not None:
-        raise UserError(f"{source}: is no SAM decoder; leave out --encoder")
-    if is_decoder(model):
+    inputs = graph_inputs(model)
+    if set(DECODER_INPUTS) <= {port.name for port in inputs}:
+        decoder = DecoderInputs(inputs, os.fspath(source))
         if encoder is None:
             raise UserError(
                 f"{source}: a decoder is calibrated on an encoder's embeddings; give --encoder ENCODER.onnx"
             )
         read_model(encoder)
-        session = open_session(encoder)
-        shapes = {value.name or "": list(value.shape or ()) for value in model.graph.inputs}
-        sizes = {name: [d if isinstance(d, int) else 0 for d in shape] for name, shape in shapes.items()}
-        check_pair(session, os.fspath(encoder), shapes["image_embeddings"])
-        return DecoderFeeds(calibration, session, sizes)
-    image = square_image_input(model)
-    if image is None:
-        described = ", ".join(f"{v.name}{v.shape or ''}" for v in model.graph.inputs)
-        raise UserError(f"{source}: cannot make inputs ({described}) from images; a float image [1,3,S,S] is wanted")
-    return EncoderFeeds(calibration, *image)
+        return DecoderFeeds(calibration, Encoder(encoder), decoder)
+    if encoder is not None:
+        raise UserError(f"{source}: is no SAM decoder; leave out --encoder")
+    if image_port(inputs) is None:
+        raise UserError(f"{source}: cannot make inputs from images; it takes {described(inputs)}, {WANTED}")
+    image = ImageInput.of(inputs, model, os.fspath(source))
+    if image.note:
+        print(f"  {image.note}")
+    return EncoderFeeds(calibration, image)
+
+
+def _check_float(model: ir.Model, source: Path) -> None:
+    """Refuse a model that something has quantized before.
+
+    Raises:
+        UserError: it has operators of integer arithmetic; names them and the program that wrote them.
+    """
+    nodes = [*model.graph.all_nodes(), *(node for one in model.functions.values() for node in one.all_nodes())]
+    found = Counter(node.op_type for node in nodes if node.domain == DOMAIN or QUANTIZED.search(node.op_type))
+    if RECIPE in model.metadata_props or found:
+        by = "samq_onnx" if RECIPE in model.metadata_props else model.producer_name or "a program without a name"
+        shown = ", ".join(f"{count} {name}" for name, count in found.most_common(4))
+        raise UserError(f"{source}: is already quantized, by {by} ({shown}); give the float model it was made from")
 
 
 def _save(model: ir.Model, output: Path) -> None:
@@ -126,8 +152,7 @@ def quantize(
     model = load_model(source)
     check_files([source, encoder, quantized_encoder, calibration], [output])
     check_writable(output)
-    if RECIPE in model.metadata_props:
-        raise UserError(f"{source}: is already quantized; give the float model it was made from")
+    _check_float(model, source)
     if is_decoder(model):
         chosen = chosen.for_decoder()
         if (calibration / data.ANNOTATIONS).is_file() and find_spec("pycocotools") is None:

@@ -18,10 +18,13 @@ from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
 from samq_onnx.feeds import sample_feed
 from samq_onnx.files import check_writable, write_report
+from samq_onnx.interface import is_decoder
 from samq_onnx.inventory import check_files
-from samq_onnx.models import is_decoder, load_model, model_sha256, tap
+from samq_onnx.models import load_model, model_sha256, tap
 from samq_onnx.passes.lift import lift, simplify
+from samq_onnx.passes.lower import raise_opset
 from samq_onnx.passes.lower.fuse import unfuse
+from samq_onnx.pipeline import RECIPE
 from samq_onnx.runtime import open_session
 
 __all__ = ["main", "sqnr", "verify"]
@@ -64,6 +67,7 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
     if encoder is not None and not is_decoder(original):
         raise UserError(f"{reference}: is no SAM decoder; leave out --encoder")
     feed = sample_feed(original, encoder=encoder)
+    raise_opset(original, json.loads(model.metadata_props[RECIPE])["weight_bits"])
     simplify(original)
     structure = lift(original)
     if structure.attentions:

@@ -66,13 +66,15 @@ def test_weights_of_other_types_stay(tmp_path: Path) -> None:
     source, output, report = (tmp_path / name for name in ("float.onnx", "quantized.onnx", "report.json"))
     text = """
     <ir_version: 8, opset_import: ["" : 17]>
-    half (float[1, 3, 64, 64] image) => (float[1, 3, 64, 8] y) <float16[64, 8] w>
+    half (float[1, 3, 64, 64] image) => (float[1, 3, 64, 8] y) <float16[64, 8] w, float[8, 8] v>
     { x = Cast <to = 10> (image)
       product = MatMul (x, w)
-      y = Cast <to = 1> (product) }
+      wide = Cast <to = 1> (product)
+      y = MatMul (wide, v) }
     """
     model = onnx.parser.parse_model(text)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 8), np.float16), "w"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 8), np.float32), "v"))
     onnx.save(model, source)
     arguments = [source, "-o", output, "--calib", assets.calibration_images(), "--json", report]
     assert quantize.main([str(argument) for argument in arguments]) == 0

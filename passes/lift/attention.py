@@ -9,7 +9,7 @@ each the Einsum of the unscaled query with a constant table, unsqueezed over the
 one matrix product with v, whose left factor is the only reader of the probabilities.
 
 Refuses, with the reason: masks and other additive terms, probabilities with a second reader, products whose right
-factor is not a transposed activation, tables in an unknown layout.
+factor is not a transposed activation, tables in an unknown layout, types other than float32.
 """
 
 from __future__ import annotations
@@ -202,8 +202,9 @@ def _match(softmax: ir.Node) -> Match:
 
 
 def _check_types(match: Match) -> None:
-    if any(value.dtype not in (None, ir.DataType.FLOAT) for value in (match.q, match.k, match.v)):
-        raise _Refusal("its operands are not float32")
+    operands = (match.q, match.k, match.v)
+    if others := {value.dtype.name.lower() for value in operands if value.dtype not in (None, ir.DataType.FLOAT)}:
+        raise _Refusal(f"it computes in {', '.join(others)}")
 
 
 def _check_shapes(match: Match, softmax: ir.Node, reshaped: ir.Node | None) -> None:

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from samq_onnx import assets, ops, pipeline
+from samq_onnx.encoder import Encoder
 from samq_onnx.evaluate import overlap
 from samq_onnx.feeds import DecoderFeeds
+from samq_onnx.interface import DecoderInputs, graph_inputs
 from samq_onnx.log_codes import row_weights
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import Structure, lift, simplify
@@ -34,8 +36,8 @@ LOGITS = "low_res_masks"
 def feeds() -> list[Mapping[str, np.ndarray]]:
     """One box and one point on each of two images."""
     nano = assets.nano_dir()
-    shapes = {value.name or "": list(value.shape or ()) for value in load_model(nano / "decoder.onnx").graph.inputs}
-    prompts = DecoderFeeds(assets.calibration_images(), open_session(nano / "encoder.onnx"), shapes)  # type: ignore[arg-type]
+    decoder = DecoderInputs(graph_inputs(load_model(nano / "decoder.onnx")), "decoder.onnx")
+    prompts = DecoderFeeds(assets.calibration_images(), Encoder(nano / "encoder.onnx"), decoder)
     return [prompts[index] for index in (0, 1, 32, 33)]
 
 
