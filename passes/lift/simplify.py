@@ -22,8 +22,6 @@ FOLD_LIMIT = 8_000_000  # bytes
 
 def simplify(model: ir.Model) -> None:
     """Clean ``model``, in place; it computes the same function."""
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     ours = any(function.domain == DOMAIN for function in model.functions.values())  # they must stay calls
     with defaults_aside(model), outputs_aside(model):
         optimizer.optimize(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, inline=not ours)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -132,8 +133,8 @@ def learn(
         feeds: inputs of the quantized model. targets: the same inputs as the float model sees them.
 
     Raises:
-        NotLearnable: no lesson for these outputs, an operator without a gradient, or too much work for this
-            machine; nothing was changed.
+        NotLearnable: no lesson for these outputs, an operator without a gradient, too much work for this machine, or
+            numbers that float32 does not hold on the way; nothing was changed.
     """
     lesson = _lesson(model)
     outputs = {value.name: value for value in model.graph.outputs}
@@ -178,6 +179,8 @@ def _train(simulation: Simulation, lesson: _Lesson, given: _Spill, wanted: _Spil
                 losses[-1] += loss.item()
             torch.nn.utils.clip_grad_norm_(groups[0], LARGEST_GRADIENT)
             optimizer.step()
+            if not math.isfinite(losses[-1]) or not all(value.isfinite().all() for group in groups for value in group):
+                raise NotLearnable("its loss or what it would learn is not finite on these calibration inputs")
             optimizer.zero_grad()
             schedule.step()
             bar.set_postfix_str(f"loss {losses[-1]:.3f}, {resident_memory()}", refresh=False)
