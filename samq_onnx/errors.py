@@ -24,4 +24,4 @@ def shortened(error: BaseException) -> str:
     """The message of an error of a library as one short line: without paths of its sources, and without its middle
     where it is long, as its end says more than lists of types do."""
     text = " ".join(NOISE.sub("", " ".join(str(error).split())).split()) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[:BEGINNING]} ... {text[BEGINNING + 5 - LONGEST:]}"
+    return text if len(text) <= LONGEST else f"{text[:BEGINNING]} ... {text[BEGINNING + 5 - LONGEST :]}"

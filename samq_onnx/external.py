@@ -75,9 +75,7 @@ def region(tensor: onnx.TensorProto, model: Path, length: int | None = None) -> 
     try:
         status = os.stat(path)  # opens nothing, as a pipe would wait
     except FileNotFoundError as error:
-        raise UserError(
-            f"{model}: its weights file {path} is missing; keep both files in one folder"
-        ) from error
+        raise UserError(f"{model}: its weights file {path} is missing; keep both files in one folder") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{model}: its weights file {location!r} cannot be read ({error})") from error
     if not stat.S_ISREG(status.st_mode):

@@ -18,7 +18,7 @@ from samq_onnx.errors import UserError
 from samq_onnx.models import is_decoder, square_image_input
 from samq_onnx.predictor import BOX_LABELS, PADDING_LABEL, check_pair
 from samq_onnx.progress import progress_bar
-from samq_onnx.runtime import open_session
+from samq_onnx.runtime import open_session, run_session
 
 __all__ = ["DecoderFeeds", "EncoderFeeds", "Part", "sample_feed"]
 
@@ -102,7 +102,8 @@ class DecoderFeeds(_Feeds):
         for number, sample in enumerate(progress_bar(samples, label, "image")):
             rgb = images.load(sample.path)
             height, width = rgb.shape[:2]
-            embedding = encoder.run(None, {encoder.get_inputs()[0].name: images.preprocess(rgb, size)})[0]
+            image = {encoder.get_inputs()[0].name: images.preprocess(rgb, size)}
+            embedding = run_session(encoder, image, "the encoder")[0]
             file = Path(self._scratch.name) / f"{number}.npy"
             np.save(file, embedding, allow_pickle=False)
             for coords, labels in _prompts(sample, height, width):
@@ -166,7 +167,8 @@ def sample_feed(
         if encoder is not None:
             session = open_session(encoder)
             size = check_pair(session, os.fspath(encoder), feed["image_embeddings"].shape)
-            (feed["image_embeddings"],) = session.run(None, {session.get_inputs()[0].name: _sample_image(size)})
+            image_feed = {session.get_inputs()[0].name: _sample_image(size)}
+            feed["image_embeddings"] = run_session(session, image_feed, os.fspath(encoder))[0]
         return feed
     return {value.name or "": _random_input(value, random) for value in model.graph.inputs}
 

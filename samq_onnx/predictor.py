@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
 
 from samq_onnx import images
+from samq_onnx.door import admit
 from samq_onnx.errors import UserError
 from samq_onnx.models import DECODER_INPUTS
-from samq_onnx.runtime import open_session
+from samq_onnx.runtime import open_session, run_session
 
 __all__ = ["BOX_LABELS", "PADDING_LABEL", "Best", "Model", "SamPredictor", "check_pair"]
 
@@ -60,7 +62,7 @@ class SamPredictor:
             UserError: not such an image.
         """
         feed = {self._encoder.get_inputs()[0].name: images.preprocess(rgb, self.image_size)}
-        self._embedding = self._encoder.run(None, feed)[0]
+        self._embedding = run_session(self._encoder, feed, "the encoder")[0]
         self._shape = (rgb.shape[0], rgb.shape[1])
 
     def predict(
@@ -103,7 +105,7 @@ class SamPredictor:
             "has_mask_input": np.array([mask_input is not None], np.float32),
             "orig_im_size": np.array(self._shape, np.float32),
         }
-        logits, iou, low_res = (output[0] for output in self._decoder.run(None, feed)[:3])
+        logits, iou, low_res = (output[0] for output in run_session(self._decoder, feed, "the decoder")[:3])
         chosen = slice(1, None) if multimask_output and len(iou) > 1 else slice(0, 1)
         return logits[chosen] > MASK_THRESHOLD, iou[chosen], low_res[chosen]
 
@@ -140,7 +142,10 @@ def _prompt(
 
 
 def _session(model: Model) -> ort.InferenceSession:
-    return model if isinstance(model, ort.InferenceSession) else open_session(model)
+    if isinstance(model, ort.InferenceSession):
+        return model
+    admit(Path(model))  # before it is opened here, where a hostile model could crash the process
+    return open_session(model)
 
 
 def _name(model: Model, role: str) -> str:

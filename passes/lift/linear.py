@@ -75,7 +75,11 @@ def plain_gemms(graph: ir.Graph) -> None:
         if weight is None or weight.ndim != 2 or weight.dtype != np.float32 or _is_plain(node):
             continue
         columns = weight.shape[0 if _option(node, "transB") else 1]
-        alike = bias is not None and all(size == 1 for size in bias.shape[:-1]) and bias.shape[-1:] in ((), (1,), (columns,))
+        alike = (
+            bias is not None
+            and all(size == 1 for size in bias.shape[:-1])
+            and bias.shape[-1:] in ((), (1,), (columns,))
+        )
         if given is not None and not alike:
             continue
         name = node.outputs[0].name

@@ -13,6 +13,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer
 
+from samq_onnx.errors import UserError, shortened
+from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.aside import defaults_aside, outputs_aside
 
 __all__ = ["simplify"]
@@ -21,14 +23,27 @@ FOLD_LIMIT = 8_000_000  # bytes
 
 
 def simplify(model: ir.Model) -> None:
-    """Clean ``model``, in place; it computes the same function."""
+    """Clean ``model``, in place; it computes the same function.
+
+    Raises:
+        UserError: a graph that onnxscript cannot clean.
+    """
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     with defaults_aside(model), outputs_aside(model):
-        # our own domain's functions must stay calls
-        optimizer.optimize(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, inline=not model.functions)
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        common.RemoveUnusedNodesPass()(model)
-        common.NameFixPass()(model)
+        try:
+            _optimize(model)
+        except Exception as error:  # onnxscript and onnx_ir raise their own kinds
+            raise UserError(
+                f"the graph cannot be simplified ({shortened(error.__cause__ or error)}); export the model again"
+            ) from error
     for index, node in enumerate(model.graph):
         node.name = node.name or f"{node.op_type}_{index}"
+
+
+def _optimize(model: ir.Model) -> None:
+    common.InlinePass(lambda function: function.domain != DOMAIN)(model)  # calls of our own domain stay
+    optimizer.optimize(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, inline=False)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.NameFixPass()(model)

@@ -287,7 +287,12 @@ def _compare(source: Path, output: Path, known: dict[str, np.ndarray], gentle: b
                 continue
             heeded = made.run(None, other)
             for one, two, three, four in zip(expected, moved, found, heeded, strict=True):
-                if one.dtype == np.float32 and one.shape == two.shape and _far(one, two) and np.array_equal(three, four):
+                if (
+                    one.dtype == np.float32
+                    and one.shape == two.shape
+                    and _far(one, two)
+                    and np.array_equal(three, four)
+                ):
                     return "silent", f"the input {value.name} is frozen"
     return FINE, ""
 
