@@ -170,7 +170,8 @@ def sample_feed(
             image_feed = {session.get_inputs()[0].name: _sample_image(size)}
             feed["image_embeddings"] = run_session(session, image_feed, os.fspath(encoder))[0]
         return feed
-    return {value.name or "": _random_input(value, random) for value in model.graph.inputs}
+    fed = [value for value in model.graph.inputs if not value.is_initializer()]
+    return {value.name or "": _random_input(value, random) for value in fed}
 
 
 def _sample_image(size: int) -> np.ndarray:

@@ -8,12 +8,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from samq_onnx.door import admit
 from samq_onnx.errors import UserError, shortened
-from samq_onnx.external import external_tensors, region, weight_files
+from samq_onnx.external import external_tensors, region, scopes, weight_files
 
 __all__ = [
     "DECODER_INPUTS",
@@ -50,10 +51,24 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = os.fspath(place.path)  # links were followed here, which onnx_ir refuses to do
+    for scope in scopes(proto.graph):
+        if isinstance(scope, onnx.GraphProto):
+            scope.initializer.extend(map(_dense, scope.sparse_initializer))  # onnx_ir knows no others
+            del scope.sparse_initializer[:]
     try:
         return ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises its own kinds
         raise UserError(f"{file}: onnx_ir cannot read it ({shortened(error)}); export it again") from error
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    places, values = (onnx.numpy_helper.to_array(tensor) for tensor in (sparse.indices, sparse.values))
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if places.ndim == 1:
+        dense.flat[places] = values
+    else:
+        dense[tuple(places.T)] = values
+    return onnx.numpy_helper.from_array(dense, sparse.values.name)
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:
@@ -89,16 +104,22 @@ def model_sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def _fed(model: ir.Model) -> list[ir.Value]:
+    """Inputs without a default."""
+    return [value for value in model.graph.inputs if not value.is_initializer()]
+
+
 def is_decoder(model: ir.Model) -> bool:
     """Whether the graph has the inputs of segment-anything's exported decoder."""
-    return {value.name for value in model.graph.inputs} == set(DECODER_INPUTS)
+    return {value.name for value in _fed(model)} == set(DECODER_INPUTS)
 
 
 def square_image_input(model: ir.Model) -> tuple[str, int] | None:
-    """Name and side of the only input if it is a float image [1 or N, 3, S, S], else None."""
-    if len(model.graph.inputs) != 1:
+    """Name and side of the only input without a default if it is a float image [1 or N, 3, S, S], else None."""
+    fed = _fed(model)
+    if len(fed) != 1:
         return None
-    value = model.graph.inputs[0]
+    value = fed[0]
     shape = value.shape
     if value.dtype != ir.DataType.FLOAT or shape is None or len(shape) != 4 or shape[1] != 3:
         return None
