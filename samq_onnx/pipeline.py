@@ -188,9 +188,7 @@ def _calibrate(
     plan = QuantPlan(recipe)
     for linear in chosen:
         assert linear.x.name and linear.output.name
-        scales = weight_scales(
-            constant(linear.weight), linear.out_axis, recipe.weight_bits, how=recipe.weight_range
-        )
+        scales = weight_scales(constant(linear.weight), linear.out_axis, recipe.weight_bits, how=recipe.weight_range)
         plan.linears[linear.name] = LinearPlan(
             input=uniform(ranges[linear.x.name], bits),
             weight=Weight(tuple(np.float32(scales).ravel().tolist()), recipe.weight_bits),

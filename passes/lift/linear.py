@@ -66,7 +66,7 @@ def _is_plain(gemm: ir.Node) -> bool:
 
 
 def plain_gemms(graph: ir.Graph) -> None:
-    """Bring every Gemm with constant weights to x W + b, in place, where its bias is constant and alike for all rows."""
+    """Bring Gemms of constant weights, and of a constant bias that is alike for all rows, to x W + b, in place."""
     for node in graph:
         if node.op_type != "Gemm" or node.domain or node.inputs[0] is None:
             continue

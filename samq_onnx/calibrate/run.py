@@ -56,7 +56,8 @@ def run(
         progress: say how far it is: time left, block, memory in use.
 
     Raises:
-        UserError: there is no input, or the model does not run, or a tensor is not finite, or a block is too large for one ONNX file.
+        UserError: there is no input, or the model does not run, or a tensor is not finite, or a block is too large for
+            one ONNX file.
         ValueError: a collector wants a tensor that the model does not have.
     """
     if not len(feeds):

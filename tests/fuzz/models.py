@@ -41,7 +41,8 @@ LOWEST_SQNR = 5.0  # dB at W8A8, of a model whose weights nobody changed
 UNUSUAL = """
 <ir_version: 9, opset_import: ["" : 18, "local" : 1]>
 unusual (float[1, 3, 64, 64] image, float gain) => (float[1, 12] y, float[16, 8] z)
-<float gain = {0.5}, float[8, 3, 8, 8] w1, float[8, 4, 3, 3] w2, float[8] b2, float[8, 8, 3] w3, float[4, 8, 1, 3, 3] w4,
+<float gain = {0.5}, float[8, 3, 8, 8] w1, float[8, 4, 3, 3] w2, float[8] b2, float[8, 8, 3] w3,
+ float[4, 8, 1, 3, 3] w4,
  float[8, 12] w6, float[12] b6, float[8, 8] w7, float[1, 8] b7, float[8, 8] wq,
  float[8, 8] wk, float[8, 8] wv, float[8] g, float[8] b, int64[3] line = {1, 8, 64}, int64[5] volume = {1, 8, 1, 8, 8},
  int64[2] flat = {8, -1}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] sixteen = {16}, float half = {0.5}>
