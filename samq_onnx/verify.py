@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -106,11 +107,40 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
     return {
         "quantized": str(quantized),
         "reference": str(reference),
-        "native_max_abs": {name: float(np.abs(body[name] - native[name]).max()) for name in outputs},
-        "same": all(np.array_equal(body[name], native[name]) for name in outputs),
-        "output_sqnr_db": {name: sqnr(float_values[name], native[name]) for name in outputs},
-        "site_sqnr_db": {name: sqnr(float_values[name], quantized_values[name]) for name in sites},
+        "native_max_abs": {name: _apart(body[name], native[name]) for name in outputs},
+        "same": all(_same(body[name], native[name]) for name in outputs),
+        "output_sqnr_db": _ratios(float_values, native, outputs, quantized),
+        "site_sqnr_db": _ratios(float_values, quantized_values, sites, quantized),
     }
+
+
+def _is_numeric(value: object) -> TypeGuard[np.ndarray]:
+    """Whether an output is an array of numbers, and not of words, and no sequence."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+
+
+def _same(one: np.ndarray, two: np.ndarray) -> bool:
+    return np.array_equal(one, two, equal_nan=_is_numeric(one) and one.dtype.kind == "f")
+
+
+def _apart(one: np.ndarray, two: np.ndarray) -> float:
+    """The largest difference; infinite where there is no such number."""
+    if not _is_numeric(one) or not _is_numeric(two) or one.shape != two.shape or _same(one, two):
+        return 0.0 if _same(one, two) else math.inf
+    return float(np.abs(one.astype(np.float64) - two).max())
+
+
+def _ratios(
+    reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], names: Sequence[str], path: Path
+) -> dict[str, float]:
+    ratios = {}
+    for name in names:
+        one, two = reference[name], found[name]
+        if _is_numeric(one) and _is_numeric(two):
+            if one.shape != two.shape:
+                raise UserError(f"{path}: {name} is {list(two.shape)}, in the float model {list(one.shape)}")
+            ratios[name] = sqnr(one, two)
+    return ratios
 
 
 @main_guard

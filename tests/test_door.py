@@ -84,7 +84,9 @@ def test_what_is_no_valid_model_is_one_line(
     tmp_path: Path, change: Callable[[onnx.ModelProto], object], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = _changed(tmp_path, change)
-    assert quantize.main([str(path), "-o", str(tmp_path / "out.onnx"), "--calib", str(assets.calibration_images())]) == 2
+    assert (
+        quantize.main([str(path), "-o", str(tmp_path / "out.onnx"), "--calib", str(assets.calibration_images())]) == 2
+    )
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1 and len(error) < 500
     assert os.listdir(tmp_path) == ["model.onnx"]

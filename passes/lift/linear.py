@@ -58,11 +58,16 @@ def _option(node: ir.Node, name: str) -> float:
     return attribute.value if attribute is not None else float(name in ("alpha", "beta"))
 
 
+def _columns(gemm: ir.Node, weight: np.ndarray) -> int:
+    return weight.shape[0 if _option(gemm, "transB") else 1]
+
+
 def _is_plain(gemm: ir.Node) -> bool:
     """Whether it is x W + b, with W as it stands or transposed, and b a number for every column."""
     weight, bias = array_of(gemm.inputs[1]), array_of(input_of(gemm, 2))
-    fits = bias is None or (weight is not None and bias.size == weight.shape[0 if _option(gemm, "transB") else 1])
-    return fits and _option(gemm, "alpha") == _option(gemm, "beta") == 1 and not _option(gemm, "transA")
+    if weight is None or (bias is not None and bias.shape != (_columns(gemm, weight),)):
+        return False
+    return _option(gemm, "alpha") == _option(gemm, "beta") == 1 and not _option(gemm, "transA")
 
 
 def plain_gemms(graph: ir.Graph) -> None:
@@ -74,7 +79,7 @@ def plain_gemms(graph: ir.Graph) -> None:
         bias = array_of(given)
         if weight is None or weight.ndim != 2 or weight.dtype != np.float32 or _is_plain(node):
             continue
-        columns = weight.shape[0 if _option(node, "transB") else 1]
+        columns = _columns(node, weight)
         alike = (
             bias is not None
             and all(size == 1 for size in bias.shape[:-1])
