@@ -220,7 +220,7 @@ def _judge(recipe: Recipe) -> Judge:
 
 def _compensate(model: ir.Model, chosen: list[Linear], plan: QuantPlan, feeds: Feeds, label: str) -> None:
     """Move weights onto their grid so that they absorb quantization error, in place."""
-    products = [linear for linear in chosen if linear.node.op_type != "Conv"]
+    products = [linear for linear in chosen if linear.reads_rows]
     moments: dict[str, InputMoments] = {}
     for linear in products:
         assert linear.x.name

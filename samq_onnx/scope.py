@@ -12,6 +12,7 @@ __all__ = ["split_linears"]
 
 FIRST = "first layer (before any attention)"
 OTHER_TYPE = "its weights are not float32"
+SCALED = "its alpha or beta is not 1"
 LAST = "last layer (after all attention of the decoder)"
 
 
@@ -35,6 +36,7 @@ def split_linears(structure: Structure) -> tuple[list[Linear], dict[str, str]]:
     stay float too (mask head, IoU head), except the projection that reads the last attention's output.
     """
     kept = {linear.name: OTHER_TYPE for linear in structure.linears if not _is_float32(linear)}
+    kept.update({linear.name: SCALED for linear in structure.linears if _is_scaled(linear)})
     linears = [linear for linear in structure.linears if linear.name not in kept]
     if not structure.attentions:
         return linears, kept
@@ -62,6 +64,12 @@ def split_linears(structure: Structure) -> tuple[list[Linear], dict[str, str]]:
 
 def _is_float32(linear: Linear) -> bool:
     return linear.weight.const_value is not None and linear.weight.const_value.dtype == ir.DataType.FLOAT
+
+
+def _is_scaled(linear: Linear) -> bool:
+    """Whether it is a Gemm that multiplies its product or its bias."""
+    factors = (linear.node.attributes.get(name) for name in ("alpha", "beta") if linear.node.op_type == "Gemm")
+    return any(factor is not None and factor.as_float() != 1.0 for factor in factors)
 
 
 def _next_linears(sites: list[ir.Node], linears: set[ir.Node]) -> list[ir.Node]:

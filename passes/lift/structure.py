@@ -40,6 +40,12 @@ class Linear:
         return self.weight.const_value.numpy().shape[self.out_axis]
 
     @property
+    def reads_rows(self) -> bool:
+        """Whether the last axis of ``x`` counts input channels."""
+        transposed = self.node.attributes.get("transA")
+        return self.node.op_type != "Conv" and (transposed is None or not transposed.as_int())
+
+    @property
     def in_features(self) -> int:
         assert self.weight.const_value is not None
         return int(self.weight.const_value.size // self.out_features)
