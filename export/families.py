@@ -7,7 +7,7 @@ import torch
 
 from samq_onnx.errors import UserError
 from samq_onnx.export import nano, segment_anything_vit
-from samq_onnx.export.checkpoint import StateDict
+from samq_onnx.export.checkpoint import StateDict, short, to_single
 from samq_onnx.export.sam import Sam
 
 __all__ = ["BUILDERS", "build"]
@@ -16,15 +16,16 @@ BUILDERS = {**segment_anything_vit.BUILDERS, **nano.BUILDERS}
 
 
 def build(model_type: str, state: StateDict, where: str) -> Sam:
-    """A model that holds the tensors of ``state`` (not copies), in evaluation mode, without gradients.
+    """A model that holds the tensors of ``state``, in evaluation mode, without gradients.
 
     Args:
         model_type: a key of `BUILDERS`.
-        state: float32 tensors by name.
+        state: floating tensors by name; they are copied, as float32, once their shapes are known to be right.
         where: names the checkpoint in messages.
 
     Raises:
-        UserError: no such model type, or the state dict is not of it; says of which it is, if any.
+        UserError: no such model type, or the state dict is not of it (says of which it is, if any), or it holds
+            values that are not finite.
     """
     if model_type not in BUILDERS:
         raise UserError(f"{model_type}: no such model type; choose one of {', '.join(BUILDERS)}")
@@ -35,7 +36,7 @@ def build(model_type: str, state: StateDict, where: str) -> Sam:
         advice = f"its shapes are those of {fitting[0]}" if fitting else f"nor any other model type: {difference}"
         advice += f"; use --model-type {fitting[0]}" if fitting else ""
         raise UserError(f"{where}: does not fit model type {model_type}{':' if fitting else ''} {advice}")
-    sam.load_state_dict(state, assign=True)
+    sam.load_state_dict(to_single(state, where), assign=True)
     return sam.requires_grad_(False)
 
 
@@ -52,7 +53,7 @@ def _difference(sam: Sam, state: StateDict) -> str:
     if missing:
         return f"it lacks {len(missing)} of {len(wanted)} tensors, the first is {missing[0]}"
     if unknown:
-        return f"the model does not know {len(unknown)} of its tensors, the first is {unknown[0]}"
+        return f"the model does not know {len(unknown)} of its tensors, the first is {short(unknown[0])}"
     for name, shape in wanted.items():
         if tuple(state[name].shape) != shape:
             return f"its {name} is {list(state[name].shape)}, not {list(shape)}"

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from samq_onnx.errors import UserError
-from samq_onnx.export.checkpoint import read_state_dict
+from samq_onnx.export.checkpoint import map_state_dict
 from samq_onnx.export.families import BUILDERS, build
 from samq_onnx.export.parity import Difference, check_decoder, check_encoder
 from samq_onnx.export.parts import PROMPTS, Part, batched_decoder_part, decoder_part, encoder_part
@@ -53,7 +53,7 @@ def export(
     if model_type not in BUILDERS:
         raise UserError(f"{model_type}: no such model type; choose one of {', '.join(BUILDERS)}")
     print(f"reading {checkpoint} as {model_type} ...", flush=True)
-    sam = build(model_type, read_state_dict(checkpoint), str(checkpoint))
+    sam = build(model_type, map_state_dict(checkpoint), str(checkpoint))
     parameters = sum(parameter.numel() for parameter in sam.parameters())
     files: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:

@@ -25,6 +25,7 @@ from samq_onnx.calibrate import (
     TensorStats,
     UniformRange,
     run,
+    scales_for_bias,
     uniform_codes,
     weight_scales,
 )
@@ -92,6 +93,7 @@ def _quantized(model: ir.Model, feeds: Feeds, recipe: Recipe, targets: Feeds, la
         raise_opset(model, recipe.weight_bits)
     simplify(model)
     structure = lift(model)
+    _check_finite(structure)
     if structure.attentions:
         ops.add_functions(model)
     decoder = is_decoder(model)
@@ -124,6 +126,14 @@ def _some(feeds: Feeds) -> Feeds:
     """As many prompts as statistics need, drawn from all images."""
     chosen = np.random.default_rng(0).permutation(len(feeds))[:OBSERVED_PROMPTS]
     return Part(feeds, sorted(chosen.tolist()))
+
+
+def _check_finite(structure: Structure) -> None:
+    values = [value for linear in structure.linears for value in (linear.weight, linear.bias)]
+    values += [value for norm in structure.norms for value in (norm.scale, norm.bias)]
+    for value in values:
+        if value is not None and value.const_value is not None and not np.isfinite(constant(value)).all():
+            raise UserError(f"weights {value.name} are not all finite numbers; export the model again")
 
 
 def _operands(site: AttentionSite) -> tuple[str, str, str]:
@@ -189,8 +199,12 @@ def _calibrate(
     for linear in chosen:
         assert linear.x.name and linear.output.name
         scales = weight_scales(constant(linear.weight), linear.out_axis, recipe.weight_bits, how=recipe.weight_range)
+        x = uniform(ranges[linear.x.name], bits)
+        if linear.bias is not None:
+            needed = scales_for_bias(constant(linear.bias), x.scale)
+            scales = np.maximum(scales, needed if scales.size > 1 else needed.max(initial=0))
         plan.linears[linear.name] = LinearPlan(
-            input=uniform(ranges[linear.x.name], bits),
+            input=x,
             weight=Weight(tuple(np.float32(scales).ravel().tolist()), recipe.weight_bits),
             output=uniform(ranges[linear.output.name], CONV_OUTPUT_BITS) if linear.node.op_type == "Conv" else None,
         )

@@ -10,8 +10,8 @@ it is given, so it is derived here, where both factors are final. A 4-bit weight
 to int8 in the graph: ONNX Runtime folds the cast when it loads the model and keeps the integer kernel, which it
 loses for an int4 weight that is dequantized directly. A convolution stays integer only with a quantized output.
 
-Handles every linear of the plan; refuses one whose scales are beyond float32, and a bias that does not fit into 32
-bits at the scale it must have.
+Handles every linear of the plan; refuses one whose scales are beyond float32, and sums of products and bias that may
+not fit into 32 bits at the scale they must have.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from samq_onnx.plan import LinearPlan, QuantPlan, Weight
 __all__ = ["lower_linears", "weight_codes"]
 
 INT32_MAX = 2**31 - 1
+LARGEST_PRODUCT = 255 * 128  # of an activation code and a weight code
 
 
 def weight_codes(weight: np.ndarray, plan: Weight, out_axis: int) -> np.ndarray:
@@ -40,10 +41,13 @@ def weight_codes(weight: np.ndarray, plan: Weight, out_axis: int) -> np.ndarray:
     return np.clip(np.rint(weight / scale), -top, top - 1).astype(np.int8)
 
 
-def _refusal(bias_scale: np.ndarray, bias_codes: np.ndarray | None) -> str | None:
-    if not (np.isfinite(bias_scale) & (bias_scale >= np.finfo(np.float32).tiny)).all():
+def _refusal(linear: Linear, unit: np.ndarray, bias_codes: np.ndarray | None) -> str | None:
+    if not (np.isfinite(unit) & (unit >= np.finfo(np.float32).tiny)).all():
         return "its scales are beyond what float32 holds"
-    if bias_codes is not None and np.abs(bias_codes).max(initial=0) > INT32_MAX:
+    room = INT32_MAX - LARGEST_PRODUCT * linear.in_features
+    if room < 0:
+        return f"sums of {linear.in_features} products do not fit into 32 bits"
+    if bias_codes is not None and np.abs(bias_codes).max(initial=0) > room:
         return "its bias does not fit into 32 bits"
     return None
 
@@ -58,7 +62,7 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan, epilogues: Epilog
         if linear.bias is not None:
             assert linear.bias.const_value is not None
             bias_codes = np.rint(linear.bias.const_value.numpy().astype(np.float64) / bias_scale)
-    reason = _refusal(bias_scale, bias_codes)
+    reason = _refusal(linear, bias_scale, bias_codes)
     if reason is not None:
         return reason
 

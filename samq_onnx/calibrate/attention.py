@@ -7,10 +7,12 @@ import numpy as np
 
 from samq_onnx.calibrate.post_softmax import Judge
 from samq_onnx.calibrate.products import small_products
+from samq_onnx.errors import UserError
 
 __all__ = ["AttentionRows"]
 
 ENTRIES = 131_072  # map entries of one feed that are looked at
+LARGEST_LOGIT = 1e35  # leaves room for sums of products, and for what integer kernels multiply it with
 GOLDEN = 0.6180339887498949  # multiples of it are spread evenly modulo one, and follow no row or column of an image
 
 
@@ -23,6 +25,9 @@ class AttentionRows:
         tensors: names of q, k, v. scale: of the attention.
         tables: relative position tables [Hq, Hk, d] and [Wq, Wk, d], or None.
         judge: is shown the rows.
+
+    Raises:
+        UserError: by `update`, where float32 does not hold the products of queries and keys.
     """
 
     def __init__(
@@ -52,7 +57,15 @@ class AttentionRows:
             numbers = np.arange(self._rows_seen, self._rows_seen + maps * count).reshape(maps, count)
             rows = (numbers * GOLDEN % 1 * queries).astype(int)
             self._rows_seen += maps * count
-        self.judge.update(self._probabilities(np.take_along_axis(q, rows[..., None], axis=1), k, rows), v)
+        with np.errstate(over="ignore", invalid="ignore"):
+            probabilities = self._probabilities(np.take_along_axis(q, rows[..., None], axis=1), k, rows)
+        largest = max(1.0, self.scale) * float(np.abs(q).max()) * float(np.abs(k).max())
+        if largest > LARGEST_LOGIT or not np.isfinite(probabilities).all():
+            raise UserError(
+                f"attention of {self.tensors[0]} and {self.tensors[1]}: their products are too large for float32; "
+                "check the model"
+            )
+        self.judge.update(probabilities, v)
 
     def _probabilities(self, q: np.ndarray, k: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """softmax(scale q kT + rel_h + rel_w) [maps, r, N] of the queries q [maps, r, d] at ``rows`` [maps, r]."""

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
-from samq_onnx.calibrate.quantizer import SMALLEST_SCALE, fake_quantize, power, qparams
+from samq_onnx.calibrate.quantizer import fake_quantize, power, qparams
 from samq_onnx.calibrate.stats import TensorStats
 
 __all__ = ["OBSERVERS", "avg_minmax", "l4", "least_error", "minmax", "omse", "percentile"]
 
 Range = tuple[float, float]
 PERCENTILES = (0.99, 0.999, 0.9999, 0.99999)
+SMALLEST_STEP = 1e-12  # between codes, where the largest value is about one
 NORM = 2.4  # exponent of the error, as in PTQ4SAM's MSE observers
 COARSE_RATIOS = 0.7 ** np.arange(14)  # range ends tried on each side first: from the extremes to a hundredth of them
 FINE_STEPS = 7  # range ends tried on each side around the best so far
@@ -51,9 +53,12 @@ def percentile(stats: TensorStats, bits: int) -> Range:
 def _errors(
     values: np.ndarray, counts: np.ndarray, low: np.ndarray, high: np.ndarray, bits: int, norm: float
 ) -> np.ndarray:
-    """Total |x - x^|^norm of each range (low, high) [candidates] over ``values`` seen ``counts`` times."""
+    """Total |x - x^|^norm of each range (low, high) [candidates] over ``values`` seen ``counts`` times.
+
+    All are in units in which the largest value is about one, or powers of the errors would not be float32.
+    """
     top = 2**bits - 1
-    scale = np.maximum((high - low) / top, SMALLEST_SCALE).astype(np.float32)
+    scale = np.maximum((high - low) / top, SMALLEST_STEP).astype(np.float32)
     zero = np.clip(-np.rint(low / scale), 0, top).astype(np.float32)
     found = np.empty(len(scale))
     for start in range(0, len(scale), CANDIDATES):
@@ -74,9 +79,11 @@ def least_error(stats: TensorStats, bits: int, norm: float) -> Range:
     PTQ4SAM's two-sided search walks width and shift of the range instead; the candidates are of the same kind.
     """
     seen = stats.counts > 0
-    values, counts = stats.centres[seen].astype(np.float32), stats.counts[seen].astype(np.float32)
     bottom, peak = minmax(stats, bits)
-    bottom, peak = min(bottom, 0.0), max(peak, 0.0)
+    _, exponent = math.frexp(max(-bottom, peak, stats.width))  # a power of two as the unit rounds nothing
+    bottom, peak = math.ldexp(min(bottom, 0.0), -exponent), math.ldexp(max(peak, 0.0), -exponent)
+    values = np.ldexp(stats.centres[seen], -exponent).astype(np.float32)
+    counts = stats.counts[seen].astype(np.float32)
     low_shares = high_shares = COARSE_RATIOS
     for refinement in range(1 + REFINEMENTS):
         lows = bottom * low_shares if bottom else np.zeros(1)
@@ -87,7 +94,7 @@ def least_error(stats: TensorStats, bits: int, norm: float) -> Range:
         around = np.geomspace(reach, 1 / reach, FINE_STEPS)
         low_shares = np.minimum(1.0, around * low[best] / bottom) if bottom else around
         high_shares = np.minimum(1.0, around * high[best] / peak) if peak else around
-    return float(low[best]), float(high[best])
+    return math.ldexp(low[best], exponent), math.ldexp(high[best], exponent)
 
 
 def omse(stats: TensorStats, bits: int) -> Range:

@@ -61,5 +61,7 @@ def output_errors(coded: Iterable[np.ndarray], count: int, probabilities: np.nda
     difference = np.empty((maps, count, rows, keys), np.float32)
     for index, made in enumerate(coded):
         np.subtract(made, probabilities, out=difference[:, index])
-    moved = small_products(difference.reshape(maps, -1, keys), v)
-    return np.square(moved, out=moved).reshape(maps, count, -1).sum(axis=(0, 2), dtype=np.float64)
+    _, exponent = np.frexp(np.abs(v).max())  # squares of values near one are float32, whatever v is
+    moved = small_products(difference.reshape(maps, -1, keys), np.ldexp(v, -exponent))
+    errors = np.square(moved, out=moved).reshape(maps, count, -1).sum(axis=(0, 2), dtype=np.float64)
+    return np.ldexp(errors, 2 * exponent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["WEIGHT_RANGES", "fake_quantize", "power", "qparams", "weight_scales"]
+__all__ = ["WEIGHT_RANGES", "fake_quantize", "power", "qparams", "scales_for_bias", "weight_scales"]
 
 SMALLEST_SCALE = 1e-8
 WEIGHT_RANGES = ("minmax", "mse")
@@ -13,6 +13,7 @@ WEIGHT_NORM = 2.4  # exponent of the error that weight ranges minimise, as in PT
 WEIGHT_RATIOS = np.linspace(1.0, 0.2, 17, dtype=np.float32)  # of the scale that clips nothing, tried first
 WEIGHT_STEPS = np.linspace(0.04, -0.04, 9, dtype=np.float32)  # tried around the best of these
 CHUNK = 1 << 16  # weights searched at once: what the search needs of them stays in the cache
+LARGEST_BIAS = 2.0**30
 TINY = np.float32(1e-30)
 
 
@@ -61,9 +62,20 @@ def weight_scales(weight: np.ndarray, out_axis: int | None, bits: int, *, how: s
         return widest.astype(np.float64)
     if how != "mse":
         raise ValueError(f"unknown weight range {how!r}, known are {', '.join(WEIGHT_RANGES)}")
-    coarse = _best_ratio(rows, widest, np.broadcast_to(WEIGHT_RATIOS, (len(rows), len(WEIGHT_RATIOS))), top)
-    fine = _best_ratio(rows, widest, np.minimum(1.0, coarse[:, None] + WEIGHT_STEPS), top)
+    # in units of a power of two, which rounds nothing, powers of the errors of any weights are float32
+    unit, exponent = np.frexp(widest)
+    rows = np.ldexp(rows, -exponent[:, None])
+    coarse = _best_ratio(rows, unit, np.broadcast_to(WEIGHT_RATIOS, (len(rows), len(WEIGHT_RATIOS))), top)
+    fine = _best_ratio(rows, unit, np.minimum(1.0, coarse[:, None] + WEIGHT_STEPS), top)
     return (widest * fine).astype(np.float64)
+
+
+def scales_for_bias(bias: np.ndarray, input_scale: float) -> np.ndarray:
+    """The least weight scales [out] at which a bias [out] is an integer of 31 bits in units of both scales.
+
+    One of weights that are all zero, say, must not be too large for the sums of 32 bits that it is added to.
+    """
+    return np.abs(bias.astype(np.float64)) / (input_scale * LARGEST_BIAS)
 
 
 def _best_ratio(rows: np.ndarray, widest: np.ndarray, ratios: np.ndarray, top: int) -> np.ndarray:

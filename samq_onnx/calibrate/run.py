@@ -88,7 +88,9 @@ def _run_block(block: Block, feeds: Sequence[Feed], collectors: Sequence[Collect
         made = run_session(session, tensors, f"the model on calibration input {index + 1}", outputs)
         tensors.update(zip(outputs, made, strict=True))
         for name in wanted:
-            if not np.isfinite(tensors[name].sum(dtype=np.float64)):
+            with np.errstate(invalid="ignore"):  # infinities of both signs
+                total = tensors[name].sum(dtype=np.float64)
+            if not np.isfinite(total):
                 raise UserError(
                     f"tensor {name} is not finite on calibration input {index + 1}; check the model and that image"
                 )

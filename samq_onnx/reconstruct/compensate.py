@@ -14,6 +14,8 @@ Statistics only: no gradient, no iteration over data.
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 from scipy import linalg
 
@@ -23,6 +25,8 @@ __all__ = ["compensate"]
 
 DAMPING = 0.01  # of the mean variance, added to the diagonal before the inverse
 RIDGE = 0.1  # of the mean variance: how strongly W' is held to W
+SMALLEST_VARIANCE = 1e-12  # of squared units of the moments
+DOUBTS = 2.0 ** -np.arange(23, -4, -3.0)  # of sums of squares in float32, in as many directions as there are channels
 BLOCK = 64  # input channels rounded before their joint correction is applied to the rest
 
 
@@ -49,6 +53,20 @@ def _round_in_order(weight: np.ndarray, scale: np.ndarray, bits: int, covariance
     return result
 
 
+def _damping(covariance: np.ndarray, least: float, squares: np.ndarray) -> np.ndarray:
+    """What to add to the diagonal [in], half of which makes the matrix positive definite.
+
+    Where channels hardly vary, their covariance is what rounding left of the difference of two large numbers, the mean
+    ``squares`` [in] among them.
+    """
+    for doubt in DOUBTS:
+        damping = np.maximum(least, doubt * len(squares) * squares)
+        with contextlib.suppress(linalg.LinAlgError):
+            linalg.cholesky(covariance + np.diag(damping / 2))
+            break
+    return damping
+
+
 def compensate(
     weight: np.ndarray, bias: np.ndarray | None, scale: np.ndarray, bits: int, moments: InputMoments
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -66,14 +84,15 @@ def compensate(
     mean, mean_quantized = moments.mean_float, moments.mean_quantized
     covariance = moments.quantized / moments.rows
     cross = moments.cross / moments.rows
+    squares = np.diag(covariance)
     if bias is not None:
         covariance = covariance - np.outer(mean_quantized, mean_quantized)
         cross = cross - np.outer(mean_quantized, mean)
-    variance = max(float(np.mean(np.diag(covariance))), 1e-12)
-    identity = np.eye(len(covariance))
-    ridge = RIDGE * variance
-    target = linalg.solve(covariance + ridge * identity, cross @ weight + ridge * weight, assume_a="pos")
-    rounded = _round_in_order(target, scale.astype(np.float64), bits, covariance + DAMPING * variance * identity)
+    variance = max(float(np.mean(np.diag(covariance))), SMALLEST_VARIANCE)
+    damping = _damping(covariance, DAMPING * variance, squares)
+    ridge = np.maximum(RIDGE * variance, damping)
+    target = linalg.solve(covariance + np.diag(ridge), cross @ weight + ridge[:, None] * weight, assume_a="pos")
+    rounded = _round_in_order(target, scale.astype(np.float64), bits, covariance + np.diag(damping))
     if bias is not None:
-        bias = bias + mean @ weight - mean_quantized @ rounded
+        bias = bias + moments.unit * (mean @ weight - mean_quantized @ rounded)
     return rounded, bias

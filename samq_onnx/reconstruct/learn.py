@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -132,14 +133,17 @@ def learn(
         feeds: inputs of the quantized model. targets: the same inputs as the float model sees them.
 
     Raises:
-        NotLearnable: no lesson for these outputs, an operator without a gradient, or too much work for this
-            machine; nothing was changed.
+        NotLearnable: no lesson for these outputs, an operator without a gradient, too much work for this machine, or
+            numbers that float32 does not hold on the way; nothing was changed.
     """
     lesson = _lesson(model)
     outputs = {value.name: value for value in model.graph.outputs}
     simulation = Simulation(model.graph, structure, plan, [outputs[name] for name in lesson.outputs])
     if simulation.unknown:
         raise NotLearnable(f"no gradient for {', '.join(simulation.unknown)}")
+    unreached = [value.name or "" for value in simulation.outputs if value.producer() not in simulation.nodes]
+    if unreached:
+        raise NotLearnable(f"nothing quantized leads to {', '.join(unreached)}")
     if simulation.work > LARGEST_WORK:
         raise NotLearnable(
             f"one input takes {simulation.work / 1e9:.0f} GMAC, gradients are affordable up to {LARGEST_WORK / 1e9:.0f}"
@@ -153,6 +157,13 @@ def learn(
     simulation.write_back(plan)
     tenth = max(1, len(losses) // 10)
     return Learned(len(feeds), float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:])))
+
+
+def _simulated(simulation: Simulation, given: Tensors) -> list[torch.Tensor]:
+    try:
+        return simulation(dict(zip(simulation.inputs, given, strict=True)))
+    except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise NotLearnable(f"an operator is used in a way that has no gradient here ({error})") from error
 
 
 def _train(simulation: Simulation, lesson: _Lesson, given: _Spill, wanted: _Spill, label: str) -> list[float]:
@@ -172,12 +183,14 @@ def _train(simulation: Simulation, lesson: _Lesson, given: _Spill, wanted: _Spil
             for _ in range(lesson.batch):
                 waiting = waiting or random.permutation(len(given)).tolist()
                 index = waiting.pop()
-                made = simulation(dict(zip(simulation.inputs, given[index], strict=True)))
+                made = _simulated(simulation, given[index])
                 loss = lesson.loss(made, wanted[index]) / lesson.batch
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses[-1] += loss.item()
             torch.nn.utils.clip_grad_norm_(groups[0], LARGEST_GRADIENT)
             optimizer.step()
+            if not math.isfinite(losses[-1]) or not all(value.isfinite().all() for group in groups for value in group):
+                raise NotLearnable("its loss or what it would learn is not finite on these calibration inputs")
             optimizer.zero_grad()
             schedule.step()
             bar.set_postfix_str(f"loss {losses[-1]:.3f}, {resident_memory()}", refresh=False)

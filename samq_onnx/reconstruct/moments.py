@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from samq_onnx.calibrate.stats import stride
@@ -16,7 +18,11 @@ ROWS_PER_FEED = 512  # evenly spread rows; some thousands of rows in all are man
 class InputMoments:
     """Collects moments of x and of its quantized version x^ over rows [..., in].
 
+    Both are taken in units of a power of two near the scale of the codes: sums in float32 then hold them, however
+    large or small x is.
+
     Attributes:
+        unit: what 1 stands for.
         quantized: sum of x^T x^, float64 [in, in]. cross: sum of x^T x, float64 [in, in].
         mean_float, mean_quantized: means, float64 [in]. rows: number of rows seen.
     """
@@ -24,6 +30,8 @@ class InputMoments:
     def __init__(self, tensor: str, codes: Uniform) -> None:
         self.tensors = (tensor,)
         self.codes = codes
+        _, self._exponent = math.frexp(codes.scale)
+        self.unit = math.ldexp(1.0, self._exponent)
         self.rows = 0
         self.quantized = self.cross = np.zeros((0, 0))
         self._sum_float = self._sum_quantized = np.zeros(0)
@@ -31,10 +39,11 @@ class InputMoments:
     def update(self, *arrays: np.ndarray) -> None:
         (array,) = arrays
         rows = array.reshape(-1, array.shape[-1])
-        rows = rows[:: stride(len(rows), ROWS_PER_FEED)].astype(np.float32)
+        rows = np.ldexp(rows[:: stride(len(rows), ROWS_PER_FEED)].astype(np.float32), -self._exponent)
         codes = self.codes
-        integers = np.clip(np.rint(rows / np.float32(codes.scale)) + codes.zero_point, 0, 2**codes.bits - 1)
-        quantized = ((integers - codes.zero_point) * np.float32(codes.scale)).astype(np.float32)
+        scale = np.float32(math.ldexp(codes.scale, -self._exponent))
+        integers = np.clip(np.rint(rows / scale) + codes.zero_point, 0, 2**codes.bits - 1)
+        quantized = ((integers - codes.zero_point) * scale).astype(np.float32)
         if not self.rows:
             width = rows.shape[1]
             self.quantized, self.cross = np.zeros((width, width)), np.zeros((width, width))
