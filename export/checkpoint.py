@@ -92,16 +92,14 @@ def _read_safetensors(file: Path) -> StateDict:
         return load_file(file)
     except SafetensorError as error:
         raise UserError(f"{file}: not a safetensors file ({short(str(error))}); download or save it again") from error
-    except OSError:
-        raise
+    except OSError as error:
+        raise _unreadable(file, error) from error
     except Exception as error:  # types that torch does not know raise errors of several kinds
         raise UserError(f"{file}: not a safetensors file that can be read; download or save it again") from error
 
 
 def _read_torch(file: Path) -> Any:
-    zipped = zipfile.is_zipfile(file)
-    if zipped:
-        _check_zip(file)
+    zipped = _is_zip(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on pickle protocols
@@ -113,25 +111,32 @@ def _read_torch(file: Path) -> Any:
                 "save the weights with torch.save(model.state_dict(), ...)"
             ) from error
         raise _not_a_checkpoint(file) from error
-    except OSError:
-        raise
+    except OSError as error:
+        raise _unreadable(file, error) from error
     except Exception as error:  # the unpickler raises errors of any kind on files that are no pickles
         raise _not_a_checkpoint(file) from error
 
 
-def _check_zip(file: Path) -> None:
-    """torch.save compresses nothing; what is compressed may unfold to any size."""
+def _is_zip(file: Path) -> bool:
+    """Whether the file is an archive. torch.save compresses nothing; what is compressed may unfold to any size."""
     try:
+        if not zipfile.is_zipfile(file):
+            return False
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
     except Exception as error:  # damaged archives raise errors of several kinds
         raise _not_a_checkpoint(file) from error
     if any(part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size for part in parts):
         raise _not_a_checkpoint(file)
+    return True
 
 
 def _not_a_checkpoint(file: Path) -> UserError:
     return UserError(f"{file}: not a PyTorch checkpoint, or a damaged one; download or save it again")
+
+
+def _unreadable(file: Path, error: OSError) -> UserError:
+    return UserError(f"{file}: cannot be read ({error.strerror or error}); download or save it again")
 
 
 def _is_pickle(file: Path) -> bool:

@@ -28,11 +28,24 @@ def defaults_aside(model: ir.Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def outputs_aside(model: ir.Model) -> Iterator[None]:
-    """Let outputs be values that nodes made or initializers, once each: none that is an input too or given twice."""
-    outputs = model.graph.outputs
+    """Let outputs be values that nodes made or initializers, once each: none that is an input too or given twice.
+
+    Inputs and outputs are declared afterwards as they were before, in types, shapes and words.
+    """
+    inputs, outputs = model.graph.inputs, model.graph.outputs
     given = list(outputs)
     kept = list(dict.fromkeys(value for value in given if not value.is_graph_input()))
+    declared = [_declaration(value) for value in (*inputs, *given)]
     outputs[:] = kept
     yield
     made = dict(zip(kept, list(outputs), strict=True))
     outputs[:] = [made.get(value, value) for value in given]
+    for value, (dtype, shape, words, metadata) in zip((*inputs, *outputs), declared, strict=True):
+        value.type, value.shape, value.doc_string = dtype, shape, words
+        value.metadata_props.clear()
+        value.metadata_props.update(metadata)
+
+
+def _declaration(value: ir.Value) -> tuple[ir.TypeProtocol | None, ir.Shape | None, str | None, dict[str, str]]:
+    shape = value.shape.copy() if value.shape is not None else None
+    return value.type, shape, value.doc_string, dict(value.metadata_props)

@@ -33,7 +33,7 @@ SMALL = 1024  # bytes of a tensor whose values count, such as a shape
 DEEPEST_CALL = 100  # functions that call one another
 SECONDS = 60  # to load a model without its weights
 
-FIELDS = {
+FIELDS: dict[int, str] = {
     TensorProto.FLOAT: "float_data",
     TensorProto.COMPLEX64: "float_data",
     TensorProto.INT64: "int64_data",
@@ -58,6 +58,9 @@ def admit(path: Path) -> onnx.ModelProto:
     model = _parsed(path)
     _check_tensors(model, path)
     _check_functions(model, path)
+    for scope in scopes(model.graph):
+        if any(attribute.ref_attr_name for node in scope.node for attribute in node.attribute):
+            raise UserError(f"{path}: refers to an attribute of a function outside of functions; export it again")
     reason = _probe(*_light(model, path), str(path))
     if reason is not None:
         raise UserError(f"{path}: {reason}; export it again")
@@ -80,7 +83,7 @@ def _parsed(path: Path) -> onnx.ModelProto:
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
     """All tensors of a model."""
-    for scope in scopes(model):
+    for scope in scopes(model.graph, *model.functions):
         if isinstance(scope, onnx.GraphProto):
             yield from scope.initializer
             for sparse in scope.sparse_initializer:

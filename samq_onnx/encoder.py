@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -11,9 +12,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from samq_onnx.door import admit
 from samq_onnx.errors import UserError
-from samq_onnx.interface import ImageInput, Port, described, run, session_inputs, session_outputs
-from samq_onnx.runtime import open_session
+from samq_onnx.interface import ImageInput, Port, described, session_inputs, session_outputs
+from samq_onnx.runtime import open_session, run_session
 
 __all__ = ["Encoder", "Model", "as_session", "file_name"]
 
@@ -26,7 +28,10 @@ def as_session(model: Model) -> ort.InferenceSession:
     Raises:
         UserError: a file that does not open.
     """
-    return model if isinstance(model, ort.InferenceSession) else open_session(model)
+    if isinstance(model, ort.InferenceSession):
+        return model
+    admit(Path(model))  # before it is opened here, where a hostile model could crash the process
+    return open_session(model)
 
 
 def file_name(model: Model, role: str) -> str:
@@ -73,7 +78,7 @@ class Encoder:
         Raises:
             UserError: not such an image, or the embedding has values that are not finite.
         """
-        (made,) = run(self.session, [self._embeddings], self.image.feed(rgb), self._where)
+        (made,) = run_session(self.session, self.image.feed(rgb), self._where, [self._embeddings])
         if made.ndim != 4 or not made.size:
             raise UserError(f"{self._where}: its output {self._embeddings} is {list(made.shape)}; wanted [1, C, G, G]")
         if not np.isfinite(made).all():

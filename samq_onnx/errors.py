@@ -15,7 +15,8 @@ class UserError(Exception):
 LONGEST = 200  # characters
 BEGINNING = 60  # of those, where the middle is left out
 NOISE = re.compile(
-    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:|Exception during \w+: |This is an invalid model\. "
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:|Exception during \w+: "
+    r"|This is an invalid model\. "
     r"|\S+\.(?:cc|h):\d+ (?:\w+ )*[\w:<>~]+\([^()]*\)(?: const)? |[\w:]*::[\w:<>]+\([^()]*\) "
 )
 

@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from samq_onnx.errors import UserError
 
@@ -38,9 +38,12 @@ class Region:
             return file.read(self.length)
 
 
-def scopes(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """The graph of a model, its functions, and the graphs inside their nodes."""
-    pending: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+Scope: TypeAlias = "onnx.GraphProto | onnx.FunctionProto"
+
+
+def scopes(*roots: Scope) -> Iterator[Scope]:
+    """Graphs and functions, and the graphs inside their nodes."""
+    pending = list(roots)
     while pending:
         scope = pending.pop()
         yield scope
@@ -51,7 +54,7 @@ def scopes(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionPr
 
 def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Initializers of the model that are kept in other files."""
-    for scope in scopes(model):
+    for scope in scopes(model.graph, *model.functions):
         for tensor in getattr(scope, "initializer", ()):  # functions have none
             if tensor.data_location == tensor.EXTERNAL:
                 yield tensor

@@ -18,6 +18,7 @@ import onnxruntime as ort
 from samq_onnx import images
 from samq_onnx.errors import UserError
 from samq_onnx.pixels import Pixels, find_pixels
+from samq_onnx.runtime import run_session
 
 __all__ = [
     "BOX_LABELS",
@@ -36,7 +37,6 @@ __all__ = [
     "graph_inputs",
     "image_port",
     "is_decoder",
-    "run",
     "session_inputs",
     "session_outputs",
 ]
@@ -107,21 +107,6 @@ def session_outputs(session: ort.InferenceSession) -> list[Port]:
 def _session_port(value: ort.NodeArg) -> Port:
     dtype = value.type.removeprefix("tensor(").removesuffix(")")
     return Port(value.name, SESSION_TYPES.get(dtype, dtype), tuple(value.shape) or None)
-
-
-def run(
-    session: ort.InferenceSession, outputs: Sequence[str] | None, feed: Mapping[str, np.ndarray], where: str
-) -> list[np.ndarray]:
-    """Outputs of those names, or all; ``where`` is what messages call the file.
-
-    Raises:
-        UserError: ONNX Runtime stops.
-    """
-    try:
-        return session.run(outputs, dict(feed))
-    except Exception as error:  # ONNX Runtime raises a dozen kinds without a common base
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{where}: does not run on this input ({reason}); check the model") from error
 
 
 def _fixed(port: Port, axis: int) -> int | None:
@@ -344,7 +329,7 @@ def _by_trial(session: ort.InferenceSession, inputs: DecoderInputs, grid: int, w
     labels = np.array([[FOREGROUND, PADDING_LABEL]], np.float32)
     side = MASK_SCALE * grid
     sizes = ((side + 3, side + 5), (side + 9, side + 2))
-    one, two = (run(session, None, inputs.feed(embedding, coords, labels, None, size), where) for size in sizes)
+    one, two = (run_session(session, inputs.feed(embedding, coords, labels, None, size), where) for size in sizes)
     pairs = list(zip(one, two, strict=True))
     same = [place for place, (first, second) in enumerate(pairs) if np.array_equal(first, second)]
     low_res = [place for place in same if pairs[place][0].shape[2:] == (side, side)]

@@ -7,13 +7,14 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from samq_onnx.digest import sha256_of
 from samq_onnx.door import admit
 from samq_onnx.errors import UserError, shortened
-from samq_onnx.external import external_tensors, region, weight_files
+from samq_onnx.external import external_tensors, region, scopes, weight_files
 
 __all__ = [
     "load_model",
@@ -38,10 +39,24 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = os.fspath(place.path)  # links were followed here, which onnx_ir refuses to do
+    for scope in scopes(proto.graph):
+        if isinstance(scope, onnx.GraphProto):
+            scope.initializer.extend(map(_dense, scope.sparse_initializer))  # onnx_ir knows no others
+            del scope.sparse_initializer[:]
     try:
         return ir.from_proto(proto)
     except Exception as error:  # onnx_ir raises its own kinds
         raise UserError(f"{file}: onnx_ir cannot read it ({shortened(error)}); export it again") from error
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    places, values = (onnx.numpy_helper.to_array(tensor) for tensor in (sparse.indices, sparse.values))
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if places.ndim == 1:
+        dense.flat[places] = values
+    else:
+        dense[tuple(places.T)] = values
+    return onnx.numpy_helper.from_array(dense, sparse.values.name)
 
 
 def load_model(path: str | os.PathLike[str]) -> ir.Model:

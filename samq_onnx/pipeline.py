@@ -33,6 +33,7 @@ from samq_onnx.calibrate import (
 from samq_onnx.errors import UserError
 from samq_onnx.feeds import Part
 from samq_onnx.interface import is_decoder
+from samq_onnx.passes.aside import defaults_aside, outputs_aside
 from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
 from samq_onnx.passes.fold.edit import constant, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
@@ -82,7 +83,15 @@ def quantize_model(
     Raises:
         UserError: calibration met something it cannot use, or nothing of the model can be quantized.
     """
-    raise_opset(model, recipe.weight_bits)
+    if any(node.domain == ops.DOMAIN for node in model.graph.all_nodes()):
+        raise UserError("the model has operators of samq_onnx; give the float model that it was made from")
+    with outputs_aside(model):
+        return _quantized(model, feeds, recipe, targets or feeds, label)
+
+
+def _quantized(model: ir.Model, feeds: Feeds, recipe: Recipe, targets: Feeds, label: str) -> Outcome:
+    with defaults_aside(model):
+        raise_opset(model, recipe.weight_bits)
     simplify(model)
     structure = lift(model)
     _check_finite(structure)
@@ -98,7 +107,7 @@ def quantize_model(
     learned = None
     if recipe.learn:
         try:
-            learned = _learn(model, structure, plan, feeds, targets or feeds, label)
+            learned = _learn(model, structure, plan, feeds, targets, label)
         except NotLearnable as reason:
             refused.append(f"nothing learned: {reason}")
     # a decoder's error lies in few tokens and a rare foreground, which mean errors over all rows do not see
@@ -183,7 +192,7 @@ def _calibrate(
         maps[site.name] = AttentionRows(
             _operands(site),
             scale=site.scale,
-            tables=tuple(t.const_value.numpy() for t in site.tables) if site.tables else None,  # type: ignore[union-attr]
+            tables=tuple(map(constant, site.tables)) if site.tables else None,
             judge=_judge(recipe),
         )
     collectors: list[Collector] = [*ranges.values(), *maps.values()]
@@ -195,10 +204,8 @@ def _calibrate(
     bits = recipe.activation_bits
     plan = QuantPlan(recipe)
     for linear in chosen:
-        assert linear.x.name and linear.output.name and linear.weight.const_value is not None
-        scales = weight_scales(
-            linear.weight.const_value.numpy(), linear.out_axis, recipe.weight_bits, how=recipe.weight_range
-        )
+        assert linear.x.name and linear.output.name
+        scales = weight_scales(constant(linear.weight), linear.out_axis, recipe.weight_bits, how=recipe.weight_range)
         x = uniform(ranges[linear.x.name], bits)
         if linear.bias is not None:
             needed = scales_for_bias(constant(linear.bias), x.scale)

@@ -11,9 +11,10 @@ import onnxruntime as ort
 from samq_onnx import images
 from samq_onnx.encoder import Encoder, Model, as_session, file_name
 from samq_onnx.errors import UserError
-from samq_onnx.interface import MASK_SCALE, DecoderInputs, MaskOutputs, run, session_inputs, session_outputs
+from samq_onnx.interface import MASK_SCALE, DecoderInputs, MaskOutputs, session_inputs, session_outputs
 from samq_onnx.pair import check_made_together
 from samq_onnx.prompts import Prompt
+from samq_onnx.runtime import run_session
 
 __all__ = ["Best", "Model", "SamPredictor"]
 
@@ -147,7 +148,7 @@ class SamPredictor:
             None if prompt.mask is None else prompt.mask[None],
             shape,
         )
-        made = run(self._decoder, self._outputs, feed, self._where)
+        made = run_session(self._decoder, feed, self._where, self._outputs)
         self._check_shapes(made, shape, side)
         logits, iou, low_res = (output[0] for output in made)
         chosen = slice(1, None) if multimask and len(iou) > 1 else slice(0, 1)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from samq_onnx.runtime import open_session
+from samq_onnx.runtime import open_session, run_session
 from samq_onnx.scratch import Scratch
 
 __all__ = ["Kernel", "Tensor", "by_operator", "profiled"]
@@ -64,7 +64,7 @@ def profiled(
         without: names of graph optimizers to leave out, separated by semicolons.
 
     Raises:
-        UserError: the model cannot be loaded.
+        UserError: the model cannot be loaded or does not run.
     """
     with Scratch() as scratch:
         options = ort.SessionOptions()
@@ -77,7 +77,7 @@ def profiled(
         options.log_severity_level = 3
         session = open_session(os.fspath(model), native=native, threads=threads, options=options)
         for _ in range(runs):
-            session.run(None, dict(feed))
+            run_session(session, feed, os.fspath(model))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         optimized = onnx.load(str(scratch / "optimized.onnx"), load_external_data=False)
     nodes = {node.name: node for node in optimized.graph.node}

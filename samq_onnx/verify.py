@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -25,9 +26,11 @@ from samq_onnx.passes.lift import lift, simplify
 from samq_onnx.passes.lower import raise_opset
 from samq_onnx.passes.lower.fuse import unfuse
 from samq_onnx.pipeline import RECIPE
-from samq_onnx.runtime import open_session
+from samq_onnx.runtime import open_session, run_session
 
 __all__ = ["main", "sqnr", "verify"]
+
+COMPARABLE = "samq_onnx.comparable"  # metadata of a quantized model
 
 
 def sqnr(reference: np.ndarray, value: np.ndarray) -> float:
@@ -39,10 +42,31 @@ def sqnr(reference: np.ndarray, value: np.ndarray) -> float:
     return 10.0 * float(np.log10(max(signal, 1e-300) / noise))
 
 
-def _run(model: str | bytes, feed: Mapping[str, np.ndarray], native: bool) -> dict[str, np.ndarray]:
-    session = open_session(model, native=native)
+def _run(
+    model: str | ir.Model, feed: Mapping[str, np.ndarray], native: bool = True, where: str = ""
+) -> dict[str, np.ndarray]:
+    session = open_session(model if isinstance(model, str) else ir.to_proto(model).SerializeToString(), native=native)
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(feed)), strict=True))
+    return dict(zip(names, run_session(session, feed, where or str(model), names), strict=True))
+
+
+def _comparable(model: ir.Model, path: Path) -> list[str]:
+    """The names of values that mean the same in a quantized model and in the float model it came from."""
+    if COMPARABLE not in model.metadata_props:
+        raise UserError(f"{path}: not written by samq_onnx.quantize; give a quantized model")
+    try:
+        names = json.loads(model.metadata_props[COMPARABLE])
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: its metadata {COMPARABLE} are no list of names; quantize the float model again")
+    return names
+
+
+def _floats(model: ir.Model) -> set[str | None]:
+    """The values that nodes of a graph make, but those known to be of other types."""
+    values = [value for node in model.graph for value in node.outputs]
+    return {value.name for value in values if value.dtype in (None, ir.DataType.FLOAT)}
 
 
 def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dict[str, Any]:
@@ -60,38 +84,68 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
         UserError: a file is no model, or ``quantized`` was not made from ``reference``.
     """
     model, original = load_model(quantized), load_model(reference)
-    if "samq_onnx.comparable" not in model.metadata_props:
-        raise UserError(f"{quantized}: not written by samq_onnx.quantize; give a quantized model")
+    comparable = _comparable(model, quantized)
     if model.metadata_props.get("samq_onnx.float_model.sha256") != model_sha256(reference):
         raise UserError(f"{quantized} was not made from {reference}; give the float model it came from")
     if encoder is not None and not is_decoder(original):
         raise UserError(f"{reference}: is no SAM decoder; leave out --encoder")
+    for one, two in ((model.graph.inputs, original.graph.inputs), (model.graph.outputs, original.graph.outputs)):
+        if [(value.name, value.dtype) for value in one] != [(value.name, value.dtype) for value in two]:
+            raise UserError(f"{quantized}: has other inputs or outputs than {reference}; quantize that again")
     feed = sample_feed(original, encoder=encoder)
     raise_opset(original, json.loads(model.metadata_props[RECIPE])["weight_bits"])
     simplify(original)
     structure = lift(original)
     if structure.attentions:
         ops.add_functions(original)
-    made = {value.name for node in original.graph for value in node.outputs}
-    sites = [name for name in json.loads(model.metadata_props["samq_onnx.comparable"]) if name in made]
-    outputs = [value.name or "" for value in model.graph.outputs]
-
-    native = _run(str(quantized), feed, native=True)
+    native = _run(str(quantized), feed)
     body = _run(str(quantized), feed, native=False)
+    outputs = list(native)
     unfuse(model)
     ops.add_functions(model)
+    both = _floats(model) & _floats(original)
+    sites = [name for name in comparable if name in both]
     for tapped in (model, original):
         tap(tapped, sites)
-    quantized_values = _run(ir.to_proto(model).SerializeToString(), feed, native=True)
-    float_values = _run(ir.to_proto(original).SerializeToString(), feed, native=True)
+    quantized_values = _run(model, feed, where=str(quantized))
+    float_values = _run(original, feed, where=str(reference))
     return {
         "quantized": str(quantized),
         "reference": str(reference),
-        "native_max_abs": {name: float(np.abs(body[name] - native[name]).max()) for name in outputs},
-        "same": all(np.array_equal(body[name], native[name]) for name in outputs),
-        "output_sqnr_db": {name: sqnr(float_values[name], native[name]) for name in outputs},
-        "site_sqnr_db": {name: sqnr(float_values[name], quantized_values[name]) for name in sites},
+        "native_max_abs": {name: _apart(body[name], native[name]) for name in outputs},
+        "same": all(_same(body[name], native[name]) for name in outputs),
+        "output_sqnr_db": _ratios(float_values, native, outputs, quantized),
+        "site_sqnr_db": _ratios(float_values, quantized_values, sites, quantized),
     }
+
+
+def _is_numeric(value: object) -> TypeGuard[np.ndarray]:
+    """Whether an output is an array of numbers, and not of words, and no sequence."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+
+
+def _same(one: np.ndarray, two: np.ndarray) -> bool:
+    return np.array_equal(one, two, equal_nan=_is_numeric(one) and one.dtype.kind == "f")
+
+
+def _apart(one: np.ndarray, two: np.ndarray) -> float:
+    """The largest difference; infinite where there is no such number."""
+    if not _is_numeric(one) or not _is_numeric(two) or one.shape != two.shape or _same(one, two):
+        return 0.0 if _same(one, two) else math.inf
+    return float(np.abs(one.astype(np.float64) - two).max())
+
+
+def _ratios(
+    reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], names: Sequence[str], path: Path
+) -> dict[str, float]:
+    ratios = {}
+    for name in names:
+        one, two = reference[name], found[name]
+        if _is_numeric(one) and _is_numeric(two):
+            if one.shape != two.shape:
+                raise UserError(f"{path}: {name} is {list(two.shape)}, in the float model {list(one.shape)}")
+            ratios[name] = sqnr(one, two)
+    return ratios
 
 
 @main_guard

@@ -57,10 +57,10 @@ def reaches_only_attention(value: ir.Value) -> bool:
         current = pending.pop()
         if current.is_graph_output():
             return False
-        for node, _ in current.uses():
-            if node in seen or node.op_type == "Shape" or node.domain == "samq":
+        for node, index in current.uses():
+            if node in seen or node.domain == "samq" or (node.op_type == "Shape" and not node.domain):
                 continue
-            if node.domain or node.op_type not in HARMLESS_OPS:
+            if node.domain or node.op_type not in HARMLESS_OPS or index:
                 return False
             seen.add(node)
             pending.extend(node.outputs)

@@ -210,7 +210,11 @@ def _check_types(match: Match) -> None:
 def _check_shapes(match: Match, softmax: ir.Node, reshaped: ir.Node | None) -> None:
     """Refuse operands that broadcast, and scores that reshaping leaves in another shape, where shapes are known."""
     key = match.k.shape
-    shapes = [match.q.shape, ir.Shape([key[axis] for axis in match.key_perm]) if key is not None else None, match.v.shape]
+    shapes = [
+        match.q.shape,
+        ir.Shape([key[axis] for axis in match.key_perm]) if key is not None else None,
+        match.v.shape,
+    ]
     known = [shape for shape in shapes if shape is not None]
     leading = [list(shape)[:-2] for shape in known]
     for one in leading[1:]:

@@ -58,15 +58,20 @@ def _option(node: ir.Node, name: str) -> float:
     return attribute.value if attribute is not None else float(name in ("alpha", "beta"))
 
 
+def _columns(gemm: ir.Node, weight: np.ndarray) -> int:
+    return weight.shape[0 if _option(gemm, "transB") else 1]
+
+
 def _is_plain(gemm: ir.Node) -> bool:
     """Whether it is x W + b, with W as it stands or transposed, and b a number for every column."""
     weight, bias = array_of(gemm.inputs[1]), array_of(input_of(gemm, 2))
-    fits = bias is None or (weight is not None and bias.size == weight.shape[0 if _option(gemm, "transB") else 1])
-    return fits and _option(gemm, "alpha") == _option(gemm, "beta") == 1 and not _option(gemm, "transA")
+    if weight is None or (bias is not None and bias.shape != (_columns(gemm, weight),)):
+        return False
+    return _option(gemm, "alpha") == _option(gemm, "beta") == 1 and not _option(gemm, "transA")
 
 
 def plain_gemms(graph: ir.Graph) -> None:
-    """Bring every Gemm with constant weights to x W + b, in place, where its bias is constant and alike for all rows."""
+    """Bring Gemms of constant weights, and of a constant bias that is alike for all rows, to x W + b, in place."""
     for node in graph:
         if node.op_type != "Gemm" or node.domain or node.inputs[0] is None:
             continue
@@ -74,8 +79,12 @@ def plain_gemms(graph: ir.Graph) -> None:
         bias = array_of(given)
         if weight is None or weight.ndim != 2 or weight.dtype != np.float32 or _is_plain(node):
             continue
-        columns = weight.shape[0 if _option(node, "transB") else 1]
-        alike = bias is not None and all(size == 1 for size in bias.shape[:-1]) and bias.shape[-1:] in ((), (1,), (columns,))
+        columns = _columns(node, weight)
+        alike = (
+            bias is not None
+            and all(size == 1 for size in bias.shape[:-1])
+            and bias.shape[-1:] in ((), (1,), (columns,))
+        )
         if given is not None and not alike:
             continue
         name = node.outputs[0].name

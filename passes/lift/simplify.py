@@ -12,8 +12,9 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer
 
+from samq_onnx.errors import UserError, shortened
+from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.aside import defaults_aside, outputs_aside
-from samq_onnx.passes.lift.attention import DOMAIN
 
 __all__ = ["simplify"]
 
@@ -21,12 +22,25 @@ FOLD_LIMIT = 8_000_000  # bytes
 
 
 def simplify(model: ir.Model) -> None:
-    """Clean ``model``, in place; it computes the same function."""
-    ours = any(function.domain == DOMAIN for function in model.functions.values())  # they must stay calls
+    """Clean ``model``, in place; it computes the same function.
+
+    Raises:
+        UserError: a graph that onnxscript cannot clean.
+    """
     with defaults_aside(model), outputs_aside(model):
-        optimizer.optimize(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, inline=not ours)
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        common.RemoveUnusedNodesPass()(model)
-        common.NameFixPass()(model)
+        try:
+            _optimize(model)
+        except Exception as error:  # onnxscript and onnx_ir raise their own kinds
+            raise UserError(
+                f"the graph cannot be simplified ({shortened(error.__cause__ or error)}); export the model again"
+            ) from error
     for index, node in enumerate(model.graph):
         node.name = node.name or f"{node.op_type}_{index}"
+
+
+def _optimize(model: ir.Model) -> None:
+    common.InlinePass(lambda function: function.domain != DOMAIN)(model)  # calls of our own domain stay
+    optimizer.optimize(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, inline=False)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.NameFixPass()(model)

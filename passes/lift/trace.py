@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from samq_onnx.errors import shortened
 from samq_onnx.passes.lift.structure import Linear, Projection
 
 __all__ = ["VIEW_OPS", "nodes_between", "trace_projection"]
@@ -41,7 +42,7 @@ def _linear_behind(operand: ir.Value, by_output: dict[ir.Value, Linear]) -> Line
     value: ir.Value | None = operand
     while value is not None and value not in by_output:
         node = value.producer()
-        if node is None or node.domain != "" or node.op_type not in VIEW_OPS:
+        if node is None or node.domain != "" or node.op_type not in VIEW_OPS or not node.inputs:
             return None
         value = node.inputs[0]
     return by_output[value] if value is not None else None
@@ -69,15 +70,18 @@ def trace_projection(
     if linear is None:
         return "no linear layer makes it by reshaping alone"
     shape = linear.output.shape
-    if shape is None and rank is None:
+    if (shape is None and rank is None) or (shape is not None and len(shape) == 0):
         return "the shape of its projection is not known"
     dims = [d if isinstance(d, int) else UNKNOWN_SIZE for d in shape] if shape is not None else [UNKNOWN_SIZE] * rank  # type: ignore[operator]
     dims[0] = shape[0] if shape is not None and isinstance(shape[0], int) else 1
     dims[-1] = linear.out_features
     try:
         graph = ir.convenience.extract(model.graph, [linear.output], [operand])
-    except ValueError:
+    except Exception:  # onnx_ir raises several kinds
         return "its reshaping depends on other activations"
+    fed = {value.name for value in model.graph.inputs}
+    if any(name in fed for name in graph.initializers):
+        return "its reshaping depends on an input of the model"
     graph.inputs[0].shape, graph.inputs[0].type = ir.Shape(dims), ir.TensorType(ir.DataType.FLOAT)
     graph.outputs[0].shape, graph.outputs[0].type = None, ir.TensorType(ir.DataType.FLOAT)
     for node in graph:
@@ -94,8 +98,8 @@ def trace_projection(
         )
         (found,) = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(numbers)})
     except Exception as error:  # onnxruntime raises its own kinds
-        return f"its reshaping cannot be followed ({str(error).splitlines()[0][:80]})"
-    if found.ndim < 3 or (found != found[..., :1, :]).any():
+        return f"its reshaping cannot be followed ({shortened(error)[:80]})"
+    if found.ndim < 3 or not found.size or (found != found[..., :1, :]).any():
         return "its channels change from token to token"
     rows = found[..., 0, :].reshape(-1, found.shape[-1]).astype(np.int64)
     channels = _period(rows)

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.ops import DOMAIN
+from samq_onnx.passes.graph import array_of, scalar_of
 from samq_onnx.passes.lift.norm import epsilon_of
 from samq_onnx.passes.lower.build import FLOAT_OUTPUT, Builder, take_place
 
@@ -41,22 +42,20 @@ def _norm(codes: ir.Node) -> ir.Node | None:
 
 
 def _is_number(value: ir.Value | None, dtype: ir.DataType) -> bool:
-    return value is not None and value.const_value is not None and value.const_value.size == 1 and value.dtype == dtype
+    array = array_of(value)
+    return array is not None and array.size == 1 and value is not None and value.dtype == dtype
 
 
 def _over_rows(node: ir.Node) -> bool:
     """Whether a norm is over the last axis alone, with float constants of that length."""
     x, *constants = node.inputs
-    if x is None or x.shape is None or not isinstance(x.shape[-1], int):
+    if x is None or x.shape is None or not len(x.shape) or not isinstance(x.shape[-1], int):
         return False
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
     if axis not in (-1, len(x.shape) - 1):
         return False
-    tensors = [value.const_value for value in constants if value is not None]
-    fitting = [
-        tensor is not None and tensor.dtype == ir.DataType.FLOAT and tensor.shape.numpy() == (x.shape[-1],)
-        for tensor in tensors
-    ]
+    arrays = [array_of(value) for value in constants if value is not None]
+    fitting = [array is not None and array.dtype == np.float32 and array.shape == (x.shape[-1],) for array in arrays]
     return bool(fitting) and all(fitting)
 
 
@@ -70,7 +69,7 @@ def _clip(codes: ir.Value) -> tuple[ir.Node, int] | None:
     low, high = node.inputs[1:]
     if not _is_number(low, ir.DataType.UINT8) or not _is_number(high, ir.DataType.UINT8):
         return None
-    lowest, largest = (value.const_value.numpy().item() for value in (low, high))  # type: ignore[union-attr]
+    lowest, largest = scalar_of(low), scalar_of(high)
     return (node, CLIPS[largest]) if lowest == 0 and largest in CLIPS else None
 
 
@@ -80,9 +79,8 @@ def _fused(builder: Builder, norm: ir.Node, codes: ir.Node) -> None:
     last, bits = clip if clip is not None else (codes, CONTAINER_BITS)
     output, x, weight = last.outputs[0], norm.inputs[0], norm.inputs[1]
     bias = norm.inputs[2] if len(norm.inputs) > 2 else None
-    assert weight is not None and weight.const_value is not None
     if bias is None:
-        bias = builder.constant(f"{middle.name}_no_bias", np.zeros_like(weight.const_value.numpy()))
+        bias = builder.constant(f"{middle.name}_no_bias", np.zeros_like(array_of(weight)))
     attributes = {"epsilon": epsilon_of(norm), "bits": bits}
     made = ir.node(NORM, [x, weight, bias, *codes.inputs[1:3]], attributes, domain=DOMAIN, name=norm.name)
     made.metadata_props[FLOAT_OUTPUT] = middle.name or ""

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from samq_onnx.ops import DOMAIN
+from samq_onnx.passes.graph import array_of, is_constant
 from samq_onnx.passes.lower.build import Builder, take_place
 from samq_onnx.passes.lower.rows import keeps_rows
 
@@ -38,9 +39,10 @@ def _pads_rows(node: ir.Node) -> bool:
     mode, pads, fill = node.attributes.get("mode"), node.inputs[1], node.inputs[2]
     if (mode is not None and mode.as_string() != "constant") or pads is None or fill is None:
         return False
-    if pads.const_value is None or fill.const_value is None:
+    given = array_of(pads)
+    if given is None or not is_constant(fill):
         return False
-    amounts = pads.const_value.numpy().reshape(2, -1)
+    amounts = given.reshape(2, -1)
     return bool((amounts >= 0).all()) and not amounts[:, -1].any()
 
 
@@ -49,7 +51,7 @@ def _views(x: ir.Value) -> list[ir.Node]:
     found: list[ir.Node] = []
     while (node := x.producer()) is not None and len(x.uses()) == 1 and not x.is_graph_output():
         pads = _pads_rows(node)
-        held = all(value is not None and value.const_value is not None for value in node.inputs[1:])
+        held = all(is_constant(value) for value in node.inputs[1:])
         if not _known(x) or not held or not (pads or keeps_rows(node)):
             return []
         found.insert(0, node)
@@ -75,7 +77,7 @@ def _picked(views: list[ir.Node], count: int) -> np.ndarray:
     for view in views:
         source, *constants = [value for value in view.inputs if value is not None]
         feed: dict[Any, np.ndarray] = {
-            value.name: value.const_value.numpy() for value in constants if value.const_value is not None
+            value.name: array for value in constants if (array := array_of(value)) is not None
         }
         feed[source.name] = rows
         if view is views[0]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from samq_onnx.ops import DOMAIN
+from samq_onnx.passes.graph import array_of
 from samq_onnx.passes.lower.build import Builder
 
 __all__ = ["keeps_rows", "move_rows_first"]
@@ -24,6 +25,8 @@ def keeps_rows(view: ir.Node) -> bool:
     before, after = view.inputs[0], view.outputs[0]
     if view.domain or before is None or before.shape is None or after.shape is None:
         return False
+    if not len(before.shape) or not len(after.shape):
+        return False
     if before.shape[-1] != after.shape[-1] or not isinstance(after.shape[-1], int):
         return False
     if view.op_type == "Reshape":
@@ -32,10 +35,8 @@ def keeps_rows(view: ir.Node) -> bool:
         perm = view.attributes.get("perm")
         return perm is not None and perm.as_ints()[-1] == len(before.shape) - 1
     if view.op_type == "Slice" and len(view.inputs) > 3:
-        axes = view.inputs[3]
-        if axes is None or axes.const_value is None:
-            return False
-        return all(axis % len(before.shape) != len(before.shape) - 1 for axis in axes.const_value.numpy().ravel())
+        axes = array_of(view.inputs[3])
+        return axes is not None and all(axis % len(before.shape) != len(before.shape) - 1 for axis in axes.ravel())
     return False
 
 

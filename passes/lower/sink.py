@@ -11,10 +11,9 @@ something else reads too, other padding, and a Clip of floats, which may be the 
 
 from __future__ import annotations
 
-from typing import Any
-
 import onnx_ir as ir
 
+from samq_onnx.passes.graph import array_of, input_of, scalar_of
 from samq_onnx.passes.lower.build import Builder, take_place
 
 __all__ = ["sink_views"]
@@ -28,24 +27,18 @@ def _is_zero_pad(node: ir.Node) -> bool:
     mode = node.attributes.get("mode")
     if mode is not None and mode.as_string() != "constant":
         return False
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    return value is None or (value.const_value is not None and not value.const_value.numpy().any())
+    value = input_of(node, 2)
+    fill = array_of(value)
+    return value is None or (fill is not None and not fill.any())
 
 
 def _fill(view: ir.Node, node: ir.Node) -> ir.Value | None:
     """What a Pad has to pad with once ``node`` comes before it; None if it cannot."""
-    fill = view.inputs[2] if len(view.inputs) > 2 else None
+    fill = input_of(view, 2)
     if node.op_type == "QuantizeLinear":
         return node.inputs[2] if _is_zero_pad(view) else None
-    if fill is None or fill.const_value is None:
-        return None
-    low, code, high = (int(_number(value)) for value in (node.inputs[1], fill, node.inputs[2]))
-    return fill if low <= code <= high else None
-
-
-def _number(value: ir.Value | None) -> Any:
-    assert value is not None and value.const_value is not None
-    return value.const_value.numpy().item()
+    low, code, high = (scalar_of(value) for value in (node.inputs[1], fill, node.inputs[2]))
+    return fill if low is not None and code is not None and high is not None and low <= code <= high else None
 
 
 def _sink(builder: Builder, node: ir.Node) -> bool:
@@ -62,7 +55,8 @@ def _sink(builder: Builder, node: ir.Node) -> bool:
     assert source is not None and codes.name is not None
     early = ir.Value(name=f"{codes.name}_early", type=codes.type, shape=source.shape)
     inputs = [source, *(value for value in constants if value is not None)]
-    builder.node(node.op_type, inputs, early, source.producer())
+    first = builder.node(node.op_type, inputs, early, source.producer())
+    first.attributes.update(node.attributes)
     view.replace_input_with(0, early)
     if fill is not None:
         view.resize_inputs(max(3, len(view.inputs)))
@@ -76,7 +70,7 @@ def _sinks(node: ir.Node) -> bool:
     """Whether the node quantizes with one scale, or clips codes."""
     if node.op_type not in ("QuantizeLinear", "Clip") or node.domain or len(node.inputs) < 3:
         return False
-    if any(value is None or value.const_value is None or value.const_value.size != 1 for value in node.inputs[1:3]):
+    if any(scalar_of(value) is None for value in node.inputs[1:3]):
         return False
     x = node.inputs[0]
     return node.op_type == "QuantizeLinear" or (x is not None and x.dtype == ir.DataType.UINT8)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.passes.lift.linear import array_of
+from samq_onnx.passes.graph import array_of, input_of
 from samq_onnx.passes.lower.build import Builder, take_place
 
 __all__ = ["merge_slices"]
@@ -21,13 +21,9 @@ __all__ = ["merge_slices"]
 STARTS, ENDS, AXES, STEPS = range(1, 5)
 
 
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
 def _axes(node: ir.Node) -> list[int] | None:
     """The axes that a Slice names by a constant."""
-    axes = array_of(_input(node, AXES)) if node.op_type == "Slice" and not node.domain else None
+    axes = array_of(input_of(node, AXES)) if node.op_type == "Slice" and not node.domain else None
     return axes.tolist() if axes is not None else None
 
 
@@ -51,8 +47,8 @@ def _merge(builder: Builder, inner: ir.Node, outer: ir.Node) -> None:
     for index, what in ((STARTS, "starts"), (ENDS, "ends"), (AXES, "axes"), (STEPS, "steps")):
         parts = []
         for node in (inner, outer):
-            ones = np.ones_like(array_of(_input(node, AXES)))  # steps, the only ones that may be left out
-            parts.append(_input(node, index) or builder.constant(f"{output.name}_ones", ones))
+            ones = np.ones_like(array_of(input_of(node, AXES)))  # steps, the only ones that may be left out
+            parts.append(input_of(node, index) or builder.constant(f"{output.name}_ones", ones))
         held = [array for value in parts if (array := array_of(value)) is not None]
         if len(held) == len(parts):
             inputs.append(builder.constant(f"{output.name}_{what}", np.concatenate(held)))

@@ -25,8 +25,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from samq_onnx.passes.graph import array_of
 from samq_onnx.passes.lift.gelu import find_gelus
-from samq_onnx.passes.lift.linear import array_of
 from samq_onnx.passes.lift.norm import find_norms
 from samq_onnx.passes.lift.structure import Gelu, Norm
 from samq_onnx.passes.lift.trace import nodes_between

@@ -24,6 +24,7 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 
+from samq_onnx.passes.graph import array_of, input_of, is_constant
 from samq_onnx.passes.lower.build import Builder, take_place
 
 __all__ = ["gather_views"]
@@ -41,7 +42,7 @@ def _is_view(node: ir.Node, graph: ir.Graph) -> bool:
     """Whether the node of this graph moves elements of its first input, and constants say where."""
     if node.domain or node.op_type not in KEEP_ORDER | COPY or node.graph is not graph:
         return False
-    if any(value is not None and value.const_value is None for value in node.inputs[1:]):
+    if any(value is not None and not is_constant(value) for value in node.inputs[1:]):
         return False
     return all(_known(value) for value in (node.inputs[0], *node.outputs))
 
@@ -73,8 +74,7 @@ def _axis(view: ir.Node) -> int:
 
 
 def _constant(view: ir.Node, index: int) -> np.ndarray | None:
-    value = view.inputs[index] if index < len(view.inputs) else None
-    return None if value is None or value.const_value is None else value.const_value.numpy()
+    return array_of(input_of(view, index))
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from samq_onnx.calibrate.blocks import Block, cut
 from samq_onnx.errors import UserError
 from samq_onnx.progress import progress_bar
-from samq_onnx.runtime import open_session
+from samq_onnx.runtime import open_session, run_session
 from samq_onnx.scratch import Scratch
 
 __all__ = ["Collector", "resident_memory", "run"]
@@ -56,7 +56,8 @@ def run(
         progress: say how far it is: time left, block, memory in use.
 
     Raises:
-        UserError: there is no input, or a tensor is not finite, or a block is too large for one ONNX file.
+        UserError: there is no input, or the model does not run, or a tensor is not finite, or a block is too large for
+            one ONNX file.
         ValueError: a collector wants a tensor that the model does not have.
     """
     if not len(feeds):
@@ -84,7 +85,8 @@ def _run_block(block: Block, feeds: Sequence[Feed], collectors: Sequence[Collect
         if block.carried_in is not None:
             tensors[block.carried_in] = np.load(spilled, allow_pickle=False)
             spilled.unlink()
-        tensors.update(zip(outputs, session.run(outputs, tensors), strict=True))
+        made = run_session(session, tensors, f"the model on calibration input {index + 1}", outputs)
+        tensors.update(zip(outputs, made, strict=True))
         for name in wanted:
             with np.errstate(invalid="ignore"):  # infinities of both signs
                 total = tensors[name].sum(dtype=np.float64)

@@ -141,6 +141,9 @@ def learn(
     simulation = Simulation(model.graph, structure, plan, [outputs[name] for name in lesson.outputs])
     if simulation.unknown:
         raise NotLearnable(f"no gradient for {', '.join(simulation.unknown)}")
+    unreached = [value.name or "" for value in simulation.outputs if value.producer() not in simulation.nodes]
+    if unreached:
+        raise NotLearnable(f"nothing quantized leads to {', '.join(unreached)}")
     if simulation.work > LARGEST_WORK:
         raise NotLearnable(
             f"one input takes {simulation.work / 1e9:.0f} GMAC, gradients are affordable up to {LARGEST_WORK / 1e9:.0f}"
@@ -154,6 +157,13 @@ def learn(
     simulation.write_back(plan)
     tenth = max(1, len(losses) // 10)
     return Learned(len(feeds), float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:])))
+
+
+def _simulated(simulation: Simulation, given: Tensors) -> list[torch.Tensor]:
+    try:
+        return simulation(dict(zip(simulation.inputs, given, strict=True)))
+    except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise NotLearnable(f"an operator is used in a way that has no gradient here ({error})") from error
 
 
 def _train(simulation: Simulation, lesson: _Lesson, given: _Spill, wanted: _Spill, label: str) -> list[float]:
@@ -173,7 +183,7 @@ def _train(simulation: Simulation, lesson: _Lesson, given: _Spill, wanted: _Spil
             for _ in range(lesson.batch):
                 waiting = waiting or random.permutation(len(given)).tolist()
                 index = waiting.pop()
-                made = simulation(dict(zip(simulation.inputs, given[index], strict=True)))
+                made = _simulated(simulation, given[index])
                 loss = lesson.loss(made, wanted[index]) / lesson.batch
                 loss.backward()  # type: ignore[no-untyped-call]
                 losses[-1] += loss.item()

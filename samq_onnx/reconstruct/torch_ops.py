@@ -84,10 +84,15 @@ def _gemm(node: ir.Node, inputs: Tensors) -> torch.Tensor:
 def _convolution(apply: Callable[..., torch.Tensor]) -> Callable[[ir.Node, Tensors], torch.Tensor]:
     def run(node: ir.Node, inputs: Tensors) -> torch.Tensor:
         pads = list(_get(node, "pads", [0, 0, 0, 0]))
-        if pads[:2] != pads[2:]:
+        if (
+            pads[:2] != pads[2:]
+            or _get(node, "auto_pad", "NOTSET") != "NOTSET"
+            or any(_get(node, name) for name in ("output_padding", "output_shape"))
+        ):
             raise NotImplementedError(f"{node.op_type} with uneven padding")
         bias = inputs[2] if len(inputs) > 2 else None
-        return apply(inputs[0], inputs[1], bias, stride=list(_get(node, "strides", [1, 1])), padding=pads[:2])
+        steps = {"stride": list(_get(node, "strides", [1, 1])), "dilation": list(_get(node, "dilations", [1, 1]))}
+        return apply(inputs[0], inputs[1], bias, **steps, padding=pads[:2], groups=_get(node, "group", 1))
 
     return run
 

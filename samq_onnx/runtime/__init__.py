@@ -7,14 +7,16 @@ import ctypes
 import functools
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 
 from samq_onnx.errors import UserError, shortened
 from samq_onnx.external import linked_weights
 
-__all__ = ["has_vnni", "library_path", "open_session"]
+__all__ = ["has_vnni", "library_path", "open_session", "run_session"]
 
 LIBRARY = "libsamq_ops.so"
 # Makes ONNX Runtime turn constant s8 weights into u8, whose integer kernels are exact without VNNI. Without it its
@@ -93,3 +95,17 @@ def _session(source: str | bytes, options: ort.SessionOptions) -> ort.InferenceS
         sizes = [len(held) for held in weights.values()]
         options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), sizes)
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run_session(
+    session: ort.InferenceSession, feed: Mapping[str, np.ndarray], where: str, names: Sequence[str] | None = None
+) -> list[np.ndarray]:
+    """Outputs of a run, those of ``names`` or all.
+
+    Raises:
+        UserError: the model does not run; the message begins with ``where``.
+    """
+    try:
+        return session.run(names, dict(feed))
+    except Exception as error:  # ONNX Runtime raises a dozen kinds without a common base
+        raise UserError(f"{where}: does not run ({shortened(error)}); export it again") from error

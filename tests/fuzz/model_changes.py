@@ -17,15 +17,29 @@ __all__ = ["CHANGES", "GENTLE", "damaged", "externalized"]
 Random: TypeAlias = np.random.Generator
 Change: TypeAlias = Callable[[onnx.ModelProto, Random], None]
 
+# fmt: off
 OPERATORS = (
-    "Identity Relu Neg Sigmoid Tanh Erf Sqrt Exp Log Abs Cast Dropout Add Mul Sub Div MatMul Gemm Conv Softmax LogSoftmax "
-    "Transpose Reshape Squeeze Unsqueeze Flatten Slice Gather Concat Split Einsum LayerNormalization ReduceMean ReduceMax "
-    "Pad Resize Where Expand Shape Size ConstantOfShape NonZero Gelu ConvTranspose QuantizeLinear DequantizeLinear Clip "
-    "Loop Scan If RandomNormal TopK Range Tile Mod Pow Attention Nothing"
-).split()
+    "Identity", "Relu", "Neg", "Sigmoid", "Tanh", "Erf", "Sqrt", "Exp", "Log", "Abs", "Cast", "Dropout", "Add",
+    "Mul", "Sub", "Div", "MatMul", "Gemm", "Conv", "Softmax", "LogSoftmax", "Transpose", "Reshape", "Squeeze",
+    "Unsqueeze", "Flatten", "Slice", "Gather", "Concat", "Split", "Einsum", "LayerNormalization", "ReduceMean",
+    "ReduceMax", "Pad", "Resize", "Where", "Expand", "Shape", "Size", "ConstantOfShape", "NonZero", "Gelu",
+    "ConvTranspose", "QuantizeLinear", "DequantizeLinear", "Clip", "Loop", "Scan", "If", "RandomNormal", "TopK",
+    "Range", "Tile", "Mod", "Pow", "Attention", "Nothing",
+)
+# fmt: on
 NUMBERS = (0, 1, -1, 2, 3, 7, -2, 64, 2**31, -(2**31), 2**62, -(2**63), 2**63 - 1)
 FLOATS = (0.0, 1.0, -1.0, 0.5, 2.0, 1e-30, 1e30, float("nan"), float("inf"), -float("inf"), 1e-45)
-EQUATIONS = ("ij,jk->ik", "bhwc,hkc->bhwk", "...ij,jk", "i->", "", "a,b,c->abc", "bhwc,wkc->bhwk", "ii->i", "A b,bc->Ac")
+EQUATIONS = (
+    "ij,jk->ik",
+    "bhwc,hkc->bhwk",
+    "...ij,jk",
+    "i->",
+    "",
+    "a,b,c->abc",
+    "bhwc,wkc->bhwk",
+    "ii->i",
+    "A b,bc->Ac",
+)
 
 
 def _pick(random: Random, entries: Any) -> Any:
@@ -153,7 +167,9 @@ def on_edge(model: onnx.ModelProto, random: Random) -> None:
     index = int(random.integers(len(model.graph.node)))
     node = model.graph.node[index]
     at = int(random.integers(len(node.input)))
-    op = _pick(random, ["Identity", "Dropout", "Cast", "Relu", "Neg", "Sigmoid", "Clip", "Squeeze", "Transpose", "Double"])
+    op = _pick(
+        random, ["Identity", "Dropout", "Cast", "Relu", "Neg", "Sigmoid", "Clip", "Squeeze", "Transpose", "Double"]
+    )
     attributes = {"to": _pick(random, [1, 10, 11, 7, 6])} if op == "Cast" else {}
     made = f"edge_{len(model.graph.node)}"
     nodes = [helper.make_node(op, [node.input[at]], [made], **attributes)]
@@ -185,7 +201,9 @@ def change_attribute(model: onnx.ModelProto, random: Random) -> None:
     elif attribute.type == AttributeProto.FLOAT:
         attribute.f = _pick(random, FLOATS)
     elif attribute.type == AttributeProto.STRING:
-        attribute.s = _pick(random, [b"", b"constant", b"SAME_UPPER", b"VALID", b"\xff\xfe", *map(str.encode, EQUATIONS)])
+        attribute.s = _pick(
+            random, [b"", b"constant", b"SAME_UPPER", b"VALID", b"\xff\xfe", *map(str.encode, EQUATIONS)]
+        )
     elif attribute.type == AttributeProto.INTS:
         how = int(random.integers(4))
         if how == 0:
@@ -212,7 +230,9 @@ def attribute_name(model: onnx.ModelProto, random: Random) -> None:
 
 def further_attribute(model: onnx.ModelProto, random: Random) -> None:
     node = _node(model, random)
-    name = _pick(random, ["axis", "alpha", "beta", "transA", "transB", "group", "epsilon", "keepdims", "auto_pad", "perm"])
+    name = _pick(
+        random, ["axis", "alpha", "beta", "transA", "transB", "group", "epsilon", "keepdims", "auto_pad", "perm"]
+    )
     value = {"alpha": 0.5, "beta": 3.0, "epsilon": 1e-3, "auto_pad": "SAME_UPPER", "perm": [0, 2, 1]}.get(name)
     made = helper.make_attribute(name, value if value is not None else _pick(random, [-2, -1, 0, 1, 2]))
     if all(attribute.name != name for attribute in node.attribute) or random.random() < 0.2:
@@ -264,7 +284,15 @@ def reshaped_weight(model: onnx.ModelProto, random: Random) -> None:
     """Another shape of as many elements, or one that broadcasts to it."""
     tensor = _float(model, random)
     array = numpy_helper.to_array(tensor)
-    made = [array[None], array.reshape(-1), array.T, array.reshape(-1, 1), array.reshape(1, -1), array.flat[0], array[:1]]
+    made = [
+        array[None],
+        array.reshape(-1),
+        array.T,
+        array.reshape(-1, 1),
+        array.reshape(1, -1),
+        array.flat[0],
+        array[:1],
+    ]
     _set(tensor, np.asarray(_pick(random, made)))
 
 
@@ -437,7 +465,9 @@ def opset(model: onnx.ModelProto, random: Random) -> None:
     elif how == 1:
         model.opset_import[0].version = _pick(random, NUMBERS)
     elif how == 2:
-        model.opset_import.append(helper.make_opsetid(_pick(random, ["", "samq", "x", "ai.onnx"]), int(random.integers(30))))
+        model.opset_import.append(
+            helper.make_opsetid(_pick(random, ["", "samq", "x", "ai.onnx"]), int(random.integers(30)))
+        )
     else:
         del model.opset_import[int(random.integers(len(model.opset_import)))]
 
@@ -475,9 +505,7 @@ def as_function(model: onnx.ModelProto, random: Random) -> None:
     nodes = [inner]
     if random.random() < 0.15:
         nodes = [helper.make_node("wrapped", inputs, list(inner.output), domain="wrap")]
-    function = helper.make_function(
-        "wrap", "wrapped", inputs, list(inner.output), nodes, list(model.opset_import), []
-    )
+    function = helper.make_function("wrap", "wrapped", inputs, list(inner.output), nodes, list(model.opset_import), [])
     model.functions.append(function)
     model.opset_import.append(helper.make_opsetid("wrap", 1))
     node.domain, node.op_type = "wrap", "wrapped"
@@ -513,7 +541,7 @@ def nested(model: onnx.ModelProto, random: Random) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "deep_choice"))
     for level in range(depth):
         name = f"deep{level}"
-        node = helper.make_node("If", ["deep_choice"], [name], then_branch=graph, else_branch=graph if level < 3 else graph)
+        node = helper.make_node("If", ["deep_choice"], [name], then_branch=graph, else_branch=graph)
         if level > 8:
             node = helper.make_node("Loop", ["", "deep_choice"], [name], body=graph)
         graph = helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])])
@@ -574,7 +602,18 @@ GENTLE = {
     for change in (
         *(nothing, repeat_node, swap_nodes, node_name, same_names, typed_weight, repeated_weight, default_input),
         *(default_inputs, constant_nodes, weight_output, input_output, inner_output, drop_output, repeated_output),
-        *(other_output, further_input, renamed, no_shapes, opset, ir_version, metadata, as_function, as_branch, alpha_beta),
+        *(
+            other_output,
+            further_input,
+            renamed,
+            no_shapes,
+            opset,
+            ir_version,
+            metadata,
+            as_function,
+            as_branch,
+            alpha_beta,
+        ),
         *(graph_name, unused_parts, shared_weight, further_attribute, drop_attribute, reshaped_weight, sparse_weight),
     )
 } | {"external data", "linked data", "hard linked data"}
@@ -626,7 +665,17 @@ def externalized(model: onnx.ModelProto, random: Random, path: Path) -> str:
     entry = _pick(random, tensor.external_data)
     wrong: list[Any] = ["", "x", "-1", "1e3", "99999999999999999999", *NUMBERS, " 0", "0x10", "٣"]
     if entry.key == "location":
-        wrong = ["", "/etc/passwd", "../shared/x", "a/../weights.bin", "./weights.bin", "nobody", "model.onnx", "\0", "x" * 5000]
+        wrong = [
+            "",
+            "/etc/passwd",
+            "../shared/x",
+            "a/../weights.bin",
+            "./weights.bin",
+            "nobody",
+            "model.onnx",
+            "\0",
+            "x" * 5000,
+        ]
         wrong += [str(elsewhere), "*/_ORT_MEM_ADDR_/*", "folder/", "."]
     if how == 7:
         entry.value = str(_pick(random, wrong))

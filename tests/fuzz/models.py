@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import gzip
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,13 +33,16 @@ from tests.fuzz.target import FINE, REFUSED, Outcome, run_command
 SECONDS = 60.0
 SIDE = 64
 SEEDS = Path(__file__).parent / "seeds"
+FLOAT = (*nets.NETS, "unusual", "encoder", "decoder")
+NAMES = [f"{name}{state}" for name in FLOAT for state in ("", "", "_quantized")]
 LOWEST_SQNR = 5.0  # dB at W8A8, of a model whose weights nobody changed
 
 # what exporters write beside SAM: every rank of convolution, all that Gemm can do, defaults, functions, subgraphs
 UNUSUAL = """
 <ir_version: 9, opset_import: ["" : 18, "local" : 1]>
 unusual (float[1, 3, 64, 64] image, float gain) => (float[1, 12] y, float[16, 8] z)
-<float gain = {0.5}, float[8, 3, 8, 8] w1, float[8, 4, 3, 3] w2, float[8] b2, float[8, 8, 3] w3, float[4, 8, 1, 3, 3] w4,
+<float gain = {0.5}, float[8, 3, 8, 8] w1, float[8, 4, 3, 3] w2, float[8] b2, float[8, 8, 3] w3,
+ float[4, 8, 1, 3, 3] w4,
  float[8, 12] w6, float[12] b6, float[8, 8] w7, float[1, 8] b7, float[8, 8] wq,
  float[8, 8] wk, float[8, 8] wv, float[8] g, float[8] b, int64[3] line = {1, 8, 64}, int64[5] volume = {1, 8, 1, 8, 8},
  int64[2] flat = {8, -1}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] sixteen = {16}, float half = {0.5}>
@@ -160,13 +165,14 @@ def _quantize_arguments(paths: dict[str, Path], data: Path, name: str, model: Pa
 
 def case(state: State, random: np.random.Generator, folder: Path) -> Outcome:
     """One changed model through one command."""
-    name = str(random.choice(list(state.models)))
+    name = str(random.choice(NAMES))
+    name = name if name in state.models else name.removesuffix("_quantized")
     model = onnx.ModelProto()
     model.CopyFrom(state.models[name])
     changes = []
     for _ in range(random.choice([0, 1, 2, 3], p=[0.06, 0.6, 0.24, 0.1])):
         change = CHANGES[int(random.integers(len(CHANGES)))]
-        with contextlib.suppress(IndexError, ValueError, TypeError, AttributeError):  # nothing of that sort there
+        with contextlib.suppress(Exception):  # there is nothing of that sort
             change(model, random)
             changes.append(change.__name__)
     path = folder / "model.onnx"
@@ -206,7 +212,7 @@ class _Scratch:
         tempfile.tempdir = self._before
 
     def left(self) -> list[str]:
-        return sorted(os.listdir(self._folder))
+        return sorted(name for name in os.listdir(self._folder) if name.startswith("samq-"))
 
 
 def _run(main: Any, arguments: Sequence[str], folder: Path, made: Sequence[str] = ()) -> Outcome:
@@ -215,9 +221,10 @@ def _run(main: Any, arguments: Sequence[str], folder: Path, made: Sequence[str] 
     scratch = _Scratch(folder)
     with scratch:
         kind, detail = run_command(main, list(arguments))
+    gc.collect()
     if scratch.left():
         return "dirty", f"scratch: {scratch.left()}"
-    (folder / "scratch").rmdir()
+    shutil.rmtree(folder / "scratch")  # with what libraries keep
     after = {path: path.stat(follow_symlinks=False).st_mtime_ns for path in folder.iterdir()}
     wanted = {folder / name for name in made} if kind == FINE else set()
     if {p: t for p, t in after.items() if p not in wanted} != {p: t for p, t in before.items() if p not in wanted}:
@@ -265,10 +272,11 @@ def _compare(source: Path, output: Path, known: dict[str, np.ndarray], gentle: b
             feed[value.name] = known[value.name]
         elif value.name not in held:
             return FINE, "not fed"
-    real, made = open_session(source), open_session(output)
+    made = open_session(output)
     try:
+        real = open_session(source)
         expected = real.run(None, feed)
-    except Exception as error:
+    except Exception as error:  # as small weights in other files may do to ONNX Runtime
         return FINE, f"float does not run: {error}"
     found = made.run(None, feed)
     kind, detail = _near(before, expected, found, gentle)
@@ -287,7 +295,12 @@ def _compare(source: Path, output: Path, known: dict[str, np.ndarray], gentle: b
                 continue
             heeded = made.run(None, other)
             for one, two, three, four in zip(expected, moved, found, heeded, strict=True):
-                if one.dtype == np.float32 and one.shape == two.shape and _far(one, two) and np.array_equal(three, four):
+                if (
+                    one.dtype == np.float32
+                    and one.shape == two.shape
+                    and _far(one, two)
+                    and np.array_equal(three, four)
+                ):
                     return "silent", f"the input {value.name} is frozen"
     return FINE, ""
 
