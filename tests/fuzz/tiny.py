@@ -94,9 +94,8 @@ def encoder() -> onnx.ModelProto:
     x = g.op("Add", x, g.linear(joined, WIDTH, WIDTH))
     x = g.op("Add", x, g.mlp(g.norm(x)))
     made = g.op("Conv", g.op("Transpose", x, perm=[0, 3, 1, 2]), g.drawn(WIDTH, WIDTH, 1, 1))
-    return g.model(
-        f"float[1, 3, {SIDE}, {SIDE}] image", f"float[1, {WIDTH}, {GRID}, {GRID}] image_embeddings", {"image_embeddings": made}
-    )  # fmt: skip
+    outputs = f"float[1, {WIDTH}, {GRID}, {GRID}] image_embeddings"
+    return g.model(f"float[1, 3, {SIDE}, {SIDE}] image", outputs, {"image_embeddings": made})
 
 
 def _attention(g: _Graph, q: str, k: str, v: str) -> str:
