@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,13 +46,12 @@ class SamPredictor:
 
     Args:
         encoder: file or open session; [N, 3, S, S] -> image embeddings [N, C, S/16, S/16]. If it normalises the image
-            itself, as its graph tells, it is fed pixels as they are.
+            itself, as its graph tells, it is fed pixels as they are, and a line on stderr says so.
         decoder: file or open session with segment-anything's inputs, and its outputs: masks, IoU predictions,
             low-resolution masks.
 
     Attributes:
         image_size: side S of the square image that the encoder takes.
-        note: a line about the pixels that the encoder is fed, where they are not SAM's usual ones; else empty.
 
     Raises:
         UserError: a file that does not open, or a model that is not a SAM encoder or decoder, or two that do not
@@ -60,7 +60,7 @@ class SamPredictor:
 
     def __init__(self, encoder: Model, decoder: Model) -> None:
         self._encoder = Encoder(encoder)
-        self.image_size, self.note = self._encoder.image.size, self._encoder.image.note
+        self.image_size = self._encoder.image.size
         self._decoder, self._where = as_session(decoder), file_name(decoder, "decoder")
         opened = ((encoder, self._encoder.session), (decoder, self._decoder))
         check_made_together(
@@ -75,6 +75,8 @@ class SamPredictor:
         places = MaskOutputs.of(self._decoder, self._inputs, self.image_size, self._where)
         self._outputs = [session_outputs(self._decoder)[place].name for place in places]
         self._set: _Embedded | None = None
+        if self._encoder.image.note:
+            print(f"warning: {self._encoder.image.note}", file=sys.stderr)
 
     def set_image(self, rgb: np.ndarray) -> None:
         """Embed an image, RGB uint8 [H, W, 3], for the `predict` calls that follow.

@@ -70,7 +70,10 @@ def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | Non
                 f"{source}: a decoder is calibrated on an encoder's embeddings; give --encoder ENCODER.onnx"
             )
         read_model(encoder)
-        return DecoderFeeds(calibration, Encoder(encoder), decoder)
+        chosen = Encoder(encoder)
+        if chosen.image.note:
+            print(f"  {chosen.image.note}")
+        return DecoderFeeds(calibration, chosen, decoder)
     if encoder is not None:
         raise UserError(f"{source}: is no SAM decoder; leave out --encoder")
     if image_port(inputs) is None:

@@ -32,18 +32,20 @@ def _numbers(text: str, form: str) -> list[float]:
     return numbers
 
 
-def _parse_prompt(points: Sequence[str], box: str | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _parse_prompt(points: Sequence[str], boxes: Sequence[str]) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Points float64 [n, 2] and box float64 [4] of the command line.
 
     Raises:
-        UserError: not numbers, not enough of them, no prompt at all, or an empty box.
+        UserError: not numbers, not enough of them, no prompt at all, several boxes, or an empty one.
     """
     coords = np.array([_numbers(point, "X,Y") for point in points]) if points else None
-    corners = None if box is None else np.array(_numbers(box, "X0,Y0,X1,Y1"))
+    if len(boxes) > 1:
+        raise UserError(f"{len(boxes)} boxes; give one, a run each")
+    corners = np.array(_numbers(boxes[0], "X0,Y0,X1,Y1")) if boxes else None
     if coords is None and corners is None:
         raise UserError("no prompt; give --point X,Y or --box X0,Y0,X1,Y1")
     if corners is not None and not (corners[:2] < corners[2:]).all():
-        raise UserError(f"the box {box} is empty; give X0 < X1 and Y0 < Y1")
+        raise UserError(f"the box {boxes[0]} is empty; give X0 < X1 and Y0 < Y1")
     return coords, corners
 
 
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", type=Path, required=True, help="encoder .onnx, float or quantized")
     parser.add_argument("--decoder", type=Path, required=True, help="decoder .onnx, float or quantized")
     parser.add_argument("--point", action="append", default=[], metavar="X,Y", help="point in the object; repeatable")
-    parser.add_argument("--box", metavar="X0,Y0,X1,Y1", help="box around the object")
+    parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="box around the object")
     parser.add_argument("-o", "--output", type=check_writable, required=True, help="picture to write (.png, .jpg, ...)")
     parser.add_argument("--json", type=check_writable, help="write the numbers here")
     arguments = parser.parse_args(argv)

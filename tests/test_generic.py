@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from onnxruntime import quantization
 
 from samq_onnx import assets, data, images, quantize, verify
 from tests import nets
@@ -79,3 +81,73 @@ def test_weights_of_other_types_stay(tmp_path: Path) -> None:
     arguments = [source, "-o", output, "--calib", assets.calibration_images(), "--json", report]
     assert quantize.main([str(argument) for argument in arguments]) == 0
     assert list(json.loads(report.read_text())["kept_float"].values()) == ["its weights are not float32"]
+
+
+def _refusal(source: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What quantize says of a file that it refuses."""
+    output = source.with_name("quantized.onnx")
+    assert quantize.main([str(source), "-o", str(output), "--calib", str(assets.calibration_images())]) == 2
+    assert not output.exists()
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_is_quantized_already_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, dynamic = tmp_path / "float.onnx", tmp_path / "dynamic.onnx"
+    onnx.save(nets.build("transformer_mlp"), source)
+    quantization.quantize_dynamic(source, dynamic)
+    said = _refusal(dynamic, capsys)
+    assert "dynamic.onnx: is already quantized, by onnx.quantize (" in said and "DynamicQuantizeLinear" in said
+    model = nets.build("convolutional")
+    for name, values in (("scale", np.float32(0.1)), ("zero", np.uint8(0))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values), name))
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["image", "scale", "zero"], ["codes"]),
+        onnx.helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["rounded"]),
+    ]
+    model.graph.node[0].input[0] = "rounded"
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    onnx.save(model, source)
+    assert "(1 QuantizeLinear, 1 DequantizeLinear)" in _refusal(source, capsys)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("x = Cast <to = 10> (image)\n p = MatMul (x, half)\n y = Cast <to = 1> (p)", "0 of 1 linears .*not float32"),
+        ("x = Transpose <perm = [0, 1, 3, 2]> (image)\n y = MatMul (image, x)", "0 of 0 linears .*constant weights"),
+        ("y = Relu (image)", "0 of 0 linears"),
+    ],
+)
+def test_nothing_quantized_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str, said: str) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    none (float[1, 3, 8, 8] image) => (float[1, 3, 8, 8] y) <float16[8, 8] half> {{ {body} }}"""
+    model = onnx.parser.parse_model(text)
+    if "half" in body:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 8), np.float16), "half"))
+    onnx.save(model, tmp_path / "float.onnx")
+    assert re.search(said, _refusal(tmp_path / "float.onnx", capsys))
+
+
+def test_local_functions_are_inlined(tmp_path: Path) -> None:
+    source, output, report = (tmp_path / name for name in ("float.onnx", "quantized.onnx", "report.json"))
+    text = """
+    <ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    nested (float[1, 3, 8, 8] image) => (float[1, 3, 8, 8] y) <float[8, 8] v, float[8, 8] w>
+    { a = local.outer (image, v)
+      y = local.outer (a, w) }
+    <domain: "local", opset_import: ["" : 17, "local" : 1]>
+    outer (x, w) => (y) { z = local.inner (x, w)
+      y = Relu (z) }
+    <domain: "local", opset_import: ["" : 17]>
+    inner (x, w) => (y) { y = MatMul (x, w) }
+    """
+    model = onnx.parser.parse_model(text)
+    for name in "vw":
+        weights = np.random.default_rng(0).standard_normal((8, 8), np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weights, name))
+    onnx.save(model, source)
+    arguments = [source, "-o", output, "--calib", assets.calibration_images(), "--json", report]
+    assert quantize.main([str(argument) for argument in arguments]) == 0
+    assert json.loads(report.read_text())["linears"] == 2
+    assert verify.main([str(output), "--reference", str(source)]) == 0

@@ -101,11 +101,89 @@ def test_a_mask_and_a_background_point_are_used(predictor: SamPredictor) -> None
         {"point_coords": POINT, "point_labels": np.ones(2)},
         {"box": BOX[:3]},
         {"box": BOX, "mask_input": np.zeros((1, 64, 64))},
+        {"box": BOX[None]},
+        {"point_coords": np.zeros((0, 2)), "point_labels": np.zeros(0)},
+        {},
     ],
 )
 def test_arguments_of_the_wrong_shape(predictor: SamPredictor, arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         predictor.predict(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"box": [np.nan] * 4}, "box has values that are not finite"),
+        ({"box": [1, 2, np.inf, 9]}, "box has values that are not finite"),
+        ({"box": [9, 2, 3, 8]}, "is empty"),
+        ({"box": [9, 2, 9, 8]}, "is empty"),
+        ({"box": [1, 2, 1e30, 1e30]}, "outside of any image"),
+        ({"box": ["1", "2", "3", "4"]}, "box must be numbers, got an array of <U1"),
+        ({"box": [1, 2, 3, 10**400]}, "box must be numbers, got an array of object"),
+        ({"box": [1, 2, 3, [4]]}, "box is no array of numbers"),
+        ({"box": np.array([True] * 4)}, "got an array of bool"),
+        ({"point_coords": [[np.nan, 2]], "point_labels": [1]}, "point_coords has values that are not finite"),
+        ({"point_coords": [[1e39, 2]], "point_labels": [1]}, "outside of any image"),
+        ({"point_coords": [[1, 2]], "point_labels": [np.nan]}, "point_labels has values that are not finite"),
+        ({"point_coords": [[1, 2]], "point_labels": [4]}, "unknown label 4"),
+        ({"point_coords": [[1, 2]], "point_labels": [0.5]}, "unknown label 0.5"),
+        ({"point_coords": [[1, 2]], "point_labels": [True]}, "point_labels must be numbers"),
+        ({"box": BOX, "mask_input": np.full((1, 128, 128), np.nan)}, "mask_input has values that are not finite"),
+        ({"box": BOX, "mask_input": np.full((1, 128, 128), 1e300)}, "mask_input: numbers beyond 3.4"),
+        ({"box": BOX, "mask_input": np.full((1, 128, 128), 3e38, np.float32)}, "is not finite for this prompt"),
+        ({"box": BOX, "multimask_output": "no"}, "multimask_output must be True or False"),
+    ],
+)
+def test_a_prompt_that_is_refused_changes_nothing(
+    predictor: SamPredictor, arguments: dict[str, Any], reason: str
+) -> None:
+    before = predictor.predict(box=BOX)
+    with pytest.raises(UserError) as caught:
+        predictor.predict(**arguments)
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+    for one, two in zip(before, predictor.predict(box=BOX), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.tolist(),
+        lambda a: np.repeat(a, 2, axis=0)[::2],
+        lambda a: a.astype(">f8"),
+        lambda a: np.asfortranarray(a),
+        lambda a: a.astype(np.longdouble),
+    ],
+)
+def test_numbers_count_whatever_holds_them(predictor: SamPredictor, change: Any) -> None:
+    expected = predictor.predict(POINT, np.ones(1), box=BOX)
+    for one, two in zip(expected, predictor.predict(change(POINT), change(np.ones(1)), change(BOX)), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_mask_alone_is_a_prompt(predictor: SamPredictor) -> None:
+    mask = predictor.predict(box=BOX, multimask_output=False)[2]
+    one, two = (predictor.predict(mask_input=given)[2] for given in (mask, -mask))
+    assert np.abs(one - two).max() > 1e-2
+
+
+def test_images_that_are_none_leave_the_one_before(predictor: SamPredictor) -> None:
+    before = predictor.predict(box=BOX)
+    rgb = images.load(SAMPLE.path)
+    for wrong in (rgb[..., 0], rgb.astype(float), rgb[:0], rgb[:1].repeat(2000, 1), None, "a.png", [[1], [2, 3]]):
+        with pytest.raises(UserError):
+            predictor.set_image(wrong)  # type: ignore[arg-type]
+    for one, two in zip(before, predictor.predict(box=BOX), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_images_need_not_lie_in_one_block(nano: Path, predictor: SamPredictor) -> None:
+    rgb = images.load(SAMPLE.path)
+    other = SamPredictor(nano / "encoder.onnx", nano / "decoder.onnx")
+    other.set_image(np.repeat(rgb, 2, axis=1)[:, ::2][::-1][::-1])
+    for one, two in zip(predictor.predict(box=BOX), other.predict(box=BOX), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_an_image_comes_first(nano: Path) -> None:

@@ -54,6 +54,8 @@ def test_several_points(nano: Path, tmp_path: Path) -> None:
         (["--point", "nan,4"], "'nan,4' is not X,Y"),
         (["--box", "1,2,3"], "'1,2,3' is not X0,Y0,X1,Y1"),
         (["--box", "9,2,3,8"], "is empty"),
+        (["--box", "1,2,3,4", "--box", "2,2,3,4"], "2 boxes"),
+        (["--point", "1e400,4"], "'1e400,4' is not X,Y"),
         (["--point=-1,4"], "outside of the image"),
         (["--point", "256,4"], "outside of the image of 256 x 256"),
         (["--box", "3,3,300,30"], "outside of the image"),
