@@ -3,10 +3,10 @@
 
     python benchmarks/soak.py --minutes 3
 
-In rounds, until time is up, new threads draw some of these each: open a session of its own, with the native kernels or with the
-function bodies, run it and close it; run one of the sessions that all threads share; open a `SamPredictor` of its own
-and predict; set an image and predict with a predictor on shared sessions. Every output is compared, bit for bit, with
-what a session of the same kind gave before the threads started.
+In rounds, until time is up, new threads draw some of these each: open a session of its own, with the native kernels or
+with the function bodies, run it and close it; run one of the sessions that all threads share; open a `SamPredictor` of
+its own and predict; set an image and predict with a predictor on shared sessions. Every output is compared, bit for
+bit, with what a session of the same kind gave before the threads started.
 
 Memory is the resident set of this process after each round, when all threads have ended and the C library has given
 back what it keeps free. The median of the last quarter of the rounds may be larger than the median of the second
