@@ -14,11 +14,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from samq_onnx import assets, data, images
+from samq_onnx.data import Calibration
 from samq_onnx.errors import UserError
+from samq_onnx.intake import Intake
 from samq_onnx.models import is_decoder, square_image_input
 from samq_onnx.predictor import BOX_LABELS, PADDING_LABEL, check_pair
 from samq_onnx.progress import progress_bar
 from samq_onnx.runtime import open_session
+from samq_onnx.samples import Sample, fitting
 
 __all__ = ["DecoderFeeds", "EncoderFeeds", "Part", "sample_feed"]
 
@@ -67,17 +70,22 @@ class Part(_Feeds):
 
 
 class EncoderFeeds(_Feeds):
-    """Images of a folder as encoder inputs, float32 [1, 3, size, size] each."""
+    """Images of a folder as encoder inputs, float32 [1, 3, size, size] each.
 
-    def __init__(self, folder: str | os.PathLike[str], name: str, size: int) -> None:
-        self.paths = data.image_paths(folder)
-        self.name, self.size = name, size
+    Attributes:
+        samples: the images; those that cannot be used are left out.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | Calibration, name: str, size: int) -> None:
+        calibration = Calibration.of(folder)
+        self.samples = fitting(calibration.images, size, calibration.intake)
+        self.name, self.size, self._intake = name, size, calibration.intake
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.samples)
 
     def _make(self, index: int) -> Feed:
-        return {self.name: images.preprocess(images.load(self.paths[index]), self.size)}
+        return {self.name: images.preprocess(self.samples[index].load(self._intake), self.size)}
 
 
 class DecoderFeeds(_Feeds):
@@ -85,11 +93,14 @@ class DecoderFeeds(_Feeds):
 
     Each image gives box and point prompts from up to eight annotated instances (evenly spread over its
     list), or from a grid of points when the folder has no annotations.
+
+    Attributes:
+        samples: the images; those that cannot be used are left out.
     """
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | Calibration,
         encoder: ort.InferenceSession,
         decoder_inputs: Mapping[str, Sequence[int | str]],
         label: str = "embeddings",
@@ -98,15 +109,16 @@ class DecoderFeeds(_Feeds):
         size = int(encoder.get_inputs()[0].shape[2])
         self._mask_shape = [int(side) for side in decoder_inputs["mask_input"][-2:]]
         self._prompts: list[tuple[Path, np.ndarray, np.ndarray, tuple[int, int]]] = []
-        samples = data.samples(folder)
-        for number, sample in enumerate(progress_bar(samples, label, "image")):
-            rgb = images.load(sample.path)
+        calibration = Calibration.of(folder)
+        self.samples = fitting(calibration.samples, size, calibration.intake)
+        for number, sample in enumerate(progress_bar(self.samples, label, "image")):
+            rgb = sample.load(calibration.intake)
             height, width = rgb.shape[:2]
             embedding = encoder.run(None, {encoder.get_inputs()[0].name: images.preprocess(rgb, size)})[0]
             file = Path(self._scratch.name) / f"{number}.npy"
             np.save(file, embedding, allow_pickle=False)
-            for coords, labels in _prompts(sample, height, width):
-                scaled = images.to_model_coords(coords, height, width, size)
+            for coords, labels in _prompts(sample, calibration.intake):
+                scaled = images.to_model_coords(coords, sample.height, sample.width, size)
                 self._prompts.append((file, scaled.astype(np.float32), labels, (height, width)))
 
     def __len__(self) -> int:
@@ -124,18 +136,20 @@ class DecoderFeeds(_Feeds):
         }
 
 
-def _prompts(sample: data.Sample, height: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _prompts(sample: Sample, intake: Intake) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Points [n, 2] in image pixels and their labels [n], float32, a padding point included where SAM wants one."""
     whole = [instance for instance in sample.instances if not instance.crowd]
     chosen = whole[:: max(1, len(whole) // PROMPTS_PER_IMAGE)][:PROMPTS_PER_IMAGE]
+    points: list[tuple[float, float]] = []
     for instance in chosen:
-        x0, y0, x1, y1 = instance.box
-        yield np.array([[x0, y0], [x1, y1]], np.float32), np.array(BOX_LABELS, np.float32)
-        yield _single_point(instance.point())
-    if not chosen:
+        with intake.leaving_out():
+            points.append(instance.point())
+            yield np.array(instance.box, np.float32).reshape(2, 2), np.array(BOX_LABELS, np.float32)
+            yield _single_point(points[-1])
+    if not points:
         for x in (0.25, 0.75):
             for y in (0.25, 0.75):
-                yield _single_point((x * width, y * height))
+                yield _single_point((x * sample.width, y * sample.height))
 
 
 def _single_point(point: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:

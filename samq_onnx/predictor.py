@@ -53,15 +53,17 @@ class SamPredictor:
         self._embedding: np.ndarray | None = None
         self._shape = (0, 0)
 
-    def set_image(self, rgb: np.ndarray) -> None:
+    def set_image(self, rgb: np.ndarray, shape: tuple[int, int] | None = None) -> None:
         """Embed an image, RGB uint8 [H, W, 3], for the `predict` calls that follow.
+
+        ``shape`` is height and width of the original where ``rgb`` was reduced: prompts and masks are of that.
 
         Raises:
             UserError: not such an image.
         """
-        feed = {self._encoder.get_inputs()[0].name: images.preprocess(rgb, self.image_size)}
+        feed = {self._encoder.get_inputs()[0].name: images.preprocess(rgb, self.image_size, shape)}
         self._embedding = self._encoder.run(None, feed)[0]
-        self._shape = (rgb.shape[0], rgb.shape[1])
+        self._shape = shape or (rgb.shape[0], rgb.shape[1])
 
     def predict(
         self,

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ import onnxruntime as ort
 
 from samq_onnx import assets, data
 from samq_onnx.command import command_parser, main_guard
+from samq_onnx.data import Calibration
 from samq_onnx.errors import UserError
 from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
 from samq_onnx.files import atomic_path, check_distinct, check_writable, write_json
 from samq_onnx.fusion import fusion_report
+from samq_onnx.intake import Intake, add_limit, add_strict
 from samq_onnx.models import is_decoder, load_model, model_bytes, model_sha256, read_model, square_image_input
-from samq_onnx.pipeline import RECIPE, Feeds, Outcome, quantize_model
+from samq_onnx.pipeline import RECIPE, Outcome, quantize_model
 from samq_onnx.predictor import SamPredictor, check_pair
 from samq_onnx.recipe import BITS, DEFAULT_METHOD, METHODS, Recipe, recipe
 from samq_onnx.runtime import open_session
@@ -36,15 +38,17 @@ ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 ONE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf holds less than 2 GiB
 
 
-def _calibration_sha256(folder: Path) -> str:
+def _calibration_sha256(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in data.files(folder):
+    for path in paths:
         content = path.read_bytes()
         digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
-def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | None) -> Feeds:
+def _feeds(
+    source: Path, model: ir.Model, calibration: Calibration, encoder: Path | None
+) -> EncoderFeeds | DecoderFeeds:
     if not is_decoder(model) and encoder is not None:
         raise UserError(f"{source}: is no SAM decoder; leave out --encoder")
     if is_decoder(model):
@@ -99,7 +103,7 @@ def _print_outcome(outcome: Outcome) -> None:
 def quantize(
     source: Path,
     output: Path,
-    calibration: Path,
+    calibration: Path | Calibration,
     chosen: Recipe,
     *,
     encoder: Path | None = None,
@@ -117,6 +121,7 @@ def quantize(
         UserError: unusable model, calibration folder or output path; nothing is written.
     """
     started = time.perf_counter()
+    calibration = Calibration.of(calibration)
     model = load_model(source)
     check_distinct([output], [source, encoder, quantized_encoder])
     check_writable(output)
@@ -124,14 +129,16 @@ def quantize(
         raise UserError(f"{source}: is already quantized; give the float model it was made from")
     if is_decoder(model):
         chosen = chosen.for_decoder()
-        if (calibration / data.ANNOTATIONS).is_file() and find_spec("pycocotools") is None:
+        if calibration.annotations and find_spec("pycocotools") is None:
             print("warning: points lie amid boxes, not masks; run: pip install samq_onnx[eval]", file=sys.stderr)
     print(f"{source}: {chosen.method} W{chosen.weight_bits}A{chosen.activation_bits}")
     feeds = _feeds(source, model, calibration, quantized_encoder or encoder)
     targets = _feeds(source, model, calibration, encoder) if quantized_encoder and chosen.learn else None
     outcome = quantize_model(model, feeds, chosen, targets=targets, label=source.stem)
     model.metadata_props["samq_onnx.float_model.sha256"] = model_sha256(source)
-    model.metadata_props["samq_onnx.calibration.sha256"] = _calibration_sha256(calibration)
+    model.metadata_props["samq_onnx.calibration.sha256"] = _calibration_sha256(
+        [*sorted(sample.path for sample in feeds.samples), *filter(None, [calibration.annotations])]
+    )
     with atomic_path(output) as temporary:
         _save(model, temporary)
         fusion = fusion_report(temporary, feeds[0])  # ONNX Runtime loads it: only then does it replace what was there
@@ -140,6 +147,7 @@ def quantize(
         "output": os.fspath(output),
         "recipe": dataclasses.asdict(chosen),
         "feeds": len(feeds),
+        "left_out": list(calibration.intake.left_out),
         "sites": outcome.kinds,
         "linears": outcome.linears,
         "kept_float": outcome.plan.kept_float,
@@ -157,16 +165,17 @@ def quantize(
     print(f"  {before:.1f} MB -> {after:.1f} MB ({before / after:.1f}x smaller), {report['seconds']:.0f} s")
     for line in fusion.lines():
         print(f"  {line}")
+    calibration.intake.finish()
     return report
 
 
-def quantize_folder(source: Path, output: Path, calibration: Path, chosen: Recipe) -> dict[str, Any]:
+def quantize_folder(source: Path, output: Path, calibration: Path | Calibration, chosen: Recipe) -> dict[str, Any]:
     """Quantize ``encoder.onnx`` and ``decoder.onnx`` of a folder into a folder of the same shape, both or none."""
     for name in (ENCODER, DECODER):
         read_model(source / name)
     check_distinct([output / ENCODER, output / DECODER], [source / ENCODER, source / DECODER])
     SamPredictor(source / ENCODER, source / DECODER)  # refuses what does not fit together
-    data.samples(calibration)
+    calibration = Calibration.of(calibration)
     with atomic_path(output / ENCODER) as encoder, atomic_path(output / DECODER) as decoder:
         report = {
             "encoder": quantize(source / ENCODER, encoder, calibration, chosen),
@@ -189,6 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--encoder", type=Path, help="float encoder, needed to calibrate a decoder alone")
     parser.add_argument("--bits", choices=sorted(BITS, reverse=True), default="w8a8")
     parser.add_argument("--method", choices=sorted(METHODS), default=DEFAULT_METHOD)
+    add_strict(parser)
+    add_limit(parser)
     parser.add_argument("--json", type=check_writable, help="write the report, with the whole plan, to this file")
     return parser
 
@@ -207,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "warning: no --calib; calibrating on a few bundled microscopy images, give a folder of your own images",
             file=sys.stderr,
         )
+    pictures = Calibration(calibration, Intake(arguments.strict_data, arguments.max_megapixels))
     if source.is_dir():
         if arguments.encoder:
             raise UserError(f"{source}: is a folder, whose encoder.onnx is used; leave out --encoder")
@@ -215,12 +227,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             [arguments.json, output / ENCODER, output / DECODER],
             [source / ENCODER, source / DECODER, *data.files(calibration)],
         )
-        report = quantize_folder(source, output, calibration, chosen)
+        report = quantize_folder(source, output, pictures, chosen)
         print(f"wrote {output / ENCODER}, {output / DECODER}")
     else:
         output = arguments.output or source.with_name(f"{source.stem}_{arguments.bits}.onnx")
         check_distinct([output, arguments.json], [source, arguments.encoder, *data.files(calibration)])
-        report = quantize(source, output, calibration, chosen, encoder=arguments.encoder)
+        report = quantize(source, output, pictures, chosen, encoder=arguments.encoder)
         print(f"wrote {output}")
     if arguments.json:
         write_json(arguments.json, report)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from PIL import Image
 
 from samq_onnx import data
 from samq_onnx.errors import UserError
+from samq_onnx.intake import Intake, Unusable
 
 WIDTH, HEIGHT = 10, 8
 SQUARE = np.zeros((HEIGHT, WIDTH), bool)
@@ -86,9 +89,13 @@ def test_crowds_are_flagged(tmp_path: Path) -> None:
 )
 def test_segmentations_that_do_not_decode(tmp_path: Path, segmentation: Any) -> None:
     instance = load_one(tmp_path, segmentation)
-    with pytest.raises(UserError, match=r"annotation 1 of one\.png: the segmentation does not decode"):
+    with pytest.raises(Unusable, match=r"annotation 1 of one\.png: the segmentation does not decode"):
         instance.mask()
-    assert instance.point() == (5.5, 4)
+    if segmentation:
+        with pytest.raises(Unusable, match="the segmentation does not decode"):
+            instance.point()
+    else:  # a box without polygon
+        assert instance.point() == (5.5, 4)
 
 
 def test_prompts_do_not_need_pycocotools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,11 +125,15 @@ def test_broken_annotations(tmp_path: Path) -> None:
         ([good], {"width": WIDTH + 1}, r"is 10 x 8, but annotations\.json says 11 x 8"),
         ([good], {"id": 8}, "image 7, which is not listed"),
         ([{key: good[key] for key in good if key != "bbox"}], {}, "no field 'bbox'"),
-        ([annotation(POLYGON, bbox=[1, 2, 3])], {}, "not annotations in COCO format"),
+        ([annotation(POLYGON, bbox=[1, 2, 3])], {}, "not four finite numbers"),
     ]
     for entries, image, reason in cases:
+        folder, intake = write(tmp_path, entries, **image), Intake()
         with pytest.raises(UserError, match=reason):
-            data.load_coco(write(tmp_path, entries, **image))
+            data.load_coco(folder, Intake(strict=True))
+        with contextlib.suppress(UserError):  # the one image is left out
+            assert data.load_coco(folder, intake)[0].instances == ()
+        assert len(intake.left_out) == 1 and re.search(reason, intake.left_out[0])
     for text in ("not json", "[]", '{"images": []}', '{"images": [], "annotations": []}'):
         (tmp_path / "annotations.json").write_text(text)
         with pytest.raises(UserError, match=r"annotations\.json: "):

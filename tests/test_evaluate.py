@@ -29,12 +29,14 @@ class LeftHalf:
     """Stands in for a model: the left half of the image, and what it was asked."""
 
     asked: list[Any]
+    image_size = 1024
 
     def __init__(self, *_: Any) -> None:
         LeftHalf.asked = []
 
-    def set_image(self, rgb: np.ndarray) -> None:
-        self.shape = rgb.shape[:2]
+    def set_image(self, rgb: np.ndarray, shape: tuple[int, int]) -> None:
+        assert rgb.shape[:2] == shape
+        self.shape = shape
 
     def best(self, points: Any = None, labels: Any = None, box: Any = None) -> Best:
         LeftHalf.asked.append(box.tolist() if points is None else points.tolist())
