@@ -87,7 +87,8 @@ def load(
         if image.format != "MPO" and _holds_several(image):  # of a photo, the others are previews
             intake.tell("several", f"{file}: holds several images; the first is used (of other such files too)")
         deep = _is_deep_colour(image)
-        image.load()
+        with _quiet(image.format):
+            image.load()
         # some formats are turned by Pillow itself, which takes the orientation away
         turned = _orientation(image) != found.orientation
         rgb = _rgb(file, image, intake)
@@ -200,6 +201,25 @@ def _limit(pixels: int) -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = before
+
+
+@contextlib.contextmanager
+def _quiet(kind: str | None) -> Iterator[None]:
+    """Keep decoders from writing to stderr what they raise as well, where that is no other thread's too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if kind == "TIFF":  # libtiff writes past Python
+            with contextlib.suppress(OSError):  # no stderr is quiet
+                before, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, 2)
+                os.close(nothing)
+                stack.callback(os.close, before)
+                stack.callback(os.dup2, before, 2)
+        yield
 
 
 def _reason(error: Exception) -> str:

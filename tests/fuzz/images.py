@@ -26,8 +26,9 @@ ORIENTATION = 0x0112
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F")
 WRITERS = {
     "AVIF": [{}], "BLP": [{}], "BMP": [{}], "DDS": [{}], "DIB": [{}], "EPS": [{}], "GIF": [{}], "ICNS": [{}],
-    "ICO": [{}], "IM": [{}], "JPEG": [{}, {"progressive": True}], "JPEG2000": [{}], "MPO": [{}], "MSP": [{}], "PCX": [{}],
-    "PDF": [{}], "PNG": [{}, {"bits": 4}], "PPM": [{}], "QOI": [{}], "SGI": [{}], "SPIDER": [{}], "TGA": [{}, {"rle": True}],
+    "ICO": [{}], "IM": [{}], "JPEG": [{}, {"progressive": True}], "JPEG2000": [{}], "MPO": [{}], "MSP": [{}],
+    "PCX": [{}], "PDF": [{}], "PNG": [{}, {"bits": 4}], "PPM": [{}], "QOI": [{}], "SGI": [{}], "SPIDER": [{}],
+    "TGA": [{}, {"rle": True}],
     "TIFF": [{}, {"compression": "tiff_lzw"}, {"compression": "jpeg"}, {"compression": "packbits"},
              {"compression": "tiff_deflate"}],
     "WEBP": [{}, {"lossless": True}], "XBM": [{}],
