@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of run lengths and polygons: those of pycocotools where it can be asked, a reason where it would not survive."""
+"""Masks of run lengths and polygons: those of pycocotools where it can be asked, a reason where it would crash."""
 
 from __future__ import annotations
 
