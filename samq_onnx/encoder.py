@@ -72,13 +72,13 @@ class Encoder:
             raise UserError(f"{self._where}: makes {described(self._outputs)}, the decoder takes {wanted}; {problem}")
         self._embeddings = fitting[0].name
 
-    def embed(self, rgb: np.ndarray) -> np.ndarray:
-        """The embedding [1, C, G, G] of an image, RGB uint8 [H, W, 3].
+    def embed(self, rgb: np.ndarray, shape: tuple[int, int] | None = None) -> np.ndarray:
+        """The embedding [1, C, G, G] of an image, RGB uint8 [H, W, 3]; ``shape`` as in `samq_onnx.images.preprocess`.
 
         Raises:
             UserError: not such an image, or the embedding has values that are not finite.
         """
-        (made,) = run_session(self.session, self.image.feed(rgb), self._where, [self._embeddings])
+        (made,) = run_session(self.session, self.image.feed(rgb, shape), self._where, [self._embeddings])
         if made.ndim != 4 or not made.size:
             raise UserError(f"{self._where}: its output {self._embeddings} is {list(made.shape)}; wanted [1, C, G, G]")
         if not np.isfinite(made).all():

@@ -12,8 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx import assets, data, images
+from samq_onnx.data import Calibration
 from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
+from samq_onnx.intake import Intake
 from samq_onnx.interface import (
     BOX_LABELS,
     FOREGROUND,
@@ -28,6 +30,7 @@ from samq_onnx.interface import (
     is_decoder,
 )
 from samq_onnx.progress import progress_bar
+from samq_onnx.samples import Sample, fitting
 from samq_onnx.scratch import Scratch
 
 __all__ = ["DecoderFeeds", "EncoderFeeds", "Part", "sample_feed"]
@@ -75,17 +78,22 @@ class Part(_Feeds):
 
 
 class EncoderFeeds(_Feeds):
-    """Images of a folder as an encoder takes them, one in each feed."""
+    """Images of a folder as an encoder takes them, one in each feed.
 
-    def __init__(self, folder: str | os.PathLike[str], image: ImageInput) -> None:
-        self.paths = data.image_paths(folder)
-        self.image = image
+    Attributes:
+        samples: the images; those that cannot be used are left out.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | Calibration, image: ImageInput) -> None:
+        calibration = Calibration.of(folder)
+        self.samples = fitting(calibration.images, image.size, calibration.intake)
+        self.image, self._intake = image, calibration.intake
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.samples)
 
     def _make(self, index: int) -> Feed:
-        return self.image.feed(images.load(self.paths[index]))
+        return self.image.feed(self.samples[index].load(self._intake))
 
 
 class DecoderFeeds(_Feeds):
@@ -93,11 +101,14 @@ class DecoderFeeds(_Feeds):
 
     Each image gives box and point prompts from up to eight annotated instances (evenly spread over its
     list), or from a grid of points when the folder has no annotations.
+
+    Attributes:
+        samples: the images; those that cannot be used are left out.
     """
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | Calibration,
         encoder: Encoder,
         decoder: DecoderInputs,
         label: str = "embeddings",
@@ -106,15 +117,16 @@ class DecoderFeeds(_Feeds):
         self._scratch = Scratch()
         self._decoder = decoder
         self._prompts: list[tuple[Path, np.ndarray, np.ndarray, tuple[int, int]]] = []
-        samples = data.samples(folder)
-        for number, sample in enumerate(progress_bar(samples, label, "image")):
-            rgb = images.load(sample.path)
+        calibration = Calibration.of(folder)
+        self.samples = fitting(calibration.samples, encoder.image.size, calibration.intake)
+        for number, sample in enumerate(progress_bar(self.samples, label, "image")):
+            rgb = sample.load(calibration.intake)
             height, width = rgb.shape[:2]
             embedding = encoder.embed(rgb)
             file = self._scratch.path / f"{number}.npy"
             np.save(file, embedding, allow_pickle=False)
-            for coords, labels in _prompts(sample, height, width):
-                scaled = images.to_model_coords(coords, height, width, encoder.image.size)
+            for coords, labels in _prompts(sample, calibration.intake):
+                scaled = images.to_model_coords(coords, sample.height, sample.width, encoder.image.size)
                 self._prompts.append((file, scaled, labels, (height, width)))
 
     def __len__(self) -> int:
@@ -125,18 +137,20 @@ class DecoderFeeds(_Feeds):
         return self._decoder.feed(np.load(file, allow_pickle=False), coords[None], labels[None], None, shape)
 
 
-def _prompts(sample: data.Sample, height: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _prompts(sample: Sample, intake: Intake) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Points [n, 2] in image pixels and their labels [n], float32, a padding point included where SAM wants one."""
     whole = [instance for instance in sample.instances if not instance.crowd]
     chosen = whole[:: max(1, len(whole) // PROMPTS_PER_IMAGE)][:PROMPTS_PER_IMAGE]
+    points: list[tuple[float, float]] = []
     for instance in chosen:
-        x0, y0, x1, y1 = instance.box
-        yield np.array([[x0, y0], [x1, y1]], np.float32), np.array(BOX_LABELS, np.float32)
-        yield _single_point(instance.point())
-    if not chosen:
+        with intake.leaving_out():
+            points.append(instance.point())
+            yield np.array(instance.box, np.float32).reshape(2, 2), np.array(BOX_LABELS, np.float32)
+            yield _single_point(points[-1])
+    if not points:
         for x in (0.25, 0.75):
             for y in (0.25, 0.75):
-                yield _single_point((x * width, y * height))
+                yield _single_point((x * sample.width, y * sample.height))
 
 
 def _single_point(point: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:

@@ -178,13 +178,13 @@ class ImageInput:
             port, size, pixels, f"{where}: normalises inside, so it is fed pixels {pixels.value}" if inside else ""
         )
 
-    def feed(self, rgb: np.ndarray) -> dict[str, np.ndarray]:
-        """The feed for an image, RGB uint8 [H, W, 3]; it fills the batch.
+    def feed(self, rgb: np.ndarray, shape: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+        """The feed for an image, RGB uint8 [H, W, 3]; it fills the batch. ``shape`` is as for `preprocess`.
 
         Raises:
             UserError: as `samq_onnx.images.preprocess`.
         """
-        return {self.port.name: fit(self.port, self.pixels.of_normalised(images.preprocess(rgb, self.size)))}
+        return {self.port.name: fit(self.port, self.pixels.of_normalised(images.preprocess(rgb, self.size, shape)))}
 
 
 def image_port(inputs: Sequence[Port]) -> Port | None:

@@ -78,8 +78,10 @@ class SamPredictor:
         if self._encoder.image.note:
             print(f"warning: {self._encoder.image.note}", file=sys.stderr)
 
-    def set_image(self, rgb: np.ndarray) -> None:
+    def set_image(self, rgb: np.ndarray, shape: tuple[int, int] | None = None) -> None:
         """Embed an image, RGB uint8 [H, W, 3], for the `predict` calls that follow.
+
+        ``shape`` is height and width of the original where ``rgb`` was reduced: prompts and masks are of that.
 
         Raises:
             UserError: not such an image, or an embedding that is not finite.
@@ -88,7 +90,7 @@ class SamPredictor:
             image = np.asarray(rgb)
         except Exception as error:  # whatever the object raises
             raise UserError(f"an image must be RGB uint8 [H, W, 3]; this is no array ({error})") from error
-        self._set = _Embedded(self._encoder.embed(image), (image.shape[0], image.shape[1]))
+        self._set = _Embedded(self._encoder.embed(image, shape), shape or (image.shape[0], image.shape[1]))
 
     def predict(
         self,

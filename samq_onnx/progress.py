@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["progress_bar"]
+__all__ = ["progress_bar", "write_line"]
 
 LIVE, LOGGED = 0.1, 60.0  # seconds between two looks; in a log, short work says nothing
 LONGEST = 10.0  # seconds more, where steps are slower than they were
@@ -29,3 +29,11 @@ def progress_bar(items: Iterable[Any] | int, label: str, unit: str, shown: bool 
         maxinterval=interval + LONGEST,
         delay=interval,
     )
+
+
+def write_line(line: str) -> None:
+    """A line on stderr, above the bar if one is live."""
+    if sys.stderr.isatty():
+        tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr)

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,14 +20,16 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime as ort
 
-from samq_onnx import assets, data
+from samq_onnx import assets
 from samq_onnx.command import command_parser, main_guard
+from samq_onnx.data import Calibration
 from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
 from samq_onnx.external_data import data_name
 from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
 from samq_onnx.files import atomic_folder, atomic_path, check_writable, write_report
 from samq_onnx.fusion import fusion_report
+from samq_onnx.intake import Intake, add_limit, add_strict
 from samq_onnx.interface import (
     DECODER_INPUTS,
     DecoderInputs,
@@ -41,9 +43,10 @@ from samq_onnx.inventory import check_files
 from samq_onnx.models import load_model, model_bytes, model_sha256, read_model
 from samq_onnx.ops import DOMAIN
 from samq_onnx.pair import PAIR, pair_hash
-from samq_onnx.pipeline import RECIPE, Feeds, Outcome, quantize_model
+from samq_onnx.pipeline import RECIPE, Outcome, quantize_model
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.recipe import BITS, DEFAULT_METHOD, METHODS, Recipe, recipe
+from samq_onnx.samples import Sample
 
 __all__ = ["main", "quantize", "quantize_folder"]
 
@@ -53,15 +56,17 @@ WANTED = "wanted is one image [1, 3, S, S] of numbers and a fixed side S, or the
 ONE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf holds less than 2 GiB
 
 
-def _calibration_sha256(folder: Path) -> str:
+def _calibration_sha256(calibration: Calibration, used: Iterable[Sample]) -> str:
     digest = hashlib.sha256()
-    for path in data.files(folder):
+    for path in [*sorted(sample.path for sample in used), *filter(None, [calibration.annotations])]:
         content = path.read_bytes()
         digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
-def _feeds(source: Path, model: ir.Model, calibration: Path, encoder: Path | None) -> Feeds:
+def _feeds(
+    source: Path, model: ir.Model, calibration: Calibration, encoder: Path | None
+) -> EncoderFeeds | DecoderFeeds:
     inputs = graph_inputs(model)
     if set(DECODER_INPUTS) <= {port.name for port in inputs}:
         decoder = DecoderInputs(inputs, os.fspath(source))
@@ -132,7 +137,7 @@ def _print_outcome(outcome: Outcome) -> None:
 def quantize(
     source: Path,
     output: Path,
-    calibration: Path,
+    calibration: Path | Calibration,
     chosen: Recipe,
     *,
     encoder: Path | None = None,
@@ -152,20 +157,21 @@ def quantize(
         UserError: unusable model, calibration folder or output path; nothing is written.
     """
     started = time.perf_counter()
+    calibration = Calibration.of(calibration)
     model = load_model(source)
-    check_files([source, encoder, quantized_encoder, calibration], [output])
+    check_files([source, encoder, quantized_encoder, calibration.folder], [output])
     check_writable(output)
     _check_float(model, source)
     if is_decoder(model):
         chosen = chosen.for_decoder()
-        if (calibration / data.ANNOTATIONS).is_file() and find_spec("pycocotools") is None:
+        if calibration.annotations and find_spec("pycocotools") is None:
             print("warning: points lie amid boxes, not masks; run: pip install samq_onnx[eval]", file=sys.stderr)
     print(f"{source}: {chosen.method} W{chosen.weight_bits}A{chosen.activation_bits}")
     feeds = _feeds(source, model, calibration, quantized_encoder or encoder)
     targets = _feeds(source, model, calibration, encoder) if quantized_encoder and chosen.learn else None
     outcome = quantize_model(model, feeds, chosen, targets=targets, label=source.stem)
     model.metadata_props["samq_onnx.float_model.sha256"] = model_sha256(source)
-    model.metadata_props["samq_onnx.calibration.sha256"] = _calibration_sha256(calibration)
+    model.metadata_props["samq_onnx.calibration.sha256"] = _calibration_sha256(calibration, feeds.samples)
     model.metadata_props.pop(PAIR, None)
     if pair is not None:
         model.metadata_props[PAIR] = pair
@@ -177,6 +183,7 @@ def quantize(
         "output": os.fspath(output),
         "recipe": dataclasses.asdict(chosen),
         "feeds": len(feeds),
+        "left_out": list(calibration.intake.left_out),
         "sites": outcome.kinds,
         "linears": outcome.linears,
         "kept_float": outcome.plan.kept_float,
@@ -194,18 +201,19 @@ def quantize(
     print(f"  {before:.1f} MB -> {after:.1f} MB ({before / after:.1f}x smaller), {report['seconds']:.0f} s")
     for line in fusion.lines():
         print(f"  {line}")
+    calibration.intake.finish()
     return report
 
 
-def quantize_folder(source: Path, output: Path, calibration: Path, chosen: Recipe) -> dict[str, Any]:
+def quantize_folder(source: Path, output: Path, calibration: Path | Calibration, chosen: Recipe) -> dict[str, Any]:
     """Quantize ``encoder.onnx`` and ``decoder.onnx`` of a folder into a folder of the same shape, both or none."""
     for name in (ENCODER, DECODER):
         read_model(source / name)
     files = [source / ENCODER, source / DECODER]
-    check_files([*files, calibration], [output / ENCODER, output / DECODER])
+    calibration = Calibration.of(calibration)
+    check_files([*files, calibration.folder], [output / ENCODER, output / DECODER])
     SamPredictor(*files)  # refuses what does not fit together
-    data.samples(calibration)
-    made_from = [*(model_sha256(file) for file in files), _calibration_sha256(calibration)]
+    made_from = [*map(model_sha256, files), _calibration_sha256(calibration, calibration.images)]
     pair = pair_hash({"made_from": made_from, "recipe": dataclasses.asdict(chosen), "version": version("samq_onnx")})
     with atomic_folder(output) as folder:
         encoder, decoder = folder / ENCODER, folder / DECODER
@@ -231,6 +239,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--encoder", type=Path, help="float encoder, needed to calibrate a decoder alone")
     parser.add_argument("--bits", choices=sorted(BITS, reverse=True), default="w8a8")
     parser.add_argument("--method", choices=sorted(METHODS), default=DEFAULT_METHOD)
+    add_strict(parser)
+    add_limit(parser)
     parser.add_argument("--json", type=check_writable, help="write the report, with the whole plan, to this file")
     return parser
 
@@ -249,18 +259,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             "warning: no --calib; calibrating on a few bundled microscopy images, give a folder of your own images",
             file=sys.stderr,
         )
+    pictures = Calibration(calibration, Intake(arguments.strict_data, arguments.max_megapixels))
     if source.is_dir():
         if arguments.encoder:
             raise UserError(f"{source}: is a folder, whose encoder.onnx is used; leave out --encoder")
         output = arguments.output or Path(f"{source.name}_{arguments.bits}")
         written = [output / ENCODER, output / DECODER]
         check_files([source / ENCODER, source / DECODER, calibration], [arguments.json, *written])
-        report = quantize_folder(source, output, calibration, chosen)
+        report = quantize_folder(source, output, pictures, chosen)
     else:
         output = arguments.output or source.with_name(f"{source.stem}_{arguments.bits}.onnx")
         written = [output]
         check_files([source, arguments.encoder, calibration], [output, arguments.json])
-        report = quantize(source, output, calibration, chosen, encoder=arguments.encoder)
+        report = quantize(source, output, pictures, chosen, encoder=arguments.encoder)
     done = f"wrote {', '.join(map(str, written))}"
     print(done)
     write_report(arguments.json, report, f"{done} all the same")

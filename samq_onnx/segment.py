@@ -15,6 +15,7 @@ from samq_onnx import images, overlay
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
 from samq_onnx.files import atomic_path, check_writable, write_report
+from samq_onnx.intake import Intake, add_limit
 from samq_onnx.inventory import check_files
 from samq_onnx.predictor import SamPredictor
 
@@ -74,14 +75,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--point", action="append", default=[], metavar="X,Y", help="point in the object; repeatable")
     parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="box around the object")
     parser.add_argument("-o", "--output", type=check_writable, required=True, help="picture to write (.png, .jpg, ...)")
+    add_limit(parser)
     parser.add_argument("--json", type=check_writable, help="write the numbers here")
     arguments = parser.parse_args(argv)
     coords, box = _parse_prompt(arguments.point, arguments.box)
     if Image.registered_extensions().get(arguments.output.suffix.lower()) not in Image.SAVE:
         raise UserError(f"{arguments.output}: unknown kind of picture; give a name that ends in .png")
     check_files([arguments.image, arguments.encoder, arguments.decoder], [arguments.output, arguments.json])
-    rgb = images.load(arguments.image)
-    _check_inside(coords, box, *rgb.shape[:2])
+    intake = Intake(max_megapixels=arguments.max_megapixels)
+    width, height = images.size(arguments.image, intake)
+    _check_inside(coords, box, height, width)
+    rgb = images.load(arguments.image, intake, reduced=True)  # a large one is segmented and drawn at that size
+    scale = np.array([rgb.shape[1] / width, rgb.shape[0] / height])
+    coords, box = coords if coords is None else coords * scale, box if box is None else box * np.tile(scale, 2)
     predictor = SamPredictor(arguments.encoder, arguments.decoder)
     labels = None if coords is None else np.ones(len(coords))
 
@@ -100,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Image.fromarray(picture).save(temporary)
     report = {
         "predicted_iou": iou,
-        "area": int(mask.sum()),
+        "area": round(mask.sum() / scale.prod()),
         "encoder_seconds": embedded - started,
         "decoder_seconds": finished - embedded,
     }

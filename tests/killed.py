@@ -2,8 +2,8 @@
 """Kills a quantizing process at planned points: ``python -m tests.killed FLOAT CALIBRATION OUTPUT FOLDER POINTS``.
 
 A point is a file operation at the output that the process is about to do: it dies before it. OUTPUT is what stands
-there before each run, if there is such a folder. What is left goes to FOLDER, one folder a point; ``whole`` is that of a
-run that nobody killed, ``again`` that of one after the last that somebody did.
+there before each run, if there is such a folder. What is left goes to FOLDER, one folder a point; ``whole`` is that of
+a run that nobody killed, ``again`` that of one after the last that somebody did.
 """
 
 from __future__ import annotations

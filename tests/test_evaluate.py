@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from PIL import Image
 
 from samq_onnx import assets
 from samq_onnx import evaluate as command
+from samq_onnx.errors import UserError
 from samq_onnx.evaluate import evaluate, overlap
+from samq_onnx.intake import Intake
 from samq_onnx.predictor import Best
 
 
@@ -29,12 +32,14 @@ class LeftHalf:
     """Stands in for a model: the left half of the image, and what it was asked."""
 
     asked: list[Any]
+    image_size = 1024
 
     def __init__(self, *_: Any) -> None:
         LeftHalf.asked = []
 
-    def set_image(self, rgb: np.ndarray) -> None:
-        self.shape = rgb.shape[:2]
+    def set_image(self, rgb: np.ndarray, shape: tuple[int, int]) -> None:
+        assert rgb.shape[:2] == shape
+        self.shape = shape
 
     def best(self, points: Any = None, labels: Any = None, box: Any = None) -> Best:
         LeftHalf.asked.append(box.tolist() if points is None else points.tolist())
@@ -85,6 +90,67 @@ def test_points_are_inside_of_their_masks(folder: Path) -> None:
     evaluate("e", "d", folder, "point", limit=1, progress=False)
     for [[x, y]], (x0, y0, x1, y1) in zip(LeftHalf.asked, [(0, 0, 4, 8), (2, 0, 6, 4)], strict=True):
         assert x0 < x < x1 - 1 and y0 < y < y1 - 1
+
+
+def change(folder: Path, function: Callable[[dict[str, Any]], object]) -> None:
+    """Change what the annotations say."""
+    content = json.loads((folder / "annotations.json").read_text())
+    function(content)
+    (folder / "annotations.json").write_text(json.dumps(content))
+
+
+def test_an_area_that_is_missing_is_that_of_the_mask(folder: Path) -> None:
+    before = evaluate("e", "d", folder, "box", progress=False)
+    change(folder, lambda content: [entry.pop("area") for entry in content["annotations"]])
+    assert evaluate("e", "d", folder, "box", progress=False) == before
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [[], None, [[0, 0, 1e18, 0, 1e18, 1e18]], {"size": [8, 8], "counts": ""}, [[20, 20, 30, 20, 30, 30]], [["a"] * 6]],
+)
+def test_one_bad_annotation_is_left_out(folder: Path, segmentation: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    before = evaluate("e", "d", folder, "box", progress=False)
+    assert before["left_out"] == [] and capsys.readouterr().err == ""
+    bad = {"id": 9, "image_id": 1, "bbox": [0, 0, 4, 8], "area": 32, "segmentation": segmentation}
+    change(folder, lambda content: content["annotations"].insert(1, bad))
+    report = evaluate("e", "d", folder, "box", progress=False)
+    (line,) = report.pop("left_out")
+    assert report == {key: value for key, value in before.items() if key != "left_out"}
+    assert line.startswith(f"{folder / 'annotations.json'}: annotation 9 of 1.png: the segmentation ")
+    assert capsys.readouterr().err == f"warning: left out: {line}\n"
+    with pytest.raises(UserError, match="annotation 9"):
+        evaluate("e", "d", folder, "box", progress=False, intake=Intake(strict=True))
+
+
+def test_an_image_that_does_not_decode_is_left_out_with_its_objects(folder: Path) -> None:
+    Image.effect_noise((8, 8), 90).save(folder / "images" / "1.png")
+    (folder / "images" / "1.png").write_bytes((folder / "images" / "1.png").read_bytes()[:-40])
+    report = evaluate("e", "d", folder, "point", progress=False)
+    assert (report["instances"], report["images"], len(report["left_out"])) == (1, 1, 1)
+    assert "1.png: the image does not decode" in report["left_out"][0]
+
+
+def test_ten_are_told_and_the_others_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(folder, lambda content: content["annotations"].extend([{"id": number} for number in range(100, 125)]))
+    assert len(evaluate("e", "d", folder, "box", progress=False)["left_out"]) == 25
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11 and all(line.startswith("warning: ") for line in lines)
+    assert lines[-1] == "warning: 15 more left out; --json lists all of them"
+
+
+def test_the_command_leaves_out_or_is_strict(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(folder, lambda content: content["annotations"][0].update(bbox=[1, 2]))
+    arguments = ["--encoder", "e", "--decoder", "d", "--data", str(folder), "--prompt", "box"]
+    assert command.main([*arguments, "--json", str(folder / "report.json")]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("warning: left out: ") and said.err.count("\n") == 1 and "1 left out" in said.out
+    assert len(json.loads((folder / "report.json").read_text())["left_out"]) == 1
+    assert command.main([*arguments, "--strict-data"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    change(folder, lambda content: [entry.pop("bbox") for entry in content["annotations"]])
+    assert command.main(arguments) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.parametrize(("prompt", "floor"), [("box", 0.6), ("point", 0.5)])

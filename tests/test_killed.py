@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from samq_onnx import assets, quantize
+from samq_onnx import quantize
 from samq_onnx.digest import sha256_of
 from samq_onnx.errors import UserError
 from samq_onnx.predictor import SamPredictor
