@@ -472,7 +472,9 @@ def QAttention(
 ):  # fmt: skip
     """Attention on u8 codes q, k, v, with log-2 codes (AGQ) after the softmax."""
     logits = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
-    return unflatten(logAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, p_scale, tau=tau, bits=bits), q, v)
+    return unflatten(
+        logAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, p_scale, tau=tau, bits=bits), q, v
+    )
 
 
 @script(samq)
@@ -485,7 +487,9 @@ def QAttentionRelPos(
     logits = quantizedLogits(
         q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_h_scale, table_w, table_w_scale, scale=scale
     )
-    return unflatten(logAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, p_scale, tau=tau, bits=bits), q, v)
+    return unflatten(
+        logAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, p_scale, tau=tau, bits=bits), q, v
+    )
 
 
 @script(samq)
@@ -601,7 +605,9 @@ def QLinearQuantize(x, w, bias, scale, y_zero, bits: int):
 def QLinearLut(x, w, bias, scale, y_zero, table):
     """table[nearest(`QLinear` + y_zero)]: any function of the output that a table of u8 codes can hold."""
     entries = op.Size(table)
-    known = op.And(op.Greater(entries, op.Constant(value_int=0)), op.LessOrEqual(entries, op.Constant(value_int=LARGEST_TABLE)))
+    known = op.And(
+        op.Greater(entries, op.Constant(value_int=0)), op.LessOrEqual(entries, op.Constant(value_int=LARGEST_TABLE))
+    )
     largest = op.Sub(require(entries, known), op.Constant(value_int=1))
     codes = nearest(op.Add(linearSums(x, w, bias, scale), perColumn(y_zero, w)), op.Cast(largest, to=FLOAT))
     return op.Gather(op.Reshape(table, op.Constant(value_ints=[-1])), op.Cast(codes, to=INT32))

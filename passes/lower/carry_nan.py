@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carry what is not a finite number from the inputs of a quantized model to its outputs, past codes that cannot hold it.
+"""Carry what is not a finite number from the inputs of a quantized model to its outputs, past codes, which cannot.
 
     none = ReduceSum(input * 0) of each float input      0, or NaN if an element is NaN or infinite
     views(y) given as an output  ->  views(y + none)
@@ -59,69 +59,70 @@ def _reached(graph: ir.Graph, start: set[ir.Value]) -> tuple[set[ir.Value], set[
     return found, behind
 
 
-def _is_none(value: ir.Value | None) -> bool:
-    """Whether the value is a sum that this pass made."""
-    node = value.producer() if value is not None else None
-    while node is not None and node.op_type in ("Cast", "Sum") and node.inputs[0] is not None:
+def _is_carried(value: ir.Value) -> bool:
+    """Whether the value is one that this pass made: something and a sum of zeros."""
+    node = value.producer()
+    if node is None or node.op_type != "Add" or node.inputs[1] is None:
+        return False
+    node = node.inputs[1].producer()
+    while node is not None and node.op_type in ("Cast", "Sum", "ReduceSum") and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    if node is None or node.op_type != "ReduceSum" or node.inputs[0] is None:
-        return False
-    zeros = node.inputs[0].producer()
-    if zeros is None or zeros.op_type != "Mul" or zeros.inputs[1] is None:
-        return False
-    factor = zeros.inputs[1].const_value
+    factor = node.inputs[1].const_value if node is not None and node.op_type == "Mul" and node.inputs[1] else None
     return factor is not None and factor.size == 1 and not factor.numpy().any()
 
 
 class _Carrier:
-    """Adds the sums; one for each type of output, one sum for each value that stands for outputs."""
+    """Makes one sum for each type of output, and adds it once to each value that stands for outputs."""
 
     def __init__(self, builder: Builder, inputs: list[ir.Value]) -> None:
         self._builder = builder
         self._inputs = inputs
+        self._last: ir.Node | None = None  # of the sums, which are made at the front of the graph
         self._none: dict[ir.DataType, ir.Value] = {}
-        self._made: dict[ir.Value, ir.Value] = {}
+        self._carried: dict[ir.Value, ir.Value] = {}
 
-    def _append(self, op_type: str, inputs: list[ir.Value], dtype: ir.DataType, **attributes: int) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes)
-        node.outputs[0].type = ir.TensorType(dtype)
-        if self._none_after is None:
-            self._builder.graph.insert_before(self._builder.graph[0], node)
-        else:
-            self._builder.graph.insert_after(self._none_after, node)
-        self._none_after = node
-        return node.outputs[0]
-
-    _none_after: ir.Node | None = None
+    def _append(
+        self, op_type: str, inputs: list[ir.Value], dtype: ir.DataType, shape: ir.Shape | None, **attributes: int
+    ) -> ir.Value:
+        assert inputs[0].name is not None
+        output = ir.Value(name=f"{inputs[0].name}_{op_type}", type=ir.TensorType(dtype), shape=shape)
+        self._last = self._builder.node(op_type, inputs, output, self._last, dict(attributes))
+        return output
 
     def none(self, dtype: ir.DataType) -> ir.Value:
         """0 or NaN, a scalar."""
         if dtype not in self._none:
-            parts = []
+            scalar, parts = ir.Shape([]), []
             for value in self._inputs:
                 assert value.dtype is not None
                 zero = self._builder.constant(f"{value.name}_zero", np.zeros((), value.dtype.numpy()))
-                zeros = self._append("Mul", [value, zero], value.dtype)
-                zeros.shape = value.shape
-                part = self._append("ReduceSum", [zeros], value.dtype, keepdims=0)
+                zeros = self._append("Mul", [value, zero], value.dtype, value.shape)
+                part = self._append("ReduceSum", [zeros], value.dtype, scalar, keepdims=0)
                 if value.dtype != dtype:
-                    part = self._append("Cast", [part], dtype, to=int(dtype))
+                    part = self._append("Cast", [part], dtype, scalar, to=int(dtype))
                 parts.append(part)
-            self._none[dtype] = self._append("Sum", parts, dtype) if len(parts) > 1 else parts[0]
-            self._none[dtype].shape = ir.Shape([])
+            self._none[dtype] = self._append("Sum", parts, dtype, scalar) if len(parts) > 1 else parts[0]
         return self._none[dtype]
 
     def carried(self, value: ir.Value) -> ir.Value:
         """The value with the sum added."""
-        if value not in self._made:
-            producer = value.producer()
-            assert value.dtype is not None and producer is not None
-            added = ir.node("Add", [value, self.none(value.dtype)])
-            self._builder.graph.insert_after(producer, added)
-            output = added.outputs[0]
-            output.name, output.type, output.shape = f"{value.name}_carried", value.type, value.shape
-            self._made[value] = output
-        return self._made[value]
+        if value not in self._carried:
+            assert value.dtype is not None
+            output = ir.Value(name=f"{value.name}_carried", type=value.type, shape=value.shape)
+            self._builder.node("Add", [value, self.none(value.dtype)], output, value.producer())
+            self._carried[value] = output
+        return self._carried[value]
+
+
+def _place(output: ir.Value, behind: set[ir.Value]) -> tuple[ir.Value, ir.Node | None]:
+    """The value that views and resizing alone make an output of, and the view that reads it."""
+    value, reader = output, None
+    while (node := value.producer()) is not None and node.domain == "" and node.op_type in MOVES:
+        source = node.inputs[0]
+        if source is None or source.dtype != output.dtype or (source not in behind and not _is_carried(source)):
+            break
+        value, reader = source, node
+    return value, reader
 
 
 def carry_nan(builder: Builder) -> None:
@@ -138,17 +139,12 @@ def carry_nan(builder: Builder) -> None:
     for index, output in enumerate(graph.outputs):
         if output.dtype not in FLOATS or output not in behind:
             continue
-        value, reader = output, None
-        while (node := value.producer()) is not None and node.domain == "" and node.op_type in MOVES:
-            source = node.inputs[0]
-            if source is None or source.dtype != output.dtype or source not in behind:
-                break
-            value, reader = source, node
-        if node is None or (node.op_type == "Add" and _is_none(node.inputs[1])):
+        value, reader = _place(output, behind)
+        if _is_carried(value):
             continue
         carried = carrier.carried(value)
         if reader is not None:
             reader.replace_input_with(0, carried)
         else:
-            value.name, carried.name = f"{value.name}_quantized", value.name
+            carried.name, value.name = value.name, f"{value.name}_quantized"
             graph.outputs[index] = carried
