@@ -19,11 +19,21 @@ alike, and their last log code is 0, so that many small probabilities do not add
 a form ending in Quantize, with inputs y_scale and y_zero_point (u8) at the end, that gives QuantizeLinear's codes.
 
 Linear layers on codes: x u8 [..., K], w s8 [K, N], bias s32 [N] at scale 1 of the sums, with what the zero point of x
-takes off them, -zero_point sum_k w; scale and y_zero float scalars or [N], residual float [..., N], table u8 [codes]
--> [..., N], float32 or u8.
+takes off them, -zero_point sum_k w; scale and y_zero float, one number or N, residual float [..., N], table u8 with 1
+to 65536 entries -> [..., N], float32 or u8. K and d are at most 32768, d with tables of codes at most 256.
 
 Layer norms that give codes (LayerNormQuantize): x float [..., C], weight and bias float [C], y_scale and y_zero_point
 (u8) scalars -> u8 [..., C].
+
+Any dimension may be 0. A sum over none is 0, and so is the mean over no key.
+
+What is not a number quantizes to code 0, in every operator that gives codes: u8 has no other word for it. Infinities
+quantize to the code at their end. p_scale of attention and y_scale must be above 0 and finite, and what one unit of a
+sum adds to a logit, in octaves, at most 2^64, so that logits are always numbers; other scales are taken as they are.
+Operators that give floats give NaN wherever float arithmetic does.
+
+Inputs that do not fit, or lack, are refused, by kernel and body alike; the body takes an index that is out of range for
+it (`require`). Types are the kernel's to check: a body may take others.
 
 Of the operators on codes, every sum is one of integers, exact in any order, and the float steps between them are
 single IEEE operations in a fixed order, so that kernel, body and reference give the same bits on every CPU. QAttention
@@ -56,6 +66,7 @@ VERSION = 1
 # The bodies keep to operators whose form is the same in all opsets from this one on, so that they can take the
 # opset of the model that they are added to.
 LOWEST_OPSET = 13
+ALLOWZERO_OPSET = 14  # but for an attribute of Reshape
 LOWEST_IR_VERSION = 8
 
 LOG2_E = 1.0 / math.log(2.0)
@@ -70,7 +81,13 @@ SHORT_ONE = 2.0**15  # fixed point of 16-bit arithmetic
 HALVINGS = [2.0 ** (14 - n) for n in range(15)] + [0.0]  # and one more
 STEPS = 2048.0  # in an octave, of 16-bit powers
 LARGEST_STEP = 32768
+LARGEST_DEPTH, LARGEST_TABLE_DEPTH = 32768, 256  # sums of products stay below 2^31
+LARGEST_TABLE = 65536
+LARGEST_UNIT = 2.0**64
+LARGEST_FLOAT = (2.0 - 2.0**-23) * 2.0**127
 SHORT_C1, SHORT_C2 = 22650.0, 7170.0
+LOWEST = -math.inf
+NO_DIMENSIONS = onnx.helper.make_tensor("none", onnx.TensorProto.INT64, [0], [])
 FLOAT, UINT8, INT32, INT64, DOUBLE, UINT64 = 1, 2, 6, 7, 11, 13
 
 op: Any = opset17
@@ -78,15 +95,60 @@ samq = Opset(DOMAIN, VERSION)
 
 
 @script(samq)
-def flatten(x):
-    """[..., rows, columns] -> [batch, rows, columns]."""
-    return op.Reshape(x, op.Concat(op.Constant(value_ints=[-1]), op.Shape(x)[-2:], axis=0))
+def require(x, holds):
+    """x where ``holds``, one truth value, is true. Where it is not, an index is out of range, which stops the run."""
+    return op.Gather(op.Unsqueeze(x, op.Constant(value_ints=[0])), op.Cast(op.Not(holds), to=INT64))
+
+
+@script(samq)
+def agree(dims, expected):
+    """The dimensions ``dims``, which must be the expected ones."""
+    given = op.Reshape(dims, op.Shape(expected), allowzero=1)  # as many
+    wrong = op.ReduceSum(op.Abs(op.Sign(op.Sub(given, expected))), keepdims=0)
+    return require(given, op.Equal(wrong, op.Constant(value_int=0)))
+
+
+@script(samq)
+def shaped(x, dims):
+    """x, which must have these dimensions."""
+    return op.Reshape(x, agree(op.Shape(x), dims), allowzero=1)
+
+
+@script(samq)
+def number(x):
+    """The one number that x must hold, as a scalar."""
+    return op.Reshape(x, op.Constant(value=NO_DIMENSIONS))
+
+
+@script(samq)
+def positive(x):
+    """The one float that x must hold, above 0 and finite."""
+    given = number(x)
+    above = op.Greater(given, op.Constant(value_float=0.0))
+    return require(given, op.And(above, op.LessOrEqual(given, op.Constant(value_float=LARGEST_FLOAT))))
+
+
+@script(samq)
+def leading(q):
+    """The leading dimensions of q [..., M, d], one or more."""
+    dims = op.Shape(q)
+    each = op.Concat(dims[:-3], op.Gather(dims, op.Constant(value_ints=[-3])), axis=0)
+    depth = op.Gather(dims, op.Constant(value_int=-1))
+    return require(each, op.LessOrEqual(depth, op.Constant(value_int=LARGEST_DEPTH)))
+
+
+@script(samq)
+def flatten(x, each):
+    """[..., rows, columns] with the leading dimensions ``each`` -> [batch, rows, columns]."""
+    dims = op.Shape(x)
+    batch = op.ReduceProd(agree(dims[:-2], each), keepdims=1)
+    return op.Reshape(x, op.Concat(batch, dims[-2:], axis=0), allowzero=1)
 
 
 @script(samq)
 def unflatten(out, q, v):
     """[batch, M, dv] -> the leading dimensions of q, M, dv."""
-    return op.Reshape(out, op.Concat(op.Shape(q)[:-1], op.Shape(v)[-1:], axis=0))
+    return op.Reshape(out, op.Concat(op.Shape(q)[:-1], op.Shape(v)[-1:], axis=0), allowzero=1)
 
 
 @script(samq)
@@ -96,7 +158,7 @@ def relPos(q, table_h, table_w):
     rel_h[b, y, x, y'] = q[b, (y, x)] . table_h[y, y'];  rel_w[b, y, x, x'] = q[b, (y, x)] . table_w[x, x'].
     """
     queries = op.Concat(op.Shape(table_h)[0:1], op.Shape(table_w)[0:1], axis=0)
-    grid = op.Reshape(q, op.Concat(op.Constant(value_ints=[-1]), queries, op.Shape(q)[-1:], axis=0))
+    grid = op.Reshape(q, op.Concat(op.Shape(q)[0:1], queries, op.Shape(q)[-1:], axis=0), allowzero=1)
     rel_h = op.MatMul(grid, op.Transpose(table_h, perm=[0, 2, 1]))
     by_column = op.Transpose(grid, perm=[0, 2, 1, 3])
     rel_w = op.Transpose(op.MatMul(by_column, op.Transpose(table_w, perm=[0, 2, 1])), perm=[0, 2, 1, 3])
@@ -107,33 +169,52 @@ def relPos(q, table_h, table_w):
 def addRelPos(content, rel_h, rel_w):
     """content [B, M, N] + (rel_h + rel_w)."""
     rel = op.Add(op.Unsqueeze(rel_h, op.Constant(value_ints=[-1])), op.Unsqueeze(rel_w, op.Constant(value_ints=[-2])))
-    return op.Add(content, op.Reshape(rel, op.Shape(content)))
+    dims = op.Shape(rel)
+    high = op.Gather(dims, op.Constant(value_ints=[1, 3]))
+    wide = op.Gather(dims, op.Constant(value_ints=[2, 4]))
+    each = agree(op.Mul(high, wide), op.Shape(content)[1:])  # queries and keys
+    return op.Add(content, op.Reshape(rel, op.Concat(op.Shape(content)[0:1], each, axis=0), allowzero=1))
 
 
 @script(samq)
 def Attention(q, k, v, scale: float):
     """softmax(scale * q kT) v."""
-    content = op.MatMul(flatten(q), op.Transpose(flatten(k), perm=[0, 2, 1]))
+    each = leading(q)
+    content = op.MatMul(flatten(q, each), op.Transpose(flatten(k, each), perm=[0, 2, 1]))
     p = op.Softmax(op.Mul(content, op.Constant(value_float=scale)), axis=-1)
-    return unflatten(op.MatMul(p, flatten(v)), q, v)
+    return unflatten(op.MatMul(p, flatten(v, each)), q, v)
 
 
 @script(samq)
 def AttentionRelPos(q, k, v, table_h, table_w, scale: float):
     """softmax(scale * q kT + rel_h + rel_w) v."""
-    rows = flatten(q)
-    content = op.Mul(op.MatMul(rows, op.Transpose(flatten(k), perm=[0, 2, 1])), op.Constant(value_float=scale))
+    each = leading(q)
+    rows = flatten(q, each)
+    content = op.Mul(op.MatMul(rows, op.Transpose(flatten(k, each), perm=[0, 2, 1])), op.Constant(value_float=scale))
     rel_h, rel_w = relPos(rows, table_h, table_w)
     p = op.Softmax(addRelPos(content, rel_h, rel_w), axis=-1)
-    return unflatten(op.MatMul(p, flatten(v)), q, v)
+    return unflatten(op.MatMul(p, flatten(v, each)), q, v)
+
+
+@script(samq)
+def nearest(x, largest):
+    """clamp(round_half_even(x), 0, largest) of floats x; 0 for what is not a number, which Clip would let through."""
+    zero = op.Constant(value_float=0.0)
+    return op.Clip(op.Round(op.Where(op.Greater(x, zero), x, zero)), zero, largest)
 
 
 @script(samq)
 def nearestCode(x, bits: int):
     """clamp(round_half_even(x), 0, 2^bits - 1) of float x, as u8."""
     levels = op.Pow(op.Constant(value_float=2.0), op.Constant(value_int=bits))
-    largest = op.Sub(levels, op.Constant(value_float=1.0))
-    return op.Cast(op.Clip(op.Round(x), op.Constant(value_float=0.0), largest), to=UINT8)
+    return op.Cast(nearest(x, op.Sub(levels, op.Constant(value_float=1.0))), to=UINT8)
+
+
+@script(samq)
+def quantized(y, y_scale, y_zero_point):
+    """QuantizeLinear to u8, code 0 for what is not a number, of which ONNX Runtime makes something on each CPU."""
+    given = op.Where(op.IsNaN(y), op.Constant(value_float=LOWEST), y)
+    return op.QuantizeLinear(given, positive(y_scale), number(y_zero_point))
 
 
 @script(samq)
@@ -146,14 +227,14 @@ def logSteps(x, tau: int):
 @script(samq)
 def LogQuantize(p, p_scale, tau: int, bits: int):
     """clamp(round_half_even(-tau * log2(p / p_scale)), 0, 2^bits - 1) as u8; p = 0 gives the largest code."""
-    codes = op.Round(op.Neg(logSteps(op.Cast(op.Div(p, p_scale), to=DOUBLE), tau=tau)))
+    codes = op.Round(op.Neg(logSteps(op.Cast(op.Div(p, number(p_scale)), to=DOUBLE), tau=tau)))
     return nearestCode(op.Cast(codes, to=FLOAT), bits=bits)
 
 
 @script(samq)
 def centred(x, zero_point):
     """x - zero_point in double, of codes of any type."""
-    return op.Sub(op.Cast(x, to=DOUBLE), op.Cast(zero_point, to=DOUBLE))
+    return op.Sub(op.Cast(x, to=DOUBLE), op.Cast(number(zero_point), to=DOUBLE))
 
 
 @script(samq)
@@ -162,18 +243,21 @@ def scaled(sums, p_scale, v_scale, unit: float):
 
     The cast to int64 changes no number. It keeps ONNX Runtime from fusing the scale, as a float, into the product.
     """
-    scale = op.Mul(op.Cast(p_scale, to=DOUBLE), op.Cast(v_scale, to=DOUBLE))
+    scale = op.Mul(op.Cast(number(p_scale), to=DOUBLE), op.Cast(number(v_scale), to=DOUBLE))
     scale = op.Mul(scale, op.Cast(op.Constant(value_float=unit), to=DOUBLE))
     return op.Cast(op.Mul(op.Cast(op.Cast(sums, to=INT64), to=DOUBLE), scale), to=FLOAT)
 
 
 @script(samq)
 def codeWeights(tau: int, bits: int):
-    """round(2^30 2^(r / tau)) >> n of each code c, with n = ceil(c / tau) and r = tau n - c, as u64 [2^bits]."""
+    """round(2^30 2^(r / tau)) >> n of each code c, with n = ceil(c / tau) and r = tau n - c, as u64 [256].
+
+    Codes of more than ``bits`` bits weigh what the largest does.
+    """
     one = op.Constant(value_int=1)
     step = op.Constant(value_int=tau)
     levels = op.Cast(op.Pow(op.Constant(value_float=2.0), op.Constant(value_int=bits)), to=INT64)
-    code = op.Range(op.Constant(value_int=0), levels, one)
+    code = op.Min(op.Range(op.Constant(value_int=0), op.Constant(value_int=256), one), op.Sub(levels, one))
     n = op.Div(op.Sub(op.Add(code, step), one), step)
     r = op.Cast(op.Sub(op.Mul(n, step), code), to=DOUBLE)
     fraction = op.Cast(op.Constant(value_float=FRACTION), to=DOUBLE)
@@ -191,7 +275,9 @@ def ShiftLutMatMul(codes, v, p_scale, v_scale, v_zero_point, tau: int, bits: int
     double up to 2^15 keys.
     """
     weights = op.Cast(codeWeights(tau=tau, bits=bits), to=DOUBLE)
-    sums = op.MatMul(op.Gather(weights, op.Cast(codes, to=INT32)), centred(v, v_zero_point))
+    last = op.Gather(op.Shape(v), op.Constant(value_ints=[-2, -1]))
+    rows = shaped(v, op.Concat(op.Shape(codes)[:-2], last, axis=0))
+    sums = op.MatMul(op.Gather(weights, op.Cast(codes, to=INT32)), centred(rows, v_zero_point))
     return scaled(sums, p_scale, v_scale, unit=1.0 / FRACTION)
 
 
@@ -202,20 +288,30 @@ def toUint8(x):
 
 
 @script(samq)
+def integerProduct(a, b, a_zero_point, b_zero_point):
+    """MatMulInteger of u8 a [..., K] and b, exact on every CPU; where K is 0, too, where ONNX Runtime leaves any bits.
+
+    ONNX Runtime's u8 x s8 saturates on x86 without VNNI.
+    """
+    some = op.Cast(op.Min(op.Shape(a)[-1:], op.Constant(value_ints=[1])), to=INT32)
+    return op.Mul(op.MatMulInteger(a, b, a_zero_point, b_zero_point), some)
+
+
+@script(samq)
 def inOctaves(products, unit):
     """float(products) * (unit * log2 e)."""
-    return op.Mul(op.Cast(products, to=FLOAT), op.Mul(unit, op.Constant(value_float=LOG2_E)))
+    octaves = op.Mul(unit, op.Constant(value_float=LOG2_E))
+    finite = op.LessOrEqual(op.Abs(octaves), op.Constant(value_float=LARGEST_UNIT))
+    return op.Mul(op.Cast(products, to=FLOAT), require(octaves, finite))
 
 
 @script(samq)
 def quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale: float):
-    """log2 e * scale * q kT from codes: q u8 [..., M, d], k u8 [..., N, d] -> [B, M, N].
-
-    u8 x u8 is exact on every CPU, while ONNX Runtime's u8 x s8 saturates on x86 without VNNI.
-    """
-    columns = op.Transpose(flatten(k), perm=[0, 2, 1])
-    products = op.MatMulInteger(flatten(q), columns, q_zero_point, k_zero_point)
-    return inOctaves(products, op.Mul(op.Mul(q_scale, k_scale), op.Constant(value_float=scale)))
+    """log2 e * scale * q kT from codes: q u8 [..., M, d], k u8 [..., N, d] -> [B, M, N]."""
+    each = leading(q)
+    columns = op.Transpose(flatten(k, each), perm=[0, 2, 1])
+    products = integerProduct(flatten(q, each), columns, number(q_zero_point), number(k_zero_point))
+    return inOctaves(products, op.Mul(op.Mul(number(q_scale), number(k_scale)), op.Constant(value_float=scale)))
 
 
 @script(samq)
@@ -224,17 +320,19 @@ def quantizedLogits(
 ):
     """`quantizedContent` with rel_h and rel_w of codes, likewise in octaves."""
     content = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
-    rows = centred(flatten(q), q_zero_point)
+    rows = centred(flatten(q, leading(q)), q_zero_point)
     rel_h, rel_w = relPos(rows, op.Cast(table_h, to=DOUBLE), op.Cast(table_w, to=DOUBLE))
-    rel_h = inOctaves(rel_h, op.Mul(q_scale, table_h_scale))
-    rel_w = inOctaves(rel_w, op.Mul(q_scale, table_w_scale))
+    depth = op.Gather(op.Shape(q), op.Constant(value_int=-1))
+    unit = require(number(q_scale), op.LessOrEqual(depth, op.Constant(value_int=LARGEST_TABLE_DEPTH)))
+    rel_h = inOctaves(rel_h, op.Mul(unit, number(table_h_scale)))
+    rel_w = inOctaves(rel_w, op.Mul(unit, number(table_w_scale)))
     return addRelPos(content, rel_h, rel_w)
 
 
 @script(samq)
 def distances(logits):
     """The largest logit of a row less each: octaves below it."""
-    largest, _ = op.TopK(logits, op.Constant(value_ints=[1]))
+    largest, _ = op.TopK(logits, op.Min(op.Shape(logits)[-1:], op.Constant(value_ints=[1])))
     return op.Sub(largest, logits)
 
 
@@ -256,7 +354,7 @@ def fixedPowers(distance):
 def rowSums(powers, p_scale):
     """p_scale times the sum of each row, the sum exact, in double."""
     sums = op.ReduceSum(op.Cast(powers, to=DOUBLE), op.Constant(value_ints=[-1]))
-    return op.Mul(sums, op.Cast(p_scale, to=DOUBLE))
+    return op.Mul(sums, op.Cast(positive(p_scale), to=DOUBLE))
 
 
 @script(samq)
@@ -284,16 +382,17 @@ def uniformAttend(logits, v, v_scale, v_zero_point, p_scale, bits: int):
     factor = op.Cast(op.Div(one, rowSums(powers, p_scale)), to=FLOAT)
     codes = nearestCode(op.Mul(powers, factor), bits=bits)
     none = op.Cast(op.Constant(value_int=0), to=UINT8)
-    sums = op.MatMulInteger(codes, v, none, v_zero_point)
+    sums = integerProduct(codes, v, none, number(v_zero_point))
     return scaled(sums, p_scale, v_scale, unit=1.0)
 
 
 @script(samq)
 def weighedMean(weights, v, v_scale, v_zero_point):
     """sum_j w_j v_scale (v_j - v_zero_point) / sum_j w_j of integer weights [B, M, N] in double, all sums exact."""
-    total = op.ReduceSum(weights, op.Constant(value_ints=[-1]))
+    one = op.Cast(op.Constant(value_float=1.0), to=DOUBLE)
+    total = op.Max(op.ReduceSum(weights, op.Constant(value_ints=[-1])), one)  # 1 where there is no key
     mean = op.Div(op.MatMul(weights, centred(v, v_zero_point)), total)
-    return op.Cast(op.Mul(mean, op.Cast(v_scale, to=DOUBLE)), to=FLOAT)
+    return op.Cast(op.Mul(mean, op.Cast(number(v_scale), to=DOUBLE)), to=FLOAT)
 
 
 @script(samq)
@@ -373,7 +472,9 @@ def QAttention(
 ):  # fmt: skip
     """Attention on u8 codes q, k, v, with log-2 codes (AGQ) after the softmax."""
     logits = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
-    return unflatten(logAttend(logits, flatten(v), v_scale, v_zero_point, p_scale, tau=tau, bits=bits), q, v)
+    return unflatten(
+        logAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, p_scale, tau=tau, bits=bits), q, v
+    )
 
 
 @script(samq)
@@ -386,7 +487,9 @@ def QAttentionRelPos(
     logits = quantizedLogits(
         q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_h_scale, table_w, table_w_scale, scale=scale
     )
-    return unflatten(logAttend(logits, flatten(v), v_scale, v_zero_point, p_scale, tau=tau, bits=bits), q, v)
+    return unflatten(
+        logAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, p_scale, tau=tau, bits=bits), q, v
+    )
 
 
 @script(samq)
@@ -396,7 +499,7 @@ def UniformAttention(
 ):  # fmt: skip
     """Attention on u8 codes q, k, v, with uniform codes p_scale * (0 .. 2^bits - 1) after the softmax."""
     logits = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
-    return unflatten(uniformAttend(logits, flatten(v), v_scale, v_zero_point, p_scale, bits=bits), q, v)
+    return unflatten(uniformAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, p_scale, bits=bits), q, v)
 
 
 @script(samq)
@@ -409,7 +512,7 @@ def UniformAttentionRelPos(
     logits = quantizedLogits(
         q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_h_scale, table_w, table_w_scale, scale=scale
     )
-    return unflatten(uniformAttend(logits, flatten(v), v_scale, v_zero_point, p_scale, bits=bits), q, v)
+    return unflatten(uniformAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, p_scale, bits=bits), q, v)
 
 
 @script(samq)
@@ -419,7 +522,7 @@ def LogRowAttention(
 ):  # fmt: skip
     """Attention on u8 codes q, k, v, with log-2 codes relative to the largest of each row after the softmax."""
     logits = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
-    return unflatten(rowLogAttend(logits, flatten(v), v_scale, v_zero_point, tau=tau, bits=bits), q, v)
+    return unflatten(rowLogAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, tau=tau, bits=bits), q, v)
 
 
 @script(samq)
@@ -432,7 +535,7 @@ def LogRowAttentionRelPos(
     logits = quantizedLogits(
         q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_h_scale, table_w, table_w_scale, scale=scale
     )
-    return unflatten(rowLogAttend(logits, flatten(v), v_scale, v_zero_point, tau=tau, bits=bits), q, v)
+    return unflatten(rowLogAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, tau=tau, bits=bits), q, v)
 
 
 @script(samq)
@@ -442,7 +545,7 @@ def UniformRowAttention(
 ):  # fmt: skip
     """Attention on u8 codes q, k, v, with uniform codes relative to the largest of each row after the softmax."""
     logits = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
-    return unflatten(rowUniformAttend(logits, flatten(v), v_scale, v_zero_point, bits=bits), q, v)
+    return unflatten(rowUniformAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, bits=bits), q, v)
 
 
 @script(samq)
@@ -455,7 +558,15 @@ def UniformRowAttentionRelPos(
     logits = quantizedLogits(
         q, q_scale, q_zero_point, k, k_scale, k_zero_point, table_h, table_h_scale, table_w, table_w_scale, scale=scale
     )
-    return unflatten(rowUniformAttend(logits, flatten(v), v_scale, v_zero_point, bits=bits), q, v)
+    return unflatten(rowUniformAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, bits=bits), q, v)
+
+
+@script(samq)
+def perColumn(x, w):
+    """One number or N, for each of the columns of w [K, N]."""
+    columns = op.Shape(w)[1:]
+    numbers = op.Expand(op.Reshape(x, op.Constant(value_ints=[-1])), columns)
+    return op.Reshape(numbers, columns, allowzero=1)
 
 
 @script(samq)
@@ -463,8 +574,11 @@ def linearSums(x, w, bias, scale):
     """float(bias + x w) * scale."""
     middle = op.Cast(op.Constant(value_int=128), to=UINT8)
     none = op.Cast(op.Constant(value_int=0), to=UINT8)
-    sums = op.Add(op.MatMulInteger(x, toUint8(w), none, middle), bias)
-    return op.Mul(op.Cast(sums, to=FLOAT), scale)
+    dims = op.Reshape(op.Shape(w), op.Constant(value_ints=[2]))  # of a matrix
+    depth = op.Gather(dims, op.Constant(value_int=0))
+    columns = require(dims[1:], op.LessOrEqual(depth, op.Constant(value_int=LARGEST_DEPTH)))
+    sums = op.Add(integerProduct(x, toUint8(w), none, middle), shaped(bias, columns))
+    return op.Mul(op.Cast(sums, to=FLOAT), perColumn(scale, w))
 
 
 @script(samq)
@@ -476,24 +590,27 @@ def QLinear(x, w, bias, scale):
 @script(samq)
 def QLinearResidual(x, w, bias, scale, residual):
     """`QLinear` + residual, of the same shape. An Add ONNX Runtime would fuse with a norm that reads it, and round
-    otherwise."""
-    return op.Sum(linearSums(x, w, bias, scale), residual)
+    otherwise. A Sum alone must not read the residual: without it, ONNX Runtime would crash."""
+    y = linearSums(x, w, bias, scale)
+    return op.Sum(y, shaped(residual, op.Shape(y)))
 
 
 @script(samq)
 def QLinearQuantize(x, w, bias, scale, y_zero, bits: int):
     """nearest(`QLinear` + y_zero) as codes u8 of ``bits`` bits."""
-    return nearestCode(op.Add(linearSums(x, w, bias, scale), y_zero), bits=bits)
+    return nearestCode(op.Add(linearSums(x, w, bias, scale), perColumn(y_zero, w)), bits=bits)
 
 
 @script(samq)
 def QLinearLut(x, w, bias, scale, y_zero, table):
     """table[nearest(`QLinear` + y_zero)]: any function of the output that a table of u8 codes can hold."""
-    steps = op.Round(op.Add(linearSums(x, w, bias, scale), y_zero))
-    one = op.Cast(op.Constant(value_int=1), to=INT64)
-    largest = op.Cast(op.Sub(op.Squeeze(op.Shape(table)), one), to=FLOAT)
-    codes = op.Clip(steps, op.Constant(value_float=0.0), largest)
-    return op.Gather(table, op.Cast(codes, to=INT32))
+    entries = op.Size(table)
+    known = op.And(
+        op.Greater(entries, op.Constant(value_int=0)), op.LessOrEqual(entries, op.Constant(value_int=LARGEST_TABLE))
+    )
+    largest = op.Sub(require(entries, known), op.Constant(value_int=1))
+    codes = nearest(op.Add(linearSums(x, w, bias, scale), perColumn(y_zero, w)), op.Cast(largest, to=FLOAT))
+    return op.Gather(op.Reshape(table, op.Constant(value_ints=[-1])), op.Cast(codes, to=INT32))
 
 
 @script(samq)
@@ -504,11 +621,13 @@ def LayerNormQuantize(x, weight, bias, y_scale, y_zero_point, epsilon: float, bi
     inv = 1 / sqrt(variance + epsilon), both taken in double. No ReduceMean: its form changes between opsets, and ONNX
     Runtime would look for a LayerNormalization around it.
     """
-    unit = op.Cast(y_scale, to=DOUBLE)
-    gain = op.Cast(op.Div(op.Cast(weight, to=DOUBLE), unit), to=FLOAT)
-    offset = op.Add(op.Div(op.Cast(bias, to=DOUBLE), unit), op.Cast(y_zero_point, to=DOUBLE))
+    unit = op.Cast(positive(y_scale), to=DOUBLE)
+    width = op.Shape(x)[-1:]
+    gain = op.Cast(op.Div(op.Cast(shaped(weight, width), to=DOUBLE), unit), to=FLOAT)
+    zero = op.Cast(number(y_zero_point), to=DOUBLE)
+    offset = op.Add(op.Div(op.Cast(shaped(bias, width), to=DOUBLE), unit), zero)
     last = op.Constant(value_ints=[-1])
-    count = op.Cast(op.Shape(x)[-1:], to=DOUBLE)
+    count = op.Cast(width, to=DOUBLE)
     wide = op.Cast(x, to=DOUBLE)
     mean = op.Div(op.ReduceSum(wide, last), count)
     distance = op.Sub(wide, mean)
@@ -520,12 +639,12 @@ def LayerNormQuantize(x, weight, bias, y_scale, y_zero_point, epsilon: float, bi
 
 
 def _quantizing(function: onnx.FunctionProto) -> onnx.FunctionProto:
-    """QuantizeLinear of what ``function`` gives, under the name that ends in Quantize: u8 codes."""
+    """`quantized` of what ``function`` gives, under the name that ends in Quantize: u8 codes."""
     kinds = {"scale": onnx.AttributeProto.FLOAT, "tau": onnx.AttributeProto.INT, "bits": onnx.AttributeProto.INT}
     call = onnx.helper.make_node(function.name, function.input, ["floats"], domain=DOMAIN)
     for name in function.attribute:
         call.attribute.add(name=name, ref_attr_name=name, type=kinds[name])
-    quantize = onnx.helper.make_node("QuantizeLinear", ["floats", "y_scale", "y_zero_point"], ["codes"])
+    quantize = onnx.helper.make_node("quantized", ["floats", "y_scale", "y_zero_point"], ["codes"], domain=DOMAIN)
     return onnx.helper.make_function(
         DOMAIN, f"{function.name}Quantize", [*function.input, "y_scale", "y_zero_point"], ["codes"], [call, quantize],
         [*function.opset_import, onnx.helper.make_opsetid(DOMAIN, VERSION)], function.attribute,
@@ -572,6 +691,9 @@ def add_functions(model: ir.Model) -> None:
             raise UserError(f"node type {DOMAIN}.{name} is not one of this version; use {', '.join(FUNCTIONS)}")
         function = ir.serde.deserialize_function(FUNCTIONS[name])
         function.opset_imports[""] = opset
+        if opset < ALLOWZERO_OPSET:  # there empty tensors may be refused
+            for node in function:
+                node.attributes.pop("allowzero", None)
         model.functions[function.identifier()] = function
         wanted |= _used(function)
         done.add(name)

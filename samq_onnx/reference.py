@@ -71,12 +71,17 @@ def attention(
     return softmax(logits) @ v
 
 
+def nearest(x: Array, largest: int) -> NDArray[np.int64]:
+    """clamp(round_half_even(x), 0, largest); 0 for what is not a number."""
+    return np.clip(np.rint(np.where(x > 0, x, 0)), 0, largest).astype(np.int64)
+
+
 def log_quantize(p: Array, p_scale: float, *, tau: int, bits: int) -> NDArray[np.uint8]:
     """clamp(round_half_even(-tau log2(p / p_scale)), 0, 2^bits - 1); p = 0 gives the largest code."""
-    ratio = p.astype(np.float32) / np.float32(p_scale)
-    with np.errstate(divide="ignore"):
-        codes = np.rint(-tau * np.log2(ratio.astype(np.float64)))
-    return np.clip(codes, 0, 2**bits - 1).astype(np.uint8)
+    with np.errstate(all="ignore"):
+        ratio = p.astype(np.float32) / np.float32(p_scale)
+        steps = -tau * np.log2(ratio.astype(np.float64))
+    return nearest(steps, 2**bits - 1).astype(np.uint8)
 
 
 def scaled(sums: Array, p_scale: float, v_scale: float, unit: float) -> NDArray[np.float32]:
@@ -135,7 +140,7 @@ def q_attention(
     distance = logits.max(axis=-1, keepdims=True) - logits
     sums = fixed_powers(distance).sum(axis=-1, keepdims=True) * float(p_scale) * 2.0**-POWER_BITS
     steps = distance * np.float32(tau) + (tau * np.log2(sums)).astype(np.float32)
-    codes = np.clip(np.rint(steps), 0, 2**bits - 1).astype(np.uint8)
+    codes = nearest(steps, 2**bits - 1)
     return shift_lut_matmul(codes, v, p_scale, v_scale, v_zero_point, tau=tau, bits=bits)
 
 
@@ -149,7 +154,7 @@ def uniform_attention(
     powers = fixed_powers(logits.max(axis=-1, keepdims=True) - logits)
     factors = 1.0 / (powers.sum(axis=-1, keepdims=True) * float(p_scale))
     steps = powers.astype(np.float32) * factors.astype(np.float32)
-    codes = np.clip(np.rint(steps), 0, 2**bits - 1).astype(np.int64)
+    codes = nearest(steps, 2**bits - 1)
     return scaled(codes @ (v.astype(np.int64) - int(v_zero_point)), p_scale, v_scale, 1.0)
 
 
@@ -167,7 +172,7 @@ def log_row_attention(
     """LogRowAttention and, with tables, LogRowAttentionRelPos."""
     logits = quantized_logits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale, **tables)
     distance = logits.max(axis=-1, keepdims=True) - logits
-    codes = np.clip(np.rint(distance * np.float32(tau)), 0, 2**bits - 1).astype(np.int64)
+    codes = nearest(distance * np.float32(tau), 2**bits - 1)
     return weighed_mean(row_weights(tau, bits)[codes], v, v_scale, v_zero_point)
 
 
@@ -189,13 +194,16 @@ def linear(x: Array, w: Array, bias: Array, scale: Array | float) -> NDArray[np.
 
 
 def quantize(y: Array, y_scale: float, y_zero_point: int) -> NDArray[np.uint8]:
-    """QuantizeLinear: clamp(round_half_even(y / y_scale) + y_zero_point, 0, 255), the quotient rounded to float32."""
-    return np.clip(np.rint(y / np.float32(y_scale)) + y_zero_point, 0, 255).astype(np.uint8)
+    """QuantizeLinear: clamp(round_half_even(y / y_scale) + y_zero_point, 0, 255), the quotient rounded to float32.
+
+    0 for what is not a number.
+    """
+    return nearest(np.rint(y / np.float32(y_scale)) + y_zero_point, 255).astype(np.uint8)
 
 
 def linear_codes(y: Array, y_zero: Array | float, largest: int) -> NDArray[np.int64]:
-    """clamp(round_half_even(y + y_zero), 0, largest), the sum rounded to float32."""
-    return np.clip(np.rint(y + np.float32(y_zero)), 0, largest).astype(np.int64)
+    """clamp(round_half_even(y + y_zero), 0, largest), the sum rounded to float32; 0 for what is not a number."""
+    return nearest(y + np.float32(y_zero), largest)
 
 
 def linear_quantize(

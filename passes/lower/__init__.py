@@ -10,6 +10,7 @@ from samq_onnx import ops
 from samq_onnx.passes.lift import Structure
 from samq_onnx.passes.lower.attention import lower_attention
 from samq_onnx.passes.lower.build import Builder
+from samq_onnx.passes.lower.carry_nan import carry_nan
 from samq_onnx.passes.lower.fuse import fuse
 from samq_onnx.passes.lower.linear import lower_linears
 from samq_onnx.passes.lower.norm import fuse_norms
@@ -38,7 +39,8 @@ def lower(model: ir.Model, structure: Structure, plan: QuantPlan) -> list[str]:
     fuse_norms(builder)
     merge_slices(builder)
     upscale_rows(builder)
-    gather_views(builder)  # last, as then most views are on codes
+    gather_views(builder)  # after all that moves them, as then most views are on codes
+    carry_nan(builder)
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)
     ops.add_functions(model)

@@ -58,12 +58,12 @@ def open_session(
 
     Args:
         model: path, or the bytes of a ModelProto.
-        native: use the native kernels; otherwise the function bodies in the model.
+        native: use the native kernels; otherwise the function bodies in the model, whose calls are checked first.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
         options: further session options, changed in place; not yet used for another session.
 
     Raises:
-        UserError: no such file, or ONNX Runtime cannot load it.
+        UserError: no such file, ONNX Runtime cannot load it, or a node without its kernel lacks an input.
     """
     where = "the model" if isinstance(model, bytes) else os.fspath(model)
     if not isinstance(model, bytes) and not Path(model).is_file():
@@ -74,7 +74,11 @@ def open_session(
     if platform.machine().lower() in ("x86_64", "amd64") and not has_vnni():
         chosen.add_session_config_entry(EXACT_U8S8, "1")
     if native:
-        chosen.register_custom_ops_library(library_path())
+        chosen.register_custom_ops_library(library_path())  # ONNX Runtime checks what has a kernel
+    else:
+        from samq_onnx.runtime.calls import check_calls
+
+        check_calls(model, where)
     try:
         return _session(model if isinstance(model, bytes) else where, chosen)
     except UserError:

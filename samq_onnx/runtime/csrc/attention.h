@@ -33,15 +33,23 @@ class Attention : public AttentionTypes<kRelPos> {
     const auto q = context.tensor<float>(0, "q"), k = context.tensor<float>(1, "k"), v = context.tensor<float>(2, "v");
     const TileKernels& kernels = tile_kernels();
     FloatJob job{};
-    job.sizes = attention_sizes(q.dims, k.dims, v.dims);
-    std::optional<RelPosTables<float>> tables;
+    check_attention(q.dims, k.dims, v.dims);
+    Tensor<float> table_h, table_w;
     if constexpr (kRelPos) {
-      tables.emplace(context.tensor<float>(3, "table_h"), context.tensor<float>(4, "table_w"), job.sizes, kernels.panel);
-      job.rel = tables->view();
+      table_h = context.tensor<float>(3, "table_h"), table_w = context.tensor<float>(4, "table_w");
+      RelPosTables<float>::check(table_h.dims, table_w.dims, q.dims, k.dims);
     }
+    job.out = context.output<float>(attention_output(q.dims, v.dims));
+    if (job.out == nullptr) return;
+    job.sizes = attention_sizes(q.dims, k.dims, v.dims);
+    if (job.sizes.keys == 0) {
+      std::fill_n(job.out, job.sizes.batch * job.sizes.rows * job.sizes.value_depth, 0.0f);
+      return;
+    }
+    std::optional<RelPosTables<float>> tables;
+    if constexpr (kRelPos) job.rel = tables.emplace(table_h, table_w, kernels.panel).view();
     job.q = q.data;
     job.scale = scale_;
-    job.out = context.output<float>(attention_output(q.dims, v.dims));
     run_tiles<1, float>(context, kernels.panel, k.data, 0.0f, v.data, 0.0f, job, kernels.float_scratch, kernels.float_tile);
   }
 

@@ -11,18 +11,26 @@
 
 namespace samq {
 
-// Sizes of q [..., M, d], k [..., N, d], v [..., N, dv]; Failure if they do not fit together.
+// Failure if q [..., M, d], k [..., N, d], v [..., N, dv] do not fit together.
+void check_attention(const Dims& q, const Dims& k, const Dims& v);
+
+// Their sizes, where the output has elements.
 Sizes attention_sizes(const Dims& q, const Dims& k, const Dims& v);
 
 // Shape of the output, empty if not known.
 Dims attention_output(const Dims& q, const Dims& v);
 
+// The octaves that one unit of a sum adds to a logit; Failure unless all logits stay finite with them.
+float logit_unit(float octaves, const char* name);
+
 // Packed tables of decomposed relative position, float or int16_t codes, and the view of them that tiles take.
 template <class T>
 class RelPosTables {
  public:
-  // table_h [Hq, Hk, d], table_w [Wq, Wk, d]; Failure if they do not fit the sizes.
-  RelPosTables(const Tensor<T>& table_h, const Tensor<T>& table_w, const Sizes& sizes, int64_t panel);
+  // Failure if table_h [Hq, Hk, d], table_w [Wq, Wk, d] do not fit q and k.
+  static void check(const Dims& table_h, const Dims& table_w, const Dims& q, const Dims& k);
+  // Packs tables that fit.
+  RelPosTables(const Tensor<T>& table_h, const Tensor<T>& table_w, int64_t panel);
   const RelPos<T>& view() const { return view_; }
 
  private:

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernel.h"
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
 
 namespace samq {
@@ -12,8 +14,12 @@ std::string to_string(const Dims& dims) {
 }
 
 int64_t product(const Dims& dims, size_t first, size_t last) {
+  const auto begin = dims.begin() + static_cast<std::ptrdiff_t>(first), end = dims.begin() + static_cast<std::ptrdiff_t>(last);
+  if (std::find(begin, end, 0) != end) return 0;
   int64_t total = 1;
-  for (size_t i = first; i < last; ++i) total *= dims[i];
+  for (auto dim = begin; dim != end; ++dim)
+    if (__builtin_mul_overflow(total, *dim, &total))
+      throw Failure("a tensor has more elements than 64 bits can count: " + to_string(dims));
   return total;
 }
 
@@ -55,9 +61,18 @@ const void* Context::input(size_t index, const char* name, Dims& dims) const {
   return data;
 }
 
+float Context::positive(size_t index, const char* name) const {
+  const auto value = scalar<float>(index, name);
+  if (!(value > 0 && std::isfinite(value)))
+    throw Failure(std::string(name) + " must be above 0 and finite, got " + std::to_string(value));
+  return value;
+}
+
 void* Context::output_data(const Dims& dims) const {
   ort::Value* value = nullptr;
+  const bool empty = product(dims, 0, dims.size()) == 0;
   check(runtime().output(context_, 0, dims.data(), dims.size(), &value));
+  if (empty) return nullptr;
   void* data = nullptr;
   check(runtime().tensor_data(value, &data));
   return data;

@@ -28,7 +28,7 @@ class Failure : public std::exception {
 // "[2, 3, 4]"
 std::string to_string(const Dims& dims);
 
-// Product of dims[first..last).
+// Product of dims[first..last), 0 if one of them is 0, however large the others; Failure if it does not fit.
 int64_t product(const Dims& dims, size_t first, size_t last);
 
 // The runtime's functions; set once by RegisterCustomOps.
@@ -74,6 +74,10 @@ class Context {
     return made.data[0];
   }
 
+  // The only element of an input; Failure unless it is above 0 and finite.
+  float positive(size_t index, const char* name) const;
+
+  // Memory of the output. Null if it has no element: then nothing is left to do, whatever the sizes of the inputs.
   template <class T>
   T* output(const Dims& dims) const {
     return static_cast<T*>(output_data(dims));
@@ -82,6 +86,7 @@ class Context {
   // Runs body(index) for each index below total on the session's threads; a Failure of any of them is thrown here.
   template <class Body>
   void parallel_for(int64_t total, const Body& body) const {
+    if (total == 0) return;
     struct Job {
       const Body& body;
       std::atomic<bool> failed{false};

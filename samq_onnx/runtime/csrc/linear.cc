@@ -27,21 +27,19 @@ Linear::Linear(const Context& context, const TileKernels& kernels)
     throw Failure("x must be [.., K] and w [K, N], got " + got);
   if (bias_.dims != Dims{w_.dims[1]}) throw Failure("bias must be [N], got " + got);
   if (w_.dims[0] > kLargestDepth) throw Failure("the last dimension of x may be at most 32768, got " + got);
-  job.rows = product(x_.dims, 0, x_.dims.size() - 1);
   job.depth = w_.dims[0];
   job.columns = w_.dims[1];
   job.x = x_.data;
-  padded_ = round_up(job.columns, kernels.panel);
   scale_ = per_column(context, 3, "scale");
   job.scale = scale_.data();
 }
 
 std::vector<float> Linear::per_column(const Context& context, size_t index, const char* name) const {
   const auto given = context.tensor<float>(index, name);
-  if (given.size() != 1 && given.dims != Dims{job.columns})
+  if (given.size() != 1 && given.size() != job.columns)
     throw Failure(std::string(name) + " must hold one number or one for each of " + std::to_string(job.columns) +
                   " columns, got shape " + to_string(given.dims));
-  std::vector<float> made(static_cast<size_t>(padded_), 0.0f);
+  std::vector<float> made(static_cast<size_t>(round_up(job.columns, kernels_.panel)), 0.0f);
   for (int64_t n = 0; n < job.columns; ++n) made[static_cast<size_t>(n)] = given.data[given.size() == 1 ? 0 : n];
   return made;
 }
@@ -49,10 +47,11 @@ std::vector<float> Linear::per_column(const Context& context, size_t index, cons
 Dims Linear::output_dims() const { return linear_output(x_.dims, w_.dims); }
 
 void Linear::run(const Context& context) {
-  if (job.rows * job.columns == 0) return;
-  const int64_t panel = kernels_.panel, panels = padded_ / panel;
+  if (job.out == nullptr && job.codes == nullptr) return;
+  job.rows = product(x_.dims, 0, x_.dims.size() - 1);
+  const int64_t panel = kernels_.panel, padded = round_up(job.columns, panel), panels = padded / panel;
 
-  std::vector<int32_t> bias(static_cast<size_t>(padded_), 0);
+  std::vector<int32_t> bias(static_cast<size_t>(padded), 0);
   std::copy_n(bias_.data, job.columns, bias.begin());
   job.bias = bias.data();
 

@@ -18,7 +18,7 @@ namespace samq {
 class Linear {
  public:
   Linear(const Context& context, const TileKernels& kernels);
-  // Fills a [N] or one-element input to whole panels.
+  // Fills an input of N elements or one to whole panels.
   std::vector<float> per_column(const Context& context, size_t index, const char* name) const;
   Dims output_dims() const;
   void run(const Context& context);  // with job.out or job.codes set
@@ -30,7 +30,6 @@ class Linear {
   Tensor<uint8_t> x_;
   Tensor<int8_t> w_;
   Tensor<int32_t> bias_;
-  int64_t padded_;
   std::vector<float> scale_;
 };
 

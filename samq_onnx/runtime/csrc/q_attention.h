@@ -99,50 +99,63 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
     const auto k = context.tensor<uint8_t>(3, "k"), v = context.tensor<uint8_t>(6, "v");
     const TileKernels& kernels = tile_kernels();
     CodeJob job{};
-    job.sizes = attention_sizes(q.dims, k.dims, v.dims);
+    check_attention(q.dims, k.dims, v.dims);
     job.q = q.data;
     job.q_zero_point = context.scalar<uint8_t>(2, "q_zero_point");
     const auto q_scale = context.scalar<float>(1, "q_scale");
     // logits in the steps that codes by row are made of: a power of two, so that multiplying by it changes no digit
     // of what stays finite
     const auto unit = static_cast<float>(!Codes::kRow ? 1 : tau_ != 0 ? tau_ : kShortSteps);
-    job.logit_scale = q_scale * context.scalar<float>(4, "k_scale") * scale_ * kOctaves * unit;
-    if (!std::isfinite(job.logit_scale))
-      throw Failure("q_scale * k_scale * scale must be finite and far from the largest float");
-    std::optional<RelPosTables<int16_t>> tables;
+    const auto k_scale = context.scalar<float>(4, "k_scale");
+    job.logit_scale = logit_unit(q_scale * k_scale * scale_ * kOctaves, "q_scale * k_scale * scale") * unit;
+    Tensor<int16_t> table_h, table_w;
+    float scale_h = 0, scale_w = 0;
     if constexpr (kRelPos) {
       constexpr int first = Codes::kRow ? 9 : 10;
-      tables.emplace(context.tensor<int16_t>(first, "table_h"), context.tensor<int16_t>(first + 2, "table_w"), job.sizes,
-                     kernels.panel);
-      job.rel = tables->view();
-      job.rel.scale_h = q_scale * context.scalar<float>(first + 1, "table_h_scale") * kOctaves * unit;
-      job.rel.scale_w = q_scale * context.scalar<float>(first + 3, "table_w_scale") * kOctaves * unit;
+      table_h = context.tensor<int16_t>(first, "table_h"), table_w = context.tensor<int16_t>(first + 2, "table_w");
+      RelPosTables<int16_t>::check(table_h.dims, table_w.dims, q.dims, k.dims);
+      const auto h = context.scalar<float>(first + 1, "table_h_scale"), w = context.scalar<float>(first + 3, "table_w_scale");
+      scale_h = logit_unit(q_scale * h * kOctaves, "q_scale * table_h_scale") * unit;
+      scale_w = logit_unit(q_scale * w * kOctaves, "q_scale * table_w_scale") * unit;
     }
     job.tau = tau_;
     job.largest_code = largest_code_;
     job.by_row = Codes::kRow;
     job.out_scale = context.scalar<float>(7, "v_scale");
     if constexpr (!Codes::kRow) {
-      job.p_scale = context.scalar<float>(9, "p_scale");
-      if (!(job.p_scale > 0)) throw Failure("p_scale must be above 0, got " + std::to_string(job.p_scale));
+      job.p_scale = context.positive(9, "p_scale");
       job.out_scale = static_cast<double>(job.p_scale) * job.out_scale * Codes::kUnit;
     }
     const int32_t k_zero = context.scalar<uint8_t>(5, "k_zero_point"), v_zero = context.scalar<uint8_t>(8, "v_zero_point");
-    const auto [batch, rows, keys, depth, value_depth] = job.sizes;
     const Dims dims = attention_output(q.dims, v.dims);
     if constexpr (kQuantize) {
       constexpr size_t last = std::size(QAttention::kInputs) - 1;
-      job.y_scale = context.scalar<float>(last - 1, "y_scale");
-      if (!(job.y_scale > 0)) throw Failure("y_scale must be above 0, got " + std::to_string(job.y_scale));
+      job.y_scale = context.positive(last - 1, "y_scale");
       job.y_zero_point = context.scalar<uint8_t>(last, "y_zero_point");
       job.codes = context.output<uint8_t>(dims);
-      if (keys == 0) std::fill_n(job.codes, batch * rows * value_depth, static_cast<uint8_t>(job.y_zero_point));
     } else {
       job.out = context.output<float>(dims);
-      if (keys == 0) std::fill_n(job.out, batch * rows * value_depth, 0.0f);
     }
-    if (keys == 0) return;
-    const int64_t entry = std::max<int64_t>(1, keys * (depth + value_depth));
+    if (job.codes == nullptr && job.out == nullptr) return;
+    job.sizes = attention_sizes(q.dims, k.dims, v.dims);
+    const auto [batch, rows, keys, depth, value_depth] = job.sizes;
+    if (keys == 0) {
+      const auto value = static_cast<float>(0.0 * job.out_scale);  // what no sum stands for
+      const int64_t count = batch * rows * value_depth;
+      if (job.out != nullptr)
+        std::fill_n(job.out, count, value);
+      else
+        std::fill_n(job.codes, count, static_cast<uint8_t>(std::isnan(value) ? 0 : job.y_zero_point));
+      return;
+    }
+    std::optional<RelPosTables<int16_t>> tables;
+    if constexpr (kRelPos) {
+      job.rel = tables.emplace(table_h, table_w, kernels.panel).view();
+      job.rel.scale_h = scale_h;
+      job.rel.scale_w = scale_w;
+    }
+    const int64_t line = round_up(keys, kernels.panel);
+    const int64_t entry = line * (depth + 1) + keys * round_up(value_depth, kernels.panel);
     const int64_t room = std::max<int64_t>(1, std::min(batch, kRoom / entry));
     PackedCodes packed_k(context, kernels, k, room, depth, 1, keys, depth, k_zero, code_range(context, kernels, q).highest,
                          true);
@@ -154,7 +167,6 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
     job.k_row = packed_k.centre - k_zero;
     job.v_row = packed_v.centre - v_zero;
     // sum (q - zq) (k - zk) = sum q (k - c) + (c - zk) sum q - zq sum (k - zk)
-    const int64_t line = round_up(keys, kernels.panel);
     std::vector<int32_t> columns(static_cast<size_t>(room * line), 0);
     job.k_columns = columns.data();
     for (int64_t first = 0; first < batch; first += room) {
@@ -178,7 +190,7 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
 
  private:
   static constexpr float kOctaves = 1.44269504f;  // log2 e
-  static constexpr int64_t kRoom = 1 << 23;  // codes of k and v that are packed at a time
+  static constexpr int64_t kRoom = 1 << 23;  // codes of k and v, filled to panels, that are packed at a time
   float scale_;
   int32_t tau_, largest_code_;
 };

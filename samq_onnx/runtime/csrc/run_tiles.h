@@ -29,10 +29,6 @@ template <int Group, class Packed, class In, class Job, class Tile>
 void run_tiles(const Context& context, int64_t panel, const In* k, Packed k_zero, const In* v, Packed v_zero, Job& job,
                size_t (*scratch_size)(const Job&), const Tile& tile) {
   const Sizes& sizes = job.sizes;
-  if (sizes.keys == 0) {
-    std::fill_n(job.out, sizes.batch * sizes.rows * sizes.value_depth, 0.0f);
-    return;
-  }
   const int64_t k_size = packed_size<Group>(sizes.depth, sizes.keys, panel);
   const int64_t v_size = packed_size<Group>(sizes.keys, sizes.value_depth, panel);
   Buffer<Packed> k_panels(sizes.batch * k_size), v_panels(sizes.batch * v_size);

@@ -46,6 +46,7 @@ class ShiftLutMatMul {
     const int64_t zero = context.scalar<uint8_t>(4, "v_zero_point");
     const int64_t rows = codes.dims[rank - 2], keys = codes.dims[rank - 1], depth = v.dims[rank - 1];
     float* const out = context.output<float>(infer({codes.dims, v.dims}));
+    if (out == nullptr) return;
 
     context.parallel_for(product(codes.dims, 0, rank - 1), [&](int64_t row) {
       const uint8_t* const values = v.data + row / rows * keys * depth;

@@ -112,9 +112,9 @@ SAMQ_INLINE float largest_of(Floats x) {
 constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
 constexpr int32_t kRounderBits = 0x4B400000;
 
-// e^x for x <= 0, relative error below 2e-7 (Cephes' polynomial); below e^-87 it stays at e^-87.
+// e^x for x <= 0, relative error below 2e-7 (Cephes' polynomial); below e^-87 it stays at e^-87. Not a number gives none.
 SAMQ_INLINE Floats exp_of(Floats x) {
-  x = larger(x, splat(-87.0f));
+  x = larger(splat(-87.0f), x);
   const Floats shifted = multiply_add(x, splat(1.44269504f), splat(kRounder));
   const Floats n = shifted - kRounder;
   const Floats r = multiply_add(n, splat(2.12194440e-4f), multiply_add(n, splat(-0.693359375f), x));
