@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from samq_onnx.external_data import data_name
+from samq_onnx.external import data_name
 
 __all__ = ["write"]
 

@@ -4,11 +4,16 @@
 A file is named by a path below the model's folder. It may be a link, as in the caches of model hubs, or have several
 names: whoever wrote the folder chose what it shows. Names that are absolute or climb out of the folder were chosen by
 whoever wrote the model, and are refused, as is all that is no regular file.
+
+What is written here lies in ``MODEL.onnx.data``. Another file that has this name already stays: other models may read
+it, and an older model of the same name does until it is replaced. The new data then get a name that holds their hash,
+which no other data have.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import mmap
 import os
 import stat
@@ -16,12 +21,24 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
 
+from samq_onnx.digest import sha256_of
 from samq_onnx.errors import UserError
 
 if TYPE_CHECKING:  # loading it would slow down those who only open sessions
     import onnx
 
-__all__ = ["Region", "external_tensors", "linked_weights", "region", "scopes", "weight_files"]
+__all__ = [
+    "Region",
+    "data_name",
+    "external_tensors",
+    "keep_others",
+    "linked_weights",
+    "region",
+    "scopes",
+    "weight_files",
+]
+
+DIGEST_LENGTH = 16  # of the hash in a name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,3 +146,30 @@ def linked_weights(path: Path) -> dict[str, mmap.mmap]:
             with place.open("rb") as file:
                 found[location] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return found
+
+
+def data_name(model: str) -> str:
+    """Name of the external data file of a model file."""
+    return f"{model}.data"
+
+
+def keep_others(model: Path, folder: Path) -> None:
+    """Rename the data of a model that is about to be moved to ``folder``, if other data have their name there.
+
+    Args:
+        model: a file that was just written; its data lie beside it, if it has some.
+    """
+    data = model.with_name(data_name(model.name))
+    there = folder / data.name
+    if not data.is_file() or not there.exists() or filecmp.cmp(data, there, shallow=False):
+        return
+    import onnx
+
+    renamed = data_name(f"{model.name}.{sha256_of(data)[:DIGEST_LENGTH]}")
+    proto = onnx.load(model, load_external_data=False)
+    for tensor in external_tensors(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = renamed
+    data.rename(data.with_name(renamed))
+    onnx.save(proto, model)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from samq_onnx.errors import UserError
-from samq_onnx.external_data import keep_others
+from samq_onnx.external import keep_others
 from samq_onnx.scratch import Scratch, remove_leftovers
 
 __all__ = ["atomic_folder", "atomic_path", "check_writable", "resolved", "write_json", "write_report"]
@@ -87,7 +87,7 @@ def _parents(folder: Path) -> Iterator[None]:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a path in a scratch folder beside ``path``; what is written there replaces ``path`` on success.
 
-    External data of a model come along before it, and replace nothing that is read (`samq_onnx.external_data`). So a
+    External data of a model come along before it, and replace nothing that is read (`samq_onnx.external`). So a
     failure leaves what stood there before, and no folder that was not there.
 
     Raises:

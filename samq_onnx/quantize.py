@@ -25,7 +25,7 @@ from samq_onnx.command import command_parser, main_guard
 from samq_onnx.data import Calibration
 from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
-from samq_onnx.external_data import data_name
+from samq_onnx.external import data_name
 from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
 from samq_onnx.files import atomic_folder, atomic_path, check_writable, write_report
 from samq_onnx.fusion import fusion_report

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from PIL import Image
 
 from samq_onnx import assets, data, images
 from samq_onnx.runtime import open_session
+from tests.fuzz import tiny
 
 Feed = Mapping[str, np.ndarray]
 
@@ -34,6 +37,24 @@ def relative_error(expected: list[np.ndarray], actual: list[np.ndarray]) -> floa
 def nano() -> Path:
     """Folder with SAM-Nano's float encoder.onnx and decoder.onnx."""
     return assets.nano_dir()
+
+
+@pytest.fixture(scope="session")
+def tiny_sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with encoder.onnx and decoder.onnx of a SAM with random weights, quantized in a second."""
+    folder = tmp_path_factory.mktemp("tiny")
+    onnx.save(tiny.encoder(), folder / "encoder.onnx")
+    onnx.save(tiny.decoder(), folder / "decoder.onnx")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def one_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with one small image."""
+    folder = tmp_path_factory.mktemp("one")
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "noise.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from samq_onnx.external_data import data_name
+from samq_onnx.external import data_name
 from samq_onnx.files import atomic_folder, atomic_path
 from samq_onnx.runtime import open_session
 
