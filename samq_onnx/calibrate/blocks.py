@@ -62,7 +62,8 @@ def _activations(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> set[ir
 
 
 def _crossings(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> list[ir.Value | None]:
-    """For each node the activation that crosses behind it, if there is exactly one and a node made it."""
+    """For each node the activation that crosses behind it, if there is exactly one, a node made it, and its type is
+    known, as an input of the next block must have one."""
     activations = _activations(nodes, inputs)
     last_read: dict[ir.Value, int] = {}
     for index, node in enumerate(nodes):
@@ -75,7 +76,8 @@ def _crossings(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> list[ir.
         alive.update(value for value in node.outputs if value in last_read)
         alive = {value for value in alive if last_read[value] > index}
         crossing = next(iter(alive)) if len(alive) == 1 else None
-        found.append(crossing if crossing is not None and crossing.producer() is not None else None)
+        fits = crossing is not None and crossing.producer() is not None and crossing.type is not None
+        found.append(crossing if fits else None)
     return found
 
 
@@ -140,7 +142,5 @@ def cut(model: ir.Model, groups: Sequence[Sequence[str]]) -> list[Block]:
 
 def _extract(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
     graph = ir.convenience.extract(model.graph, inputs, outputs)
-    for value in (*graph.inputs, *graph.outputs):
-        value.type = value.type or ir.TensorType(ir.DataType.FLOAT)  # shape inference stops at our own operators
     graph.opset_imports.update(model.opset_imports)
     return ir.Model(graph, ir_version=model.ir_version, functions=[f.clone() for f in model.functions.values()])
