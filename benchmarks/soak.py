@@ -11,7 +11,7 @@ bit, with what a session of the same kind gave before the threads started.
 Memory is the resident set of this process after each round, when all threads have ended and the C library has given
 back what it keeps free. The median of the last quarter of the rounds may be larger than the median of the second
 quarter by SHARE of it or by MARGIN bytes, whichever is more. The first quarter warms up; before it, all threads run
-each shared session at once, because ONNX Runtime keeps the memory that a session's runs at one time have needed at most.
+each shared session at once, because ONNX Runtime keeps the memory that a session's runs have needed at one time.
 
 Exits with status 1 where bits differ or memory grows.
 """
