@@ -10,7 +10,8 @@ bit, with what a session of the same kind gave before the threads started.
 
 Memory is the resident set of this process after each round, when all threads have ended and the C library has given
 back what it keeps free. The median of the last quarter of the rounds may be larger than the median of the second
-quarter by SHARE of it or by MARGIN bytes, whichever is more; the first quarter warms up.
+quarter by SHARE of it or by MARGIN bytes, whichever is more. The first quarter warms up; before it, all threads run
+each shared session at once, because ONNX Runtime keeps the memory that a session's runs have needed at one time.
 
 Exits with status 1 where bits differ or memory grows.
 """
@@ -51,8 +52,9 @@ from samq_onnx.runtime import open_session
 
 SHARE, MARGIN = 0.02, 8_000_000
 BOX = np.array([30.0, 40.0, 200.0, 180.0])
+SHARED = "shared"
 RUNS = 2  # of a session before it is closed
-JOBS = 4  # of a thread in a round
+JOBS = 2  # of a thread in a round
 FEWEST_ROUNDS = 4
 
 Outputs = list[np.ndarray]
@@ -91,11 +93,11 @@ def _jobs(encoder: Path, decoder: Path) -> list[Job]:
         shared = {model: _open(model, native) for model in (encoder, decoder)}
         for model, part in ((encoder, "encoder"), (decoder, "decoder")):
             runs[f"open {part}, {kind}"] = lambda m=model, n=native: _opened(m, n, feeds[m])  # type: ignore[misc]
-            runs[f"shared {part}, {kind}"] = lambda m=model, s=shared: s[m].run(None, feeds[m])  # type: ignore[misc]
+            runs[f"{SHARED} {part}, {kind}"] = lambda m=model, s=shared: s[m].run(None, feeds[m])  # type: ignore[misc]
         runs[f"open predictor, {kind}"] = lambda n=native: _predicted(  # type: ignore[misc]
             SamPredictor(_open(encoder, n), _open(decoder, n)), image
         )
-        runs[f"shared predictor, {kind}"] = lambda s=shared: _predicted(  # type: ignore[misc]
+        runs[f"{SHARED} predictor, {kind}"] = lambda s=shared: _predicted(  # type: ignore[misc]
             SamPredictor(s[encoder], s[decoder]), image
         )
     return [Job(name, run, run()) for name, run in runs.items()]
@@ -118,6 +120,13 @@ class _Soak:
         self._lock = threading.Lock()
         self.done: Counter[str] = Counter()
         self.different: Counter[str] = Counter()
+
+    def warm_up(self, threads: int) -> None:
+        """Let all threads run each shared session at the same time, which makes its memory as large as it can be."""
+        for job in self._jobs:
+            if job.name.startswith(SHARED):
+                with ThreadPoolExecutor(threads) as pool:
+                    list(pool.map(lambda job: job.run(), [job] * 2 * threads))
 
     def work(self, seed: Sequence[int]) -> None:
         """One thread's part of a round."""
@@ -142,6 +151,7 @@ def soak(encoder: Path, decoder: Path, minutes: float, threads: int) -> dict[str
     """
     work = _Soak(_jobs(encoder, decoder))
     resident: list[int] = []
+    work.warm_up(threads)
     started = shown = time.monotonic()
     bar = progress_bar(round(60 * minutes), "soak", "s")
     with bar:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samq_onnx.calibrate import fake_quantize, qparams, weight_scales
+from samq_onnx.calibrate import fake_quantize, qparams, scales_for_bias, weight_scales
 
 
 def test_qparams_and_round_trip_of_a_worked_example() -> None:
@@ -60,3 +60,10 @@ def test_one_scale_for_all_channels() -> None:
     assert weight_scales(weight, None, 8, how="minmax") == pytest.approx([12.0 / 127])
     clipped = weight_scales(weight, None, 4, how="mse")
     assert clipped.shape == (1,) and 0.2 * 12 / 7 <= clipped[0] < 0.7 * 12 / 7
+
+
+def test_a_bias_fits_31_bits_at_its_scale() -> None:
+    bias = np.array([0.0, 3.0, -1e30], np.float32)
+    scales = scales_for_bias(bias, 0.02)
+    assert scales[0] == 0
+    assert np.rint(np.abs(bias[1:]) / (0.02 * scales[1:])) == pytest.approx(2**30)
