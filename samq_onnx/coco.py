@@ -27,6 +27,7 @@ ANNOTATIONS = "annotations.json"
 IMAGES = "images"
 LONGEST_NAME = 4096  # characters
 ROUNDING = 1.0  # pixels that a box reaches out of its image in many a file
+THINNEST = 0.1  # pixels; what is thinner has no extent once it is scaled
 Key = int | float | str
 Fields = dict[str, Any]
 
@@ -197,7 +198,7 @@ def _box(where: str, fields: Fields, sample: Sample, intake: Intake) -> Box:
         min(x + width, float(sample.width)),
         min(y + height, float(sample.height)),
     )
-    if max(map(abs, (x, y, width, height))) > FARTHEST or width <= 0 or height <= 0 or x0 >= x1 or y0 >= y1:
+    if max(map(abs, (x, y, width, height))) > FARTHEST or min(width, height, x1 - x0, y1 - y0) < THINNEST:
         raise Unusable(f"{where}: its bbox {reprlib.repr(values)} is empty, or outside of the image")
     if max(x0 - x, y0 - y, x + width - x1, y + height - y1) > ROUNDING:
         intake.tell("box", f"{where}: its bbox reaches out of the image, and is cut there (so are others)")

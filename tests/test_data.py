@@ -248,6 +248,7 @@ ODD_ENTRIES: list[tuple[Any, str]] = [
         ("bbox", {"x": 1}, "not four finite numbers"),
         ("bbox", [3, 2, 0, 4], "empty"),
         ("bbox", [3, 2, -5, 4], "empty"),
+        ("bbox", [3, 2, 1e-9, 4], "empty"),
         ("bbox", [3, 2, 1e18, 4], "outside of the image"),
         ("bbox", [WIDTH, 2, 5, 4], "outside of the image"),
         ("bbox", [3, -9, 5, 4], "outside of the image"),

@@ -358,7 +358,7 @@ def _expected(state: State, entry: Any, prompt: str) -> float | None:
         truth = _truth(entry.get("segmentation"), height, width)
         if truth is None or not truth.any() or (truth.sum() if area is None else area) < evaluate.MIN_AREA:
             return None
-        if max(map(abs, (x, y, w, h))) > 1e6:
+        if max(map(abs, (x, y, w, h))) > 1e6 or (corners[2:] - corners[:2]).min() < 0.2:
             return math.nan
     except _Unknown:
         return math.nan
