@@ -25,7 +25,7 @@ to 65536 entries -> [..., N], float32 or u8. K and d are at most 32768, d with t
 Layer norms that give codes (LayerNormQuantize): x float [..., C], weight and bias float [C], y_scale and y_zero_point
 (u8) scalars -> u8 [..., C].
 
-Any dimension may be 0. A sum over none is 0, and so is the mean over no key.
+Any dimension may be 0, though bodies of opset 13 may refuse it. A sum over none is 0, and so is the mean over no key.
 
 What is not a number quantizes to code 0, in every operator that gives codes: u8 has no other word for it. Infinities
 quantize to the code at their end. p_scale of attention and y_scale must be above 0 and finite, and what one unit of a
@@ -67,6 +67,7 @@ VERSION = 1
 # opset of the model that they are added to.
 LOWEST_OPSET = 13
 ALLOWZERO_OPSET = 14  # but for an attribute of Reshape
+FORMERLY = {"arranged": "arrangedFull"}  # what stands in its place before that opset
 LOWEST_IR_VERSION = 8
 
 LOG2_E = 1.0 / math.log(2.0)
@@ -101,9 +102,22 @@ def require(x, holds):
 
 
 @script(samq)
+def arranged(x, dims):
+    """x in other dimensions, which may be 0."""
+    return op.Reshape(x, dims, allowzero=1)
+
+
+@script(samq)
+def arrangedFull(x, dims):
+    """`arranged` of opset 13, where a 0 means a dimension of x: there it is refused."""
+    empty = op.ReduceSum(op.Cast(op.Equal(dims, op.Constant(value_int=0)), to=INT64), keepdims=0)
+    return op.Reshape(x, require(dims, op.Equal(empty, op.Constant(value_int=0))))
+
+
+@script(samq)
 def agree(dims, expected):
     """The dimensions ``dims``, which must be the expected ones."""
-    given = op.Reshape(dims, op.Shape(expected), allowzero=1)  # as many
+    given = arranged(dims, op.Shape(expected))  # as many
     wrong = op.ReduceSum(op.Abs(op.Sign(op.Sub(given, expected))), keepdims=0)
     return require(given, op.Equal(wrong, op.Constant(value_int=0)))
 
@@ -111,7 +125,7 @@ def agree(dims, expected):
 @script(samq)
 def shaped(x, dims):
     """x, which must have these dimensions."""
-    return op.Reshape(x, agree(op.Shape(x), dims), allowzero=1)
+    return arranged(x, agree(op.Shape(x), dims))
 
 
 @script(samq)
@@ -142,13 +156,13 @@ def flatten(x, each):
     """[..., rows, columns] with the leading dimensions ``each`` -> [batch, rows, columns]."""
     dims = op.Shape(x)
     batch = op.ReduceProd(agree(dims[:-2], each), keepdims=1)
-    return op.Reshape(x, op.Concat(batch, dims[-2:], axis=0), allowzero=1)
+    return arranged(x, op.Concat(batch, dims[-2:], axis=0))
 
 
 @script(samq)
 def unflatten(out, q, v):
     """[batch, M, dv] -> the leading dimensions of q, M, dv."""
-    return op.Reshape(out, op.Concat(op.Shape(q)[:-1], op.Shape(v)[-1:], axis=0), allowzero=1)
+    return arranged(out, op.Concat(op.Shape(q)[:-1], op.Shape(v)[-1:], axis=0))
 
 
 @script(samq)
@@ -158,7 +172,7 @@ def relPos(q, table_h, table_w):
     rel_h[b, y, x, y'] = q[b, (y, x)] . table_h[y, y'];  rel_w[b, y, x, x'] = q[b, (y, x)] . table_w[x, x'].
     """
     queries = op.Concat(op.Shape(table_h)[0:1], op.Shape(table_w)[0:1], axis=0)
-    grid = op.Reshape(q, op.Concat(op.Shape(q)[0:1], queries, op.Shape(q)[-1:], axis=0), allowzero=1)
+    grid = arranged(q, op.Concat(op.Shape(q)[0:1], queries, op.Shape(q)[-1:], axis=0))
     rel_h = op.MatMul(grid, op.Transpose(table_h, perm=[0, 2, 1]))
     by_column = op.Transpose(grid, perm=[0, 2, 1, 3])
     rel_w = op.Transpose(op.MatMul(by_column, op.Transpose(table_w, perm=[0, 2, 1])), perm=[0, 2, 1, 3])
@@ -173,7 +187,7 @@ def addRelPos(content, rel_h, rel_w):
     high = op.Gather(dims, op.Constant(value_ints=[1, 3]))
     wide = op.Gather(dims, op.Constant(value_ints=[2, 4]))
     each = agree(op.Mul(high, wide), op.Shape(content)[1:])  # queries and keys
-    return op.Add(content, op.Reshape(rel, op.Concat(op.Shape(content)[0:1], each, axis=0), allowzero=1))
+    return op.Add(content, arranged(rel, op.Concat(op.Shape(content)[0:1], each, axis=0)))
 
 
 @script(samq)
@@ -275,8 +289,9 @@ def ShiftLutMatMul(codes, v, p_scale, v_scale, v_zero_point, tau: int, bits: int
     double up to 2^15 keys.
     """
     weights = op.Cast(codeWeights(tau=tau, bits=bits), to=DOUBLE)
-    last = op.Gather(op.Shape(v), op.Constant(value_ints=[-2, -1]))
-    rows = shaped(v, op.Concat(op.Shape(codes)[:-2], last, axis=0))
+    dims = op.Shape(codes)
+    each = op.Concat(dims[:-2], dims[-1:], op.Shape(v)[-1:], axis=0)
+    rows = shaped(v, require(each, op.Greater(op.Size(dims), op.Constant(value_int=1))))
     sums = op.MatMul(op.Gather(weights, op.Cast(codes, to=INT32)), centred(rows, v_zero_point))
     return scaled(sums, p_scale, v_scale, unit=1.0 / FRACTION)
 
@@ -566,7 +581,7 @@ def perColumn(x, w):
     """One number or N, for each of the columns of w [K, N]."""
     columns = op.Shape(w)[1:]
     numbers = op.Expand(op.Reshape(x, op.Constant(value_ints=[-1])), columns)
-    return op.Reshape(numbers, columns, allowzero=1)
+    return arranged(numbers, columns)
 
 
 @script(samq)
@@ -689,11 +704,10 @@ def add_functions(model: ir.Model) -> None:
         name = min(wanted - done)
         if name not in FUNCTIONS:
             raise UserError(f"node type {DOMAIN}.{name} is not one of this version; use {', '.join(FUNCTIONS)}")
-        function = ir.serde.deserialize_function(FUNCTIONS[name])
+        former = FORMERLY.get(name, name) if opset < ALLOWZERO_OPSET else name
+        function = ir.serde.deserialize_function(FUNCTIONS[former])
+        function.name = name
         function.opset_imports[""] = opset
-        if opset < ALLOWZERO_OPSET:  # there empty tensors may be refused
-            for node in function:
-                node.attributes.pop("allowzero", None)
         model.functions[function.identifier()] = function
         wanted |= _used(function)
         done.add(name)

@@ -45,6 +45,12 @@ int64_t Attributes::integer(const char* name, int64_t lowest, int64_t highest) c
   return value;
 }
 
+int32_t Attributes::tau() const {
+  const int64_t value = integer("tau", 1, 16);
+  if ((value & (value - 1)) != 0) throw Failure("attribute tau must be 1, 2, 4, 8 or 16, got " + std::to_string(value));
+  return static_cast<int32_t>(value);
+}
+
 const void* Context::input(size_t index, const char* name, Dims& dims) const {
   const ort::Value* value = nullptr;
   check(runtime().input(context_, index, &value));

@@ -43,6 +43,8 @@ class Attributes {
   float number(const char* name) const;
   // An integer in [lowest, highest]; otherwise Failure.
   int64_t integer(const char* name, int64_t lowest, int64_t highest) const;
+  // How many steps log codes have in an octave: 1, 2, 4, 8 or 16; otherwise Failure.
+  int32_t tau() const;
 
  private:
   const ort::KernelInfo* info_;

@@ -17,7 +17,7 @@ class LogQuantize {
   static Dims infer(const std::vector<Dims>& inputs) { return inputs[0]; }
 
   explicit LogQuantize(const Attributes& attributes)
-      : tau_(static_cast<double>(attributes.integer("tau", 1, 16))),
+      : tau_(static_cast<double>(attributes.tau())),
         largest_(static_cast<double>((1 << attributes.integer("bits", 1, 8)) - 1)) {}
 
   void compute(const Context& context) const {

@@ -36,18 +36,12 @@ struct QAttentionTypes {
   static constexpr auto kInputs = make();
 };
 
-inline int32_t log_steps(const Attributes& attributes) {
-  const int64_t tau = attributes.integer("tau", 1, 16);
-  if ((tau & (tau - 1)) != 0) throw Failure("attribute tau must be 1, 2, 4, 8 or 16, got " + std::to_string(tau));
-  return static_cast<int32_t>(tau);
-}
-
 // Post-softmax codes p_scale * 2^(-c / tau), weighted by shift and table with 30 fractional bits.
 struct LogCodes {
   static constexpr const char* kName = "QAttention";
   static constexpr bool kRow = false;
   static constexpr double kUnit = 1.0 / (1 << 30);
-  static int32_t tau(const Attributes& attributes) { return log_steps(attributes); }
+  static int32_t tau(const Attributes& attributes) { return attributes.tau(); }
 };
 
 // Post-softmax codes p_scale * c.
@@ -62,7 +56,7 @@ struct UniformCodes {
 struct LogRowCodes {
   static constexpr const char* kName = "LogRowAttention";
   static constexpr bool kRow = true;
-  static int32_t tau(const Attributes& attributes) { return log_steps(attributes); }
+  static int32_t tau(const Attributes& attributes) { return attributes.tau(); }
 };
 
 // Post-softmax codes c of the largest of the row, and divided by their sum.

@@ -24,7 +24,7 @@ class ShiftLutMatMul {
   }
 
   explicit ShiftLutMatMul(const Attributes& attributes) {
-    const int64_t tau = attributes.integer("tau", 1, 16);
+    const int64_t tau = attributes.tau();
     const int64_t largest = (1 << attributes.integer("bits", 1, 8)) - 1;
     for (int64_t code = 0; code < 256; ++code) {
       const int64_t c = std::min(code, largest);
