@@ -38,6 +38,23 @@ def test_the_picture_shows_the_mask(nano: Path, tmp_path: Path, capsys: pytest.C
     assert f"area {report['area']} pixels" in capsys.readouterr().out
 
 
+def test_a_large_image_is_prompted_in_its_own_pixels(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = ",".join(str(number) for number in INSTANCE.box)
+    areas = []
+    for name in ("whole", "reduced"):
+        numbers = tmp_path / f"{name}.json"
+        output = tmp_path / f"{name}.png"
+        arguments = [str(SAMPLE.path), *_models(nano), "--box", box, "-o", str(output), "--json", str(numbers)]
+        assert segment.main(arguments) == 0
+        areas.append(json.loads(numbers.read_text())["area"])
+        monkeypatch.setattr(images, "REDUCED_ABOVE", 1)
+        monkeypatch.setattr(images, "REDUCED_SIDE", max(SAMPLE.width, SAMPLE.height) // 2)
+    assert images.load(output).shape == (SAMPLE.height // 2, SAMPLE.width // 2, 3)
+    assert areas[1] == pytest.approx(areas[0], rel=0.1)
+
+
 def test_several_points(nano: Path, tmp_path: Path) -> None:
     x, y = INSTANCE.point()
     points = ["--point", f"{x},{y}", "--point", f"{x + 1}, {y}"]
