@@ -1,4 +1,5 @@
-# Two commands: `make demo` and `make test`. Each sets up .venv first. `make sanitize` is for changes of the kernels.
+# Two commands: `make demo` and `make test`. Each sets up .venv first. `make sanitize` is for changes of the kernels,
+# `make fuzz MINUTES=N` gives mutated inputs to all that reads some.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,8 +7,12 @@ TORCH := torch==2.13.0
 SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
+# Leaks are not looked for: Python and ONNX Runtime leave memory behind at exit.
+SANITIZED_ENV = env ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+	LD_PRELOAD=$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)
+MINUTES ?= 1
 
-.PHONY: demo test sanitize lint clean
+.PHONY: demo test sanitize fuzz lint clean
 
 $(VENV)/.base: pyproject.toml CMakeLists.txt $(wildcard samq_onnx/runtime/csrc/*)
 	$(PYTHON) -m venv $(VENV)
@@ -27,18 +32,24 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest
 
-# The kernels' tests on a library with AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of its own
-# that falls back on .venv. It runs elsewhere, or the sources would hide the package installed there. Leaks are not
-# looked for: Python and ONNX Runtime leave memory behind at exit.
-sanitize: $(VENV)/.dev
+# An environment with a library with AddressSanitizer and UndefinedBehaviorSanitizer, which falls back on .venv. What
+# runs in it must not find the sources first, which would hide the package installed there.
+$(SANITIZED)/.done: $(VENV)/.dev $(shell find samq_onnx export passes -name '*.py')
 	$(PYTHON) -m venv --without-pip $(SANITIZED)
 	printf '%s\n' "$$($(BIN)/python -c $(SITE_PACKAGES))" '$(CURDIR)' \
 		> "$$($(SANITIZED)/bin/python -c $(SITE_PACKAGES))/base.pth"
 	$(BIN)/pip --python $(SANITIZED)/bin/python install --quiet --disable-pip-version-check --no-deps \
 		--force-reinstall -Cbuild-dir=build/sanitize '-Ccmake.define.CMAKE_CXX_FLAGS=$(SANITIZERS)' .
-	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
-		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		bin/python -m pytest --import-mode=append $(CURDIR)/runtime_tests
+	touch $@
+
+# The kernels' tests.
+sanitize: $(SANITIZED)/.done
+	cd $(SANITIZED) && $(SANITIZED_ENV) bin/python -m pytest --import-mode=append $(CURDIR)/runtime_tests
+
+# All targets of tests/fuzz, those of the kernels on the library with sanitizers.
+fuzz: $(SANITIZED)/.done
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) \
+		--sanitized-python "$(SANITIZED_ENV) PYTHONSAFEPATH=1 $(SANITIZED)/bin/python"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

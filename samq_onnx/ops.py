@@ -171,7 +171,9 @@ def relPos(q, table_h, table_w):
 
     rel_h[b, y, x, y'] = q[b, (y, x)] . table_h[y, y'];  rel_w[b, y, x, x'] = q[b, (y, x)] . table_w[x, x'].
     """
-    queries = op.Concat(op.Shape(table_h)[0:1], op.Shape(table_w)[0:1], axis=0)
+    high = op.Reshape(op.Shape(table_h), op.Constant(value_ints=[3]))  # of three dimensions
+    wide = op.Reshape(op.Shape(table_w), op.Constant(value_ints=[3]))
+    queries = op.Concat(high[0:1], wide[0:1], axis=0)
     grid = arranged(q, op.Concat(op.Shape(q)[0:1], queries, op.Shape(q)[-1:], axis=0))
     rel_h = op.MatMul(grid, op.Transpose(table_h, perm=[0, 2, 1]))
     by_column = op.Transpose(grid, perm=[0, 2, 1, 3])

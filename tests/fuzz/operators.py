@@ -248,13 +248,13 @@ def _attribute(case: _Case, random: Random) -> None:
 
 
 def _input(case: _Case, random: Random) -> None:
-    index = int(random.integers(len(case.names)))
-    how = random.integers(3)
+    index = int(random.integers(max(1, len(case.names))))
+    how = random.integers(3) if case.names else 3
     if how == 0:
         case.names[index] = ""
     elif how == 1:
         del case.names[index:]
-    else:
+    elif how == 2:
         case.names.append(case.names[index])
 
 
