@@ -113,8 +113,9 @@ def _is_complete(tensor: TensorProto) -> bool:
         return len(tensor.string_data) == count and not tensor.raw_data
     if size is None:
         return False
-    if tensor.raw_data:
-        return len(tensor.raw_data) == size
+    raw = len(tensor.raw_data)  # a copy, of large weights too
+    if raw:
+        return raw == size
     field = FIELDS.get(tensor.data_type, "int32_data")
     packed = field == "int32_data" and ir.DataType(tensor.data_type).bitwidth < 8
     entries = size if packed else count * (2 if tensor.data_type in IN_PAIRS else 1)
