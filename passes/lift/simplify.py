@@ -21,6 +21,7 @@ FOLD_LIMIT = 8_000_000  # bytes
 
 def simplify(model: ir.Model) -> None:
     """Clean ``model``, in place; it computes the same function."""
+    common.TopologicalSortPass()(model)  # ONNX Runtime reads nodes in any order, and its own tools write them so
     ours = any(function.domain == DOMAIN for function in model.functions.values())  # they must stay calls
     optimizer.optimize(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, inline=not ours)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
