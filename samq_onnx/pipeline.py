@@ -117,9 +117,12 @@ def _quantized(model: ir.Model, feeds: Feeds, recipe: Recipe, targets: Feeds, la
     refused += lower(model, structure, plan)
     if not any(node.domain == ops.DOMAIN or node.op_type == "QuantizeLinear" for node in model.graph):
         kept_why = [f"{count} {reason}" for reason, count in Counter(plan.kept_float.values()).items()]
+        if any(value.is_graph_input() for value in model.graph.initializers.values()):
+            kept_why.append("weights are inputs of the graph, which a feed may replace")
         why = "; ".join(kept_why + refused[:2]) or "the graph has no product with constant weights"
         raise UserError(
-            f"{label}: 0 of {len(structure.linears)} linears can be quantized ({why}); give a float32 model"
+            f"{label}: 0 of {len(structure.linears)} linears can be quantized ({why}); give a float32 model "
+            "whose weights are constants"
         )
     left = float_outputs(model.graph) | {value.name for node in model.graph for value in node.outputs}
     _describe(model, plan, [name for name in comparable if name in left])

@@ -53,7 +53,7 @@ def find_pixels(model: ir.Model, name: str) -> tuple[Pixels, str]:
     image = next(value for value in model.graph.inputs if value.name == name)
     if image.dtype is not None and not image.dtype.is_floating_point():
         return Pixels.BYTES, ""
-    end, calculates = _first_layer_input(model.graph, image)
+    end, calculates = _first_layer_input(image)
     if not calculates:
         return Pixels.NORMALISED, ""
     try:
@@ -78,17 +78,17 @@ def _judge(offset: float, unit: float, span: float) -> tuple[Pixels, str]:
     )
 
 
-def _first_layer_input(graph: ir.Graph, image: ir.Value) -> tuple[ir.Value, bool]:
+def _first_layer_input(image: ir.Value) -> tuple[ir.Value, bool]:
     """The value behind all arithmetic and views on the image, and whether there is arithmetic."""
-    front, calculates = {image}, False
-    for node in graph:
-        read = [value for value in node.inputs if value in front]
-        if not read or node.op_type == "Shape":
-            continue
-        if node.domain != "" or not (node.op_type in ARITHMETIC | VIEWS or _mixes_channels(node)):
-            return read[0], calculates  # type: ignore[return-value]
-        calculates |= node.op_type not in VIEWS
-        front.update(node.outputs)
+    front, calculates = [image], False
+    for value in front:  # grows
+        for node, _ in value.uses():
+            if node.op_type == "Shape":
+                continue
+            if node.domain != "" or not (node.op_type in ARITHMETIC | VIEWS or _mixes_channels(node)):
+                return value, calculates
+            calculates |= node.op_type not in VIEWS
+            front += [made for made in node.outputs if made not in front]
     return image, False
 
 

@@ -151,3 +151,15 @@ def test_local_functions_are_inlined(tmp_path: Path) -> None:
     assert quantize.main([str(argument) for argument in arguments]) == 0
     assert json.loads(report.read_text())["linears"] == 2
     assert verify.main([str(output), "--reference", str(source)]) == 0
+
+
+def test_nodes_may_come_in_any_order(tmp_path: Path) -> None:
+    """ONNX Runtime takes them so, and its tools for half precision write them so."""
+    source, output = tmp_path / "float.onnx", tmp_path / "quantized.onnx"
+    model = nets.build("convolutional")
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, source)
+    assert quantize.main([str(source), "-o", str(output), "--calib", str(assets.calibration_images())]) == 0
+    assert verify.main([str(output), "--reference", str(source)]) == 0

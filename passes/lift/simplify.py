@@ -39,6 +39,7 @@ def simplify(model: ir.Model) -> None:
 
 
 def _optimize(model: ir.Model) -> None:
+    common.TopologicalSortPass()(model)  # ONNX Runtime reads nodes in any order, and its own tools write them so
     common.InlinePass(lambda function: function.domain != DOMAIN)(model)  # calls of our own domain stay
     optimizer.optimize(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, inline=False)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -24,6 +24,7 @@ __all__ = ["INT4_OPSET", "QDQ_OPSET", "raise_opset"]
 
 QDQ_OPSET = 13
 INT4_OPSET = 21
+ALIAS = "ai.onnx"  # another name of the default domain
 OWN_STEPS_UP_TO = 18  # the opset where onnxscript's converter takes over
 INITIALIZERS_ARE_NO_INPUTS = 4  # IR version; before it, every initializer had to be listed as an input
 
@@ -269,15 +270,18 @@ def raise_opset(model: ir.Model, weight_bits: int) -> None:
         UserError: the model holds an operator whose newer form would give other values, or has none.
     """
     needed = INT4_OPSET if weight_bits <= 4 else QDQ_OPSET
+    if ALIAS in model.opset_imports:
+        model.opset_imports.setdefault("", model.opset_imports.pop(ALIAS))
     current = model.opset_imports.get("", 0)
-    if current >= needed:
-        return
-    if model.functions:
-        common.InlinePass()(model)
     if (model.ir_version or 0) < INITIALIZERS_ARE_NO_INPUTS:
         inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
         model.graph.inputs.clear()
         model.graph.inputs.extend(inputs)
+        model.ir_version = INITIALIZERS_ARE_NO_INPUTS
+    if current >= needed:
+        return
+    if model.functions:
+        common.InlinePass()(model)
     try:
         if current < OWN_STEPS_UP_TO:
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -125,6 +125,15 @@ def test_initializers_that_had_to_be_inputs_are_none_any_more() -> None:
     np.testing.assert_array_equal(_run(ir.to_proto(raised), x)[0], 2 * x)
 
 
+def test_the_default_domain_has_another_name() -> None:
+    model = _model(11, "{ y = Softmax <axis = 3> (x) }")
+    model.opset_import[0].domain = "ai.onnx"
+    raised = ir.from_proto(model)
+    raise_opset(raised, 8)
+    assert dict(raised.opset_imports) == {"": 13}
+    assert [node.op_type for node in raised.graph] == ["Softmax"]
+
+
 def test_softmax_over_the_last_axis_stays_one_node() -> None:
     """Attention is found by it, though no shape is known."""
     for body in ("y = Softmax <axis = 3> (x)", "d = Shape (x)\n r = Reshape (x, d)\n y = Softmax <axis = 3> (r)"):
