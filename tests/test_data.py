@@ -18,6 +18,7 @@ from samq_onnx import data, images
 from samq_onnx.errors import UserError
 from samq_onnx.feeds import EncoderFeeds
 from samq_onnx.intake import Intake, Unusable
+from samq_onnx.interface import ImageInput, Port
 
 WIDTH, HEIGHT = 10, 8
 SQUARE = np.zeros((HEIGHT, WIDTH), bool)
@@ -373,13 +374,14 @@ def test_calibration_uses_what_decodes(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "images" / "cut.png").write_bytes((tmp_path / "images" / "whole.png").read_bytes()[:1000])
     (tmp_path / "images" / "text.png").write_text("no image")
     Image.new("L", (3000, 1)).save(tmp_path / "images" / "line.png")
+    image = ImageInput(Port("image", "float32", (1, 3, 64, 64)), 64)
     calibration = data.Calibration(tmp_path)
-    encoder = EncoderFeeds(calibration, "image", 64)
+    encoder = EncoderFeeds(calibration, image)
     assert [sample.path.name for sample in encoder.samples] == ["one.png", "whole.png"]
     assert [feed["image"].shape for feed in encoder] == [(1, 3, 64, 64)] * 2
     assert [sample.path.name for sample in calibration.samples] == ["one.png"]
     assert len(calibration.intake.left_out) == 3
-    assert len(EncoderFeeds(calibration, "image", 64)) == 2
+    assert len(EncoderFeeds(calibration, image)) == 2
     assert capsys.readouterr().err.count("warning: left out") == 3  # not again for the second
     with pytest.raises(UserError, match=r"cut\.png"):
-        EncoderFeeds(data.Calibration(tmp_path, Intake(strict=True)), "image", 64)
+        EncoderFeeds(data.Calibration(tmp_path, Intake(strict=True)), image)

@@ -22,8 +22,10 @@ import onnx.parser
 from PIL import Image
 
 from samq_onnx import evaluate
+from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
 from samq_onnx.feeds import DecoderFeeds
+from samq_onnx.interface import DecoderInputs, session_inputs
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.runtime import open_session
 from tests.fuzz.target import FINE, REFUSED, Outcome, run_command
@@ -205,10 +207,10 @@ def _judge(
 
 def _calibrate(state: State, folder: Path) -> Outcome:
     """The annotations as prompts of a decoder's calibration."""
-    session = open_session(state.encoder)
+    decoder = DecoderInputs(session_inputs(open_session(state.decoder)), "the decoder")
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            feeds = DecoderFeeds(folder, session, {"mask_input": [1, 1, 16, 16]})
+            feeds = DecoderFeeds(folder, Encoder(state.encoder), decoder)
     except UserError as error:
         return (REFUSED if "\n" not in str(error) else "words"), str(error)
     for feed in feeds:
