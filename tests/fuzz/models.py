@@ -282,7 +282,7 @@ def _compare(source: Path, output: Path, known: dict[str, np.ndarray], gentle: b
     kind, detail = _near(before, expected, found, gentle)
     if kind != FINE:
         return kind, detail
-    arrays = {tensor.name: tensor for tensor in before.initializer}
+    arrays = {t.name: t for t in before.initializer if t.data_location != onnx.TensorProto.EXTERNAL}
     for value in before.input:
         if value.name in arrays and value.name not in known:
             default = onnx.numpy_helper.to_array(arrays[value.name], os.fspath(source.parent))
