@@ -35,7 +35,7 @@ from samq_onnx.feeds import Part
 from samq_onnx.interface import is_decoder
 from samq_onnx.passes.aside import defaults_aside, outputs_aside
 from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
-from samq_onnx.passes.fold.edit import constant, replace_constant
+from samq_onnx.passes.fold.edit import constant, is_shared, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
 from samq_onnx.passes.lower import lower, raise_opset
 from samq_onnx.passes.lower.fuse import float_outputs
@@ -237,7 +237,7 @@ def _judge(recipe: Recipe) -> Judge:
 
 def _compensate(model: ir.Model, chosen: list[Linear], plan: QuantPlan, feeds: Feeds, label: str) -> None:
     """Move weights onto their grid so that they absorb quantization error, in place."""
-    products = [linear for linear in chosen if linear.node.op_type != "Conv"]
+    products = [linear for linear in chosen if linear.node.op_type != "Conv" and not _is_shared(linear)]
     moments: dict[str, InputMoments] = {}
     for linear in products:
         assert linear.x.name
@@ -254,6 +254,10 @@ def _compensate(model: ir.Model, chosen: list[Linear], plan: QuantPlan, feeds: F
         replace_constant(linear.weight, made if linear.out_axis else made.T)
         if linear.bias is not None and made_bias is not None:
             replace_constant(linear.bias, made_bias)
+
+
+def _is_shared(linear: Linear) -> bool:
+    return any(value is not None and is_shared(value) for value in (linear.weight, linear.bias))
 
 
 def _learn(model: ir.Model, structure: Structure, plan: QuantPlan, feeds: Feeds, targets: Feeds, label: str) -> Learned:

@@ -14,7 +14,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.passes.fold.edit import FoldReport, constant, private_to_attention, replace_constant, scale_outputs
+from samq_onnx.passes.fold.edit import (
+    FoldReport,
+    constant,
+    is_shared,
+    private_to_attention,
+    replace_constant,
+    scale_outputs,
+)
 from samq_onnx.passes.lift import Structure
 
 __all__ = ["fold_attention_scale"]
@@ -27,7 +34,7 @@ def fold_attention_scale(structure: Structure) -> FoldReport:
         if site.scale == 1.0:
             continue
         reason = private_to_attention(structure, site, "q")
-        if reason is None and site.tables and any(len(table.uses()) > 1 for table in site.tables):
+        if reason is None and site.tables and any(map(is_shared, site.tables)):
             reason = "its relative position tables are shared with another node"
         if reason is not None:
             report.refuse(site.name, reason)

@@ -14,6 +14,7 @@ from samq_onnx.passes.lift.trace import VIEW_OPS
 __all__ = [
     "FoldReport",
     "constant",
+    "is_shared",
     "private_to_attention",
     "reaches_only_attention",
     "replace_constant",
@@ -41,6 +42,11 @@ def constant(value: ir.Value) -> np.ndarray:
     tensor = value.const_value
     assert tensor is not None, f"{value.name} is not constant"
     return tensor.numpy()
+
+
+def is_shared(value: ir.Value) -> bool:
+    """Whether more than one node reads it, or the model gives it out, so that an edit would be seen elsewhere."""
+    return len(value.uses()) > 1 or value.is_graph_output()
 
 
 def replace_constant(value: ir.Value, array: np.ndarray) -> None:
@@ -81,7 +87,7 @@ def private_to_attention(structure: Structure, site: AttentionSite, *operands: s
         if not reaches_only_attention(linear.output):
             return f"the output of the linear that makes {operand} is read by more than attention"
         for constant_value in (linear.weight, linear.bias):
-            if constant_value is not None and len(constant_value.uses()) > 1:
+            if constant_value is not None and is_shared(constant_value):
                 return f"{constant_value.name} is shared with another node"
         mine = set(projection.channels.ravel().tolist())
         if len(mine) != projection.channels.size:

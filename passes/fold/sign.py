@@ -19,7 +19,14 @@ from scipy.signal import find_peaks
 from scipy.stats import gaussian_kde
 
 from samq_onnx.calibrate.stats import stride
-from samq_onnx.passes.fold.edit import FoldReport, constant, private_to_attention, replace_constant, scale_outputs
+from samq_onnx.passes.fold.edit import (
+    FoldReport,
+    constant,
+    is_shared,
+    private_to_attention,
+    replace_constant,
+    scale_outputs,
+)
 from samq_onnx.passes.lift import Structure
 
 __all__ = ["fold_sign", "is_bimodal"]
@@ -62,7 +69,7 @@ def fold_sign(structure: Structure, key_mean: Mapping[str, np.ndarray], bimodal:
         if not bimodal.get(site.name, False):
             continue
         reason = private_to_attention(structure, site, "q", "k")
-        if reason is None and site.tables and any(len(table.uses()) > 1 for table in site.tables):
+        if reason is None and site.tables and any(map(is_shared, site.tables)):
             reason = "its relative position tables are shared with another node"
         if reason is not None:
             report.refuse(site.name, reason)

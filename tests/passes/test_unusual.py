@@ -241,3 +241,16 @@ def test_sparse_weights_are_read(tmp_path: Path) -> None:
     outcome = _quantized(path, feed)
     assert outcome.linears == 1
     assert verify.sqnr(expected[1], run_model(outcome.model, feed)[1]) > 30
+
+
+@pytest.mark.parametrize("method", ["minmax", "samq"])
+def test_weights_that_are_given_out_or_shared_are_not_edited(tmp_path: Path, method: str) -> None:
+    path = _attention(tmp_path, f"{PLAIN} {END}")
+    model = onnx.load(path)
+    for name in ("wq", "wk"):
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [8, 8]))
+    onnx.save(model, path)
+    outcome = quantize_model(load_model(path), [_feed(path)], recipe(method, "w8a8"))
+    expected, found = run_model(path, _feed(path)), run_model(outcome.model, _feed(path))
+    assert all(np.array_equal(one, two) for one, two in zip(expected[1:], found[1:], strict=True))
+    assert verify.sqnr(expected[0], found[0]) > 15
