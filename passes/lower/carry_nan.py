@@ -49,7 +49,7 @@ def _read(node: ir.Node) -> Iterator[ir.Value | None]:
 
 def _reached(graph: ir.Graph, start: set[ir.Value]) -> tuple[set[ir.Value], set[ir.Value]]:
     """The values that depend on ``start``, itself included, and those of them that come out of quantizing nodes on."""
-    found, behind = set(start), set()
+    found, behind = set(start), set[ir.Value]()
     for node in graph:
         read = {value for value in _read(node) if value is not None}
         if read & found:
