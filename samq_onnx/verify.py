@@ -22,10 +22,11 @@ from samq_onnx.files import check_writable, write_report
 from samq_onnx.interface import is_decoder
 from samq_onnx.inventory import check_files
 from samq_onnx.models import load_model, model_sha256, tap
+from samq_onnx.passes.aside import defaults_aside
 from samq_onnx.passes.lift import lift, simplify
 from samq_onnx.passes.lower import raise_opset
 from samq_onnx.passes.lower.fuse import unfuse
-from samq_onnx.pipeline import RECIPE
+from samq_onnx.passes.lower.opset import INT4_OPSET
 from samq_onnx.runtime import open_session, run_session
 
 __all__ = ["main", "sqnr", "verify"]
@@ -93,7 +94,8 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
         if [(value.name, value.dtype) for value in one] != [(value.name, value.dtype) for value in two]:
             raise UserError(f"{quantized}: has other inputs or outputs than {reference}; quantize that again")
     feed = sample_feed(original, encoder=encoder)
-    raise_opset(original, json.loads(model.metadata_props[RECIPE])["weight_bits"])
+    with defaults_aside(original):
+        raise_opset(original, 4 if model.opset_imports.get("", 0) >= INT4_OPSET else 8)  # as far as it was raised
     simplify(original)
     structure = lift(original)
     if structure.attentions:
