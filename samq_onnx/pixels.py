@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from samq_onnx.images import PIXEL_MEAN, PIXEL_STD
+from samq_onnx.passes.graph import scalar_of
 
 __all__ = ["Pixels", "find_pixels"]
 
@@ -83,13 +84,18 @@ def _first_layer_input(image: ir.Value) -> tuple[ir.Value, bool]:
     front, calculates = [image], False
     for value in front:  # grows
         for node, _ in value.uses():
-            if node.op_type == "Shape":
+            if node.op_type == "Shape" or _tells_finite(node):
                 continue
             if node.domain != "" or not (node.op_type in ARITHMETIC | VIEWS or _mixes_channels(node)):
                 return value, calculates
             calculates |= node.op_type not in VIEWS
             front += [made for made in node.outputs if made not in front]
     return image, False
+
+
+def _tells_finite(node: ir.Node) -> bool:
+    """A product with 0, which only tells whether the image is finite; quantized models have one."""
+    return node.op_type == "Mul" and any(scalar_of(value) == 0 for value in node.inputs)
 
 
 def _mixes_channels(node: ir.Node) -> bool:

@@ -74,7 +74,7 @@ def main(source: Path, calibration: Path, output: Path, folder: Path, points: in
 
     total = run(None)
     place.rename(folder / "whole")
-    commit = range(max(0, total - points // 2), total)  # most of what can go wrong does at the end
+    commit = range(max(0, total - points * 3 // 4), total)  # most of what can go wrong does at the end
     spread = range(0, commit.start, max(1, commit.start // (points - len(commit))))
     for last in sorted({*spread, *commit}):
         run(last)

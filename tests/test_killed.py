@@ -15,7 +15,7 @@ from samq_onnx.digest import sha256_of
 from samq_onnx.errors import UserError
 from samq_onnx.predictor import SamPredictor
 
-POINTS, FEWER_POINTS = 20, 8
+POINTS, FEWER_POINTS = 20, 14
 PAIR = ("encoder.onnx", "decoder.onnx")
 
 

@@ -185,9 +185,14 @@ def test_a_gemm_that_adds_to_each_row_its_own_stays_float(tmp_path: Path, bias: 
     text = GEMM.replace("<ATTRIBUTES>", "").replace("[C]", f"[{bias}]")
     for name, shape in {"X": "6, 8", "W": "8, 5", "Y": "6, 5"}.items():
         text = text.replace(f"[{name}]", f"[{shape}]")
-    path = _model(text, tmp_path)
+    model = onnx.load(_model(text, tmp_path))
+    model.graph.node.append(onnx.helper.make_node("MatMul", [model.graph.output[0].name, "further"], ["end"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(5, dtype=np.float32), "further"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("end", 1, [6, 5]))
+    path = tmp_path / "two.onnx"
+    onnx.save(model, path)
     outcome = _quantized(path, _feed(path))
-    assert outcome.linears == 0
+    assert outcome.linears == 1
     assert np.array_equal(run_model(path, _feed(path))[0], run_model(outcome.model, _feed(path))[0])
 
 
