@@ -15,6 +15,7 @@ from onnxscript import optimizer
 from samq_onnx.errors import UserError, shortened
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.aside import defaults_aside, outputs_aside
+from samq_onnx.passes.graph import add_constant
 
 __all__ = ["simplify"]
 
@@ -42,6 +43,20 @@ def _optimize(model: ir.Model) -> None:
     common.TopologicalSortPass()(model)  # ONNX Runtime reads nodes in any order, and its own tools write them so
     common.InlinePass(lambda function: function.domain != DOMAIN)(model)  # calls of our own domain stay
     optimizer.optimize(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, inline=False)
+    _register_constants(model.graph)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
     common.NameFixPass()(model)
+
+
+def _register_constants(graph: ir.Graph) -> None:
+    """Make constants that nodes read initializers, where they are none: of two that it made under one name, the
+    optimizer registers one, or removes the one that is read with the one that is not."""
+    for node in graph:
+        for index, value in enumerate(node.inputs):
+            if value is None or value.const_value is None or value.producer() is not None or value.is_graph_input():
+                continue
+            if graph.initializers.get(value.name or "") is not value:
+                node.replace_input_with(
+                    index, add_constant(graph, value.name or node.op_type, value.const_value.numpy())
+                )

@@ -153,7 +153,7 @@ def _mutated(random: np.random.Generator, array: np.ndarray) -> Any:
             lambda: array[..., :0],
             lambda: np.concatenate([array, array]),
             lambda: array[..., :-1],
-            lambda: array.reshape(-1)[:1].sum(),
+            lambda: array.reshape(-1)[0] if array.size else array,
             lambda: np.repeat(array, 50, axis=0),
         ]
         return _pick(random, changes)()

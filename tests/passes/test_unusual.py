@@ -259,3 +259,19 @@ def test_weights_that_are_given_out_or_shared_are_not_edited(tmp_path: Path, met
     expected, found = run_model(path, _feed(path)), run_model(outcome.model, _feed(path))
     assert all(np.array_equal(one, two) for one, two in zip(expected[1:], found[1:], strict=True))
     assert verify.sqnr(expected[0], found[0]) > 15
+
+
+FLAT = """
+<ir_version: 9, opset_import: ["" : 17]>
+flat (float[2, 2, 4] x) => (float[2, 5] y, float[4, 4] z) <float[8, 5] w>
+{ a = Flatten <axis = 1> (x) b = Flatten <axis = 1> (x) z = Flatten <axis = 2> (x) y = MatMul (b, w) }
+"""
+
+
+def test_a_value_that_is_flattened_several_times(tmp_path: Path) -> None:
+    path = _model(FLAT, tmp_path)
+    outcome = _quantized(path, _feed(path))
+    assert outcome.linears == 1
+    expected, found = run_model(path, _feed(path)), run_model(outcome.model, _feed(path))
+    np.testing.assert_array_equal(expected[1], found[1])
+    assert np.abs(expected[0] - found[0]).max() < 0.05 * np.abs(expected[0]).max()
