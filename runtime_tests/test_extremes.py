@@ -71,6 +71,7 @@ def test_empty_dimensions(op: str, leading: tuple[int, ...], rows: int, keys: in
 def test_empty_linears(rows: int, depth: int, columns: int) -> None:
     feed = linear_feed((rows,), depth, columns)
     np.testing.assert_array_equal(same("QLinear", feed, {}), reference.linear(**plain(feed)))
+    assert same("QLinear", feed | {"scale": scalar(0.1)}, {}).shape == (rows, columns)
 
 
 def test_codes_of_what_is_no_number_are_0() -> None:

@@ -89,6 +89,7 @@ LARGEST_FLOAT = (2.0 - 2.0**-23) * 2.0**127
 SHORT_C1, SHORT_C2 = 22650.0, 7170.0
 LOWEST = -math.inf
 NO_DIMENSIONS = onnx.helper.make_tensor("none", onnx.TensorProto.INT64, [0], [])
+ONE = onnx.helper.make_tensor("one", onnx.TensorProto.FLOAT, [1], [1.0])
 FLOAT, UINT8, INT32, INT64, DOUBLE, UINT64 = 1, 2, 6, 7, 11, 13
 
 op: Any = opset17
@@ -582,7 +583,8 @@ def UniformRowAttentionRelPos(
 def perColumn(x, w):
     """One number or N, for each of the columns of w [K, N]."""
     columns = op.Shape(w)[1:]
-    numbers = op.Expand(op.Reshape(x, op.Constant(value_ints=[-1])), columns)
+    ones = op.ConstantOfShape(columns, value=ONE)  # Expand would make something of nothing
+    numbers = op.Mul(op.Reshape(x, op.Constant(value_ints=[-1])), ones)
     return arranged(numbers, columns)
 
 
