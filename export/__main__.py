@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samq_onnx import assets
-from samq_onnx.command import command_parser, main_guard
+from samq_onnx.command import command_parser, main_guard, output_path
 from samq_onnx.errors import UserError
 from samq_onnx.export import export_sam
 from samq_onnx.files import check_writable, write_report
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("export", __doc__)
     parser.add_argument("--checkpoint", type=Path, help="state dict, .pth or .safetensors; nano is bundled")
     parser.add_argument("--model-type", required=True, choices=MODEL_TYPES)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the ONNX files")
+    parser.add_argument("-o", "--output", type=output_path, required=True, help="folder for the ONNX files")
     parser.add_argument("--batched", action="store_true", help="also decoder_batched.onnx: N prompts -> N masks")
     parser.add_argument("--json", type=check_writable, help="write the report here")
     arguments = parser.parse_args(argv)

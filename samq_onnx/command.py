@@ -11,16 +11,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from samq_onnx.errors import UserError
 
-__all__ = ["EXIT_DEFECT", "EXIT_INTERRUPTED", "EXIT_USER_ERROR", "Main", "command_parser", "main_guard"]
+__all__ = ["EXIT_DEFECT", "EXIT_INTERRUPTED", "EXIT_USER_ERROR", "Main", "command_parser", "main_guard", "output_path"]
 
 EXIT_USER_ERROR = 2
 EXIT_DEFECT = 70  # EX_SOFTWARE of sysexits.h
@@ -47,6 +49,17 @@ def command_parser(name: str, description: str | None) -> argparse.ArgumentParse
     parser = _Parser(prog=f"python -m samq_onnx.{name}", description=description)
     parser.add_argument(DEBUG, action="store_true", help="show the traceback of whatever ends the command")
     return parser
+
+
+def output_path(text: str) -> Path:
+    """A path of the command line that something is written to.
+
+    Raises:
+        UserError: it is empty, as that of a shell variable that is not set.
+    """
+    if not text:
+        raise UserError("the output path is empty; give one, or a dot for the current folder")
+    return Path(text)
 
 
 @contextlib.contextmanager
@@ -77,12 +90,18 @@ def main_guard(main: Callable[[Sequence[str] | None], int]) -> Main:
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed by the caller
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the rest of the process
         cause: Exception
         try:
             with _termination_as_interrupt():
                 return main(argv)
         except UserError as error:
             message, status, cause = str(error), EXIT_USER_ERROR, error
+        except BrokenPipeError as error:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python flushes the closed one at its end
+            message, status, cause = "who read the output closed it; the command ended there", EXIT_USER_ERROR, error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             message, status, cause = f"{where}{error.strerror or error}", EXIT_USER_ERROR, error

@@ -60,7 +60,20 @@ def files(folder: str | os.PathLike[str]) -> list[Path]:
     annotations = Path(folder) / ANNOTATIONS
     if not annotations.is_file():
         return image_paths(folder)
-    return [*sorted(path for path in (Path(folder) / IMAGES).rglob("*") if path.is_file()), annotations]
+    return [*_below(Path(folder) / IMAGES), annotations]
+
+
+def _below(folder: Path) -> list[Path]:
+    """All files below a folder, in linked folders too, each folder once."""
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(root)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        found += [path for name in names if (path := Path(root, name)).is_file()]
+    return sorted(found)
 
 
 def samples(folder: str | os.PathLike[str], intake: Intake | None = None) -> list[Sample]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,7 +19,7 @@ import onnx_ir as ir
 from onnx import TensorProto
 
 from samq_onnx.errors import UserError
-from samq_onnx.external import external_tensors, region, scopes
+from samq_onnx.external import external_tensors, region, scopes, tensors
 from samq_onnx.isolate import isolated
 from samq_onnx.probe import MODEL, ZEROS, fault
 from samq_onnx.scratch import Scratch
@@ -81,22 +80,6 @@ def _parsed(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """All tensors of a model."""
-    for scope in scopes(model.graph, *model.functions):
-        if isinstance(scope, onnx.GraphProto):
-            yield from scope.initializer
-            for sparse in scope.sparse_initializer:
-                yield from (sparse.values, sparse.indices)
-        for node in scope.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("sparse_tensor"):
-                    yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-
-
 def _bytes(tensor: TensorProto) -> int | None:
     """Size of the data that a tensor of this shape and type has, None where there is no such tensor or size."""
     if min(tensor.dims, default=0) < 0 or math.prod(tensor.dims) > LARGEST_TENSOR:
@@ -124,7 +107,7 @@ def _is_complete(tensor: TensorProto) -> bool:
 
 def _check_tensors(model: onnx.ModelProto, path: Path) -> None:
     """Refuse tensors that do not hold what their shape and type ask for."""
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             size = _bytes(tensor)
             complete = size is not None and region(tensor, path, size) is not None

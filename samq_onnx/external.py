@@ -35,6 +35,8 @@ __all__ = [
     "linked_weights",
     "region",
     "scopes",
+    "tensors",
+    "unused_data",
     "weight_files",
 ]
 
@@ -69,12 +71,25 @@ def scopes(*roots: Scope) -> Iterator[Scope]:
                 pending += [attribute.g] if attribute.HasField("g") else attribute.graphs
 
 
-def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Initializers of the model that are kept in other files."""
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All tensors of a model."""
     for scope in scopes(model.graph, *model.functions):
-        for tensor in getattr(scope, "initializer", ()):  # functions have none
-            if tensor.data_location == tensor.EXTERNAL:
-                yield tensor
+        if hasattr(scope, "initializer"):
+            yield from scope.initializer
+            for sparse in scope.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+        for node in scope.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("sparse_tensor"):
+                    yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+
+
+def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Tensors of the model that are kept in other files."""
+    return (tensor for tensor in tensors(model) if tensor.data_location == tensor.EXTERNAL)
 
 
 def region(tensor: onnx.TensorProto, model: Path, length: int | None = None) -> Region:
@@ -173,3 +188,14 @@ def keep_others(model: Path, folder: Path) -> None:
                 entry.value = renamed
     data.rename(data.with_name(renamed))
     onnx.save(proto, model)
+
+
+def unused_data(model: Path) -> list[Path]:
+    """Data files of older models of this name, which the model file does not read."""
+    import onnx
+
+    read = weight_files(onnx.load(model, load_external_data=False), model)
+    found = [
+        path for path in model.parent.iterdir() if path.name.startswith(f"{model.name}.") and path.suffix == ".data"
+    ]
+    return sorted(path for path in found if Path(os.path.realpath(path)) not in read)

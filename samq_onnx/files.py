@@ -31,6 +31,8 @@ from samq_onnx.scratch import Scratch, remove_leftovers
 __all__ = ["atomic_folder", "atomic_path", "check_writable", "resolved", "write_json", "write_report"]
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
+STREAMS = ("/dev/fd/", "/dev/std", "/proc/")  # links to what may be a file, which is open
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 MOST_ENTRIES = 1000  # of a folder that is exchanged; each gets a second link
 
 
@@ -54,6 +56,12 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path)
     where = resolved(target)
+    try:
+        str(where).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"cannot write {os.fsencode(path)!r}: the name is not in UTF-8; choose another one") from error
+    if os.path.abspath(target).startswith(STREAMS):
+        raise UserError(f"cannot write {target}: it is a stream of this process; choose another output path")
     if where.is_dir():
         raise UserError(f"cannot write {target}: it is a folder; give the path of a file")
     if where.exists() and not where.is_file():
@@ -68,6 +76,19 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write {path}: {error.strerror}; choose another output path")
+
+
+@contextlib.contextmanager
+def _told_where(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say which output there is no room for; the system says only that there is none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"cannot write {os.fspath(path)}: {error.strerror}, there or in {tempfile.gettempdir()}; make room"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -94,7 +115,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         UserError: as `check_writable`.
     """
     target = resolved(check_writable(path))  # what a link points to, not the link, is replaced
-    with _parents(target.parent):
+    with _told_where(path), _parents(target.parent):
         try:
             scratch = Scratch(target.parent)
         except OSError as error:
@@ -120,7 +141,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = resolved(path)
     if target.exists() and not target.is_dir():
         raise UserError(f"cannot write to {os.fspath(path)}: it is no folder; choose another one")
-    with _parents(target.parent):
+    with _told_where(path), _parents(target.parent):
         try:
             scratch = Scratch(target.parent)
         except OSError as error:
@@ -147,6 +168,7 @@ def _publish(made: Path, target: Path) -> None:
         elif _can_be_exchanged(target):
             try:
                 _link_others(target, made)
+                os.chown(made, target.stat().st_uid, target.stat().st_gid)
                 shutil.copystat(target, made)
                 _sync(made)
                 _exchange(made, target)

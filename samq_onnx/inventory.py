@@ -9,6 +9,7 @@ from pathlib import Path
 
 from samq_onnx import data
 from samq_onnx.errors import UserError
+from samq_onnx.external import data_name
 from samq_onnx.files import resolved
 from samq_onnx.models import model_files
 
@@ -31,6 +32,7 @@ def check_files(reads: Iterable[Path | None], writes: Iterable[Path | None]) -> 
         if any(resolved(path) in resolved(other).parents for other in outputs):
             raise UserError(f"{path}: is also the folder of another output; choose another path")
     taken = {_identity(file) for path in reads if path is not None for file in _files(path)}
+    taken |= {_identity(path.with_name(data_name(path.name))) for path in outputs}  # which external data may take
     for path in outputs:
         if _identity(path) in taken:
             raise UserError(f"{path}: would replace an input or another output; choose another path")

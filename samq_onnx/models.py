@@ -74,6 +74,8 @@ def model_files(path: str | os.PathLike[str]) -> list[Path]:
     Raises:
         UserError: external data missing.
     """
+    if not Path(path).is_file():  # opened, a pipe would wait and a device never end
+        return [Path(path)]
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception:  # protobuf raises its own kinds

@@ -90,6 +90,10 @@ class SamPredictor:
             image = np.asarray(rgb)
         except Exception as error:  # whatever the object raises
             raise UserError(f"an image must be RGB uint8 [H, W, 3]; this is no array ({error})") from error
+        if shape is not None and not (
+            isinstance(shape, tuple) and len(shape) == 2 and all(isinstance(side, int) and side > 0 for side in shape)
+        ):
+            raise UserError(f"shape must be height and width of the original image, got {shape!r}")
         self._set = _Embedded(self._encoder.embed(image, shape), shape or (image.shape[0], image.shape[1]))
 
     def predict(

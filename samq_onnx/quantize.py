@@ -21,11 +21,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from samq_onnx import assets
-from samq_onnx.command import command_parser, main_guard
+from samq_onnx.command import command_parser, main_guard, output_path
 from samq_onnx.data import Calibration
 from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
-from samq_onnx.external import data_name
+from samq_onnx.external import data_name, unused_data
 from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
 from samq_onnx.files import atomic_folder, atomic_path, check_writable, write_report
 from samq_onnx.fusion import fusion_report
@@ -234,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "model", nargs="?", type=Path, help="encoder.onnx, decoder.onnx or a folder of both (default: SAM-Nano)"
     )
-    parser.add_argument("-o", "--output", type=Path, help="output file, or folder when MODEL is one")
+    parser.add_argument("-o", "--output", type=output_path, help="output file, or folder when MODEL is one")
     parser.add_argument("--calib", type=Path, help="folder of calibration images (default: a few bundled ones)")
     parser.add_argument("--encoder", type=Path, help="float encoder, needed to calibrate a decoder alone")
     parser.add_argument("--bits", choices=sorted(BITS, reverse=True), default="w8a8")
@@ -274,6 +274,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = quantize(source, output, pictures, chosen, encoder=arguments.encoder)
     done = f"wrote {', '.join(map(str, written))}"
     print(done)
+    for path in written:
+        for left in unused_data(path):
+            print(
+                f"warning: {left} is not read by {path} any more; remove it if no other model reads it", file=sys.stderr
+            )
     write_report(arguments.json, report, f"{done} all the same")
     return 0
 

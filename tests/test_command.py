@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from samq_onnx.command import command_parser, main_guard
+from samq_onnx.command import command_parser, main_guard, output_path
 from samq_onnx.errors import UserError
 from samq_onnx.files import atomic_path
 
@@ -81,3 +83,20 @@ def test_wrong_arguments_are_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err == (
         "error: unrecognized arguments: --bit w8a8; see python -m samq_onnx.quantize --help\n"
     )
+
+
+def test_an_empty_output_path_is_no_folder() -> None:
+    with pytest.raises(UserError, match="output path is empty"):
+        output_path("")
+
+
+def test_closed_streams_are_no_defect() -> None:
+    program = "import sys; from samq_onnx import segment; sys.exit(segment.main(['x']))"
+    ended = subprocess.run(["sh", "-c", f'exec "$0" -c "{program}" >&- 2>&-', sys.executable], check=False)
+    assert ended.returncode == 2
+
+
+def test_a_reader_that_goes_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    assert main_guard(lambda argv: len(_fails_with(BrokenPipeError(32, "Broken pipe"))))([]) == 2
+    assert capsys.readouterr().err == "error: who read the output closed it; the command ended there\n"

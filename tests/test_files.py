@@ -112,7 +112,7 @@ def test_a_second_rename_that_fails_takes_the_first_back(pair: Path, monkeypatch
 
     monkeypatch.setattr(files.sys, "platform", "other")
     monkeypatch.setattr(files.os, "replace", failing)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         _write_pair(pair, "new")
     assert [target.name for target in replaced] == ["a", "b", "b", "a"]
     assert _contents(pair) == {"a": "old", "b": "old", "notes": "mine", "link": "mine"}
@@ -199,3 +199,17 @@ def test_of_two_processes_one_wins_whole(tmp_path: Path) -> None:
 def _read(folder: int, name: str) -> bytes:
     with open(os.open(name, os.O_RDONLY, dir_fd=folder), "rb") as file:
         return file.read()
+
+
+@pytest.mark.parametrize("name", [b"\xff.onnx", b"/dev/stdout", b"/proc/self/fd/1"])
+def test_names_that_cannot_be_written_are_told_before_the_work(name: bytes, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        check_writable(tmp_path / os.fsdecode(name))
+
+
+def test_a_full_disk_is_told_with_the_output(tmp_path: Path) -> None:
+    for write in (atomic_path, atomic_folder):
+        told = pytest.raises(UserError, match=r"cannot write .*out: No space left on device.*make room")
+        with told, write(tmp_path / "out"):
+            raise OSError(28, "No space left on device")
+        assert not list(tmp_path.iterdir())

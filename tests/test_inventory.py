@@ -101,3 +101,28 @@ def test_no_command_replaces_what_it_reads(
 def test_a_model_may_replace_an_older_one(folder: Path) -> None:
     shutil.copy(folder / "encoder.onnx", folder / "old.onnx")
     check_files([folder / "encoder.onnx"], [folder / "old.onnx"])
+
+
+def test_images_behind_a_linked_folder_are_read_too(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    shutil.copy(folder / "data" / "images" / "a.png", folder / "elsewhere" / "b.png")
+    (folder / "data" / "images" / "linked").symlink_to(folder / "elsewhere")
+    (folder / "elsewhere" / "round").symlink_to(folder / "data" / "images")
+    with pytest.raises(UserError, match="would replace"):
+        check_files([folder / "data"], [folder / "elsewhere" / "b.png"])
+
+
+def test_external_data_of_an_output_are_an_output(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="would replace"):
+        check_files([], [tmp_path / "out.onnx", tmp_path / "out.onnx.data"])
+
+
+@pytest.mark.parametrize("name", ["pipe", "device"])
+def test_a_model_that_is_no_file_is_not_opened(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    source = str(tmp_path / name)
+    assert quantize.main([source, "-o", str(tmp_path / "out.onnx")]) == 2
+    assert bench.main([source]) == 2
+    assert verify.main([source, "--reference", source]) == 2
+    assert capsys.readouterr().err.count(f"error: {source}: no such file") == 3

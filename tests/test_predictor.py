@@ -196,3 +196,9 @@ def test_models_in_the_wrong_place(nano: Path) -> None:
         SamPredictor(nano / "decoder.onnx", nano / "encoder.onnx")
     with pytest.raises(UserError, match=r"encoder\.onnx: not a SAM decoder \(has no input has_mask_input"):
         SamPredictor(nano / "encoder.onnx", nano / "encoder.onnx")
+
+
+@pytest.mark.parametrize("shape", ["ab", (float("nan"), 5), (0, 5), (5,), [5, 5]])
+def test_the_original_shape_is_two_sides(predictor: SamPredictor, shape: Any) -> None:
+    with pytest.raises(UserError, match="height and width of the original"):
+        predictor.set_image(images.load(SAMPLE.path), shape)
