@@ -30,7 +30,8 @@ Any dimension may be 0, though bodies of opset 13 may refuse it. A sum over none
 What is not a number quantizes to code 0, in every operator that gives codes: u8 has no other word for it. Infinities
 quantize to the code at their end. p_scale of attention and y_scale must be above 0 and finite, and what one unit of a
 sum adds to a logit, in octaves, at most 2^64, so that logits are always numbers; other scales are taken as they are.
-Operators that give floats give NaN wherever float arithmetic does.
+Operators that give floats give NaN wherever float arithmetic does. The kernel of float attention divides by the sum
+of the powers last: where the magnitudes of v add up to more than float32 holds, it may give infinity.
 
 Inputs that do not fit, or lack, are refused, by kernel and body alike; the body takes an index that is out of range for
 it (`require`). Types are the kernel's to check: a body may take others.
