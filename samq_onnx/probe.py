@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What native code has against a model; it runs in a process of its own, see `samq_onnx.isolate`."""
+"""What libraries have against a model; this runs in a process of its own, see `samq_onnx.isolate`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 
 from samq_onnx.errors import UserError, shortened
@@ -19,7 +20,7 @@ TOLERATED = ("No Op registered", "topologically sorted")  # ONNX Runtime knows m
 
 
 def fault(folder: str) -> str | None:
-    """Why ONNX Runtime or ONNX's checker refuses the model of a folder, None if neither does."""
+    """Why ONNX Runtime, ONNX's checker or onnx_ir refuses the model of a folder, None if none does."""
     os.chdir(folder)
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -38,4 +39,8 @@ def fault(folder: str) -> str | None:
     except onnx.checker.ValidationError as error:
         if not any(words in str(error) for words in TOLERATED):
             return f"ONNX's checker refuses it ({shortened(error)})"
+    try:
+        ir.to_proto(ir.from_proto(onnx.ModelProto.FromString(Path(MODEL).read_bytes())))
+    except Exception as error:  # onnx_ir raises its own kinds
+        return f"onnx_ir cannot read it and write it again ({shortened(error.__cause__ or error)})"
     return None

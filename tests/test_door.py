@@ -234,3 +234,12 @@ def test_a_long_message_of_a_library_is_cut_in_its_middle() -> None:
     line = shortened(RuntimeError(f"{text}In Node, ({'x' * 1000}) Error\nNode (a) has input size 1"))
     assert line.startswith("In Node, (xxx") and line.endswith("Error Node (a) has input size 1")
     assert len(line) == 200 and "\n" not in line
+
+
+def test_words_that_are_no_text_are_told(tmp_path: Path) -> None:
+    path = _saved(tmp_path)
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"note": "0123456789"})
+    path.write_bytes(model.SerializeToString().replace(b"0123456789", b"01234\xe96789"))
+    with pytest.raises(UserError, match=r"model\.onnx: onnx_ir cannot read it and write it again"):
+        admit(path)
