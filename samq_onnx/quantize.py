@@ -40,7 +40,7 @@ from samq_onnx.interface import (
     is_decoder,
 )
 from samq_onnx.inventory import check_files
-from samq_onnx.models import load_model, model_bytes, model_sha256, read_model
+from samq_onnx.models import load_model, model_bytes, model_sha256
 from samq_onnx.ops import DOMAIN
 from samq_onnx.pair import PAIR, pair_hash
 from samq_onnx.pipeline import RECIPE, Outcome, quantize_model
@@ -74,7 +74,6 @@ def _feeds(
             raise UserError(
                 f"{source}: a decoder is calibrated on an encoder's embeddings; give --encoder ENCODER.onnx"
             )
-        read_model(encoder)
         chosen = Encoder(encoder)
         if chosen.image.note:
             print(f"  {chosen.image.note}")
@@ -207,8 +206,6 @@ def quantize(
 
 def quantize_folder(source: Path, output: Path, calibration: Path | Calibration, chosen: Recipe) -> dict[str, Any]:
     """Quantize ``encoder.onnx`` and ``decoder.onnx`` of a folder into a folder of the same shape, both or none."""
-    for name in (ENCODER, DECODER):
-        read_model(source / name)
     files = [source / ENCODER, source / DECODER]
     calibration = Calibration.of(calibration)
     check_files([*files, calibration.folder], [output / ENCODER, output / DECODER])
@@ -276,9 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(done)
     for path in written:
         for left in unused_data(path):
-            print(
-                f"warning: {left} is not read by {path} any more; remove it if no other model reads it", file=sys.stderr
-            )
+            print(f"warning: {left} is not read by {path}; remove it if nothing else reads it", file=sys.stderr)
     write_report(arguments.json, report, f"{done} all the same")
     return 0
 
