@@ -24,7 +24,7 @@ STARTS, ENDS, AXES, STEPS = range(1, 5)
 def _axes(node: ir.Node) -> list[int] | None:
     """The axes that a Slice names by a constant."""
     axes = array_of(input_of(node, AXES)) if node.op_type == "Slice" and not node.domain else None
-    return axes.tolist() if axes is not None else None
+    return axes.tolist() if axes is not None and axes.ndim == 1 else None
 
 
 def _inner(outer: ir.Node) -> ir.Node | None:
@@ -37,7 +37,8 @@ def _inner(outer: ir.Node) -> ir.Node | None:
         return None
     apart = not set(axes) & set(before) and len({axis < 0 for axis in axes + before}) == 1
     values = [value for part in (node, outer) for value in part.inputs[STARTS:] if value is not None]
-    return node if apart and len({value.dtype for value in values}) == 1 else None
+    flat = all(array is None or array.ndim == 1 for array in map(array_of, values))
+    return node if apart and flat and len({value.dtype for value in values}) == 1 else None
 
 
 def _merge(builder: Builder, inner: ir.Node, outer: ir.Node) -> None:
