@@ -40,7 +40,7 @@ def fault(folder: str) -> str | None:
         if not any(words in str(error) for words in TOLERATED):
             return f"ONNX's checker refuses it ({shortened(error)})"
     try:
-        ir.to_proto(ir.from_proto(onnx.ModelProto.FromString(Path(MODEL).read_bytes())))
+        ir.to_proto(ir.from_proto(model))
     except Exception as error:  # onnx_ir raises its own kinds
         return f"onnx_ir cannot read it and write it again ({shortened(error.__cause__ or error)})"
     return None
