@@ -184,12 +184,6 @@ def _resize_for_networks(_: _Raising, node: ir.Node) -> None:
         raise UserError("Resize by tf_half_pixel_for_nn")
 
 
-def _empty_region(raising: _Raising, node: ir.Node) -> None:
-    """Before opset 13 the region of Resize had to be there."""
-    if node.inputs[1] is None:
-        node.replace_input_with(1, raising.constant(np.zeros(0, np.float32), "roi"))
-
-
 def _scatter(_: _Raising, node: ir.Node) -> None:
     node.op_type = "ScatterElements"
 
