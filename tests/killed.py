@@ -20,37 +20,38 @@ from samq_onnx import quantize
 
 __all__ = ["main"]
 
-OPERATIONS = ("open", "os.", "shutil.", "ctypes.dlsym")  # audit events; the last is the call that exchanges two folders
+EXCHANGE = "ctypes.dlsym"  # audit event of the call that exchanges two folders
+OPERATIONS = ("open", "os.", "shutil.", EXCHANGE)  # audit events
+AFTER = 3  # operations behind the one that makes the last output visible, which are points as well
 
 
-def _watch(place: Path, act: Callable[[], None]) -> None:
-    """Call ``act`` before each file operation in a folder, for the rest of this process."""
+def _watch(place: Path, act: Callable[[str], None]) -> None:
+    """Call ``act`` with the kind of each file operation in a folder before it is done, in the rest of this process."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith(OPERATIONS):
             names = [os.fspath(one) for one in arguments if isinstance(one, (str, os.PathLike))]
             if "renameat2" in names or any(name.startswith(str(place)) for name in names):
-                act()
+                act(event)
 
     sys.addaudithook(hook)
 
 
-def _quantize(source: Path, calibration: Path, folder: Path, last: int | None) -> int:
-    """Quantize to a folder in a process of its own, which dies in front of operation ``last``; how many it did."""
+def _quantize(source: Path, calibration: Path, folder: Path, last: int | None) -> list[str]:
+    """Quantize to a folder in a process of its own, which dies in front of operation ``last``; what it did else."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        done = 0
+        done: list[str] = []
 
-        def count() -> None:
-            nonlocal done
-            if done == last:
+        def act(operation: str) -> None:
+            if len(done) == last:
                 os.kill(os.getpid(), signal.SIGKILL)
-            done += 1
+            done.append(operation)
 
-        _watch(folder.parent, count)
+        _watch(folder.parent, act)
         status = quantize.main([str(source), "-o", str(folder), "--calib", str(calibration), "--method", "minmax"])
-        os.write(writer, str(done).encode())
+        os.write(writer, " ".join(done).encode())
         os._exit(status)
     os.close(writer)
     with os.fdopen(reader) as pipe:
@@ -58,23 +59,25 @@ def _quantize(source: Path, calibration: Path, folder: Path, last: int | None) -
     _, status = os.waitpid(child, 0)
     if last is None and status != 0:
         raise RuntimeError(f"quantizing fails with status {status}")
-    return int(said or last or 0)
+    return said.split()
 
 
 def main(source: Path, calibration: Path, output: Path, folder: Path, points: int) -> None:
     """The process."""
     place = folder / "place"
 
-    def run(last: int | None) -> int:
+    def run(last: int | None) -> list[str]:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         if output.exists():
             shutil.copytree(output, place / "out")
         return _quantize(source, calibration, place / "out", last)
 
-    total = run(None)
+    done = run(None)
     place.rename(folder / "whole")
-    commit = range(max(0, total - points * 3 // 4), total)  # most of what can go wrong does at the end
+    visible = max(index for index, operation in enumerate(done) if operation in ("os.rename", EXCHANGE))
+    end = min(len(done), visible + 1 + AFTER)
+    commit = range(max(0, end - points * 3 // 4), end)  # most of what can go wrong does there
     spread = range(0, commit.start, max(1, commit.start // (points - len(commit))))
     for last in sorted({*spread, *commit}):
         run(last)
