@@ -39,7 +39,8 @@ from samq_onnx.passes.fold.edit import constant, is_shared, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
 from samq_onnx.passes.lower import lower, raise_opset
 from samq_onnx.passes.lower.fuse import float_outputs
-from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan, Uniform, Weight
+from samq_onnx.codes import UniformCodes, WeightCodes
+from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
 from samq_onnx.recipe import Recipe
 from samq_onnx.reconstruct import InputMoments, Learned, NotLearnable, compensate
 from samq_onnx.scope import split_linears
@@ -201,7 +202,7 @@ def _calibrate(
     collectors: list[Collector] = [*ranges.values(), *maps.values()]
     run(model, feeds, collectors, label=f"{label}: ranges")
 
-    def uniform(stats: TensorStats, bits: int) -> Uniform:
+    def uniform(stats: TensorStats, bits: int) -> UniformCodes:
         return uniform_codes(stats, OBSERVERS[recipe.observer], bits)
 
     bits = recipe.activation_bits
@@ -215,7 +216,7 @@ def _calibrate(
             scales = np.maximum(scales, needed if scales.size > 1 else needed.max(initial=0))
         plan.linears[linear.name] = LinearPlan(
             input=x,
-            weight=Weight(tuple(np.float32(scales).ravel().tolist()), recipe.weight_bits),
+            weight=WeightCodes(tuple(np.float32(scales).ravel().tolist()), recipe.weight_bits),
             output=uniform(ranges[linear.output.name], CONV_OUTPUT_BITS) if linear.node.op_type == "Conv" else None,
         )
     for site in structure.attentions:

@@ -18,7 +18,7 @@ from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.fold.edit import constant
 from samq_onnx.passes.lift import Structure
 from samq_onnx.passes.lower.build import Builder, take_place
-from samq_onnx.plan import LogCodes, QuantPlan, RowCodes, Uniform
+from samq_onnx.plan import QuantPlan
 
 __all__ = ["lower_attention"]
 
@@ -29,12 +29,6 @@ def _table_codes(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """s16 codes of a float table and their scale."""
     scale = np.float32(np.abs(table).max() / LARGEST_TABLE_CODE or 1.0)
     return np.rint(table / scale).astype(np.int16), np.array(scale)
-
-
-def _operator(probabilities: LogCodes | Uniform | RowCodes) -> str:
-    if isinstance(probabilities, RowCodes):
-        return "LogRowAttention" if probabilities.tau else "UniformRowAttention"
-    return "QAttention" if isinstance(probabilities, LogCodes) else "UniformAttention"
 
 
 def lower_attention(structure: Structure, builder: Builder, plan: QuantPlan) -> None:
@@ -52,16 +46,14 @@ def lower_attention(structure: Structure, builder: Builder, plan: QuantPlan) -> 
             made = builder.quantize(value, params)
             inputs += [made.value, made.scale, made.zero_point]
         probabilities = codes.probabilities
-        if not isinstance(probabilities, RowCodes):
-            inputs.append(builder.constant(f"{site.name}_p_scale", np.array(probabilities.scale, np.float32)))
+        if probabilities.operand is not None:
+            inputs.append(builder.constant(f"{site.name}_p_scale", np.array(probabilities.operand, np.float32)))
         for name, table in zip(("table_h", "table_w"), site.tables or (), strict=False):
             made_codes, table_scale = _table_codes(constant(table))
             inputs.append(builder.constant(f"{site.name}_{name}", made_codes))
             inputs.append(builder.constant(f"{site.name}_{name}_scale", table_scale))
-        attributes: dict[str, int | float] = {"scale": float(site.scale), "bits": probabilities.bits}
-        if not isinstance(probabilities, Uniform) and probabilities.tau:
-            attributes["tau"] = probabilities.tau
-        op_type = _operator(probabilities) + ("RelPos" if site.tables else "")
+        attributes = {"scale": float(site.scale), **probabilities.attributes}
+        op_type = probabilities.operator + ("RelPos" if site.tables else "")
         output = node.outputs[0]
         replacement = ir.node(op_type, inputs, attributes, domain=DOMAIN, name=node.name)
         graph.insert_before(node, replacement)

@@ -22,23 +22,12 @@ import onnx_ir as ir
 from samq_onnx.passes.lift import Linear, Structure
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.qlinear import Epilogues, lower_qlinear, takes_qlinear
-from samq_onnx.plan import LinearPlan, QuantPlan, Weight
+from samq_onnx.plan import LinearPlan, QuantPlan
 
-__all__ = ["lower_linears", "weight_codes"]
+__all__ = ["lower_linears"]
 
 INT32_MAX = 2**31 - 1
 LARGEST_PRODUCT = 255 * 128  # of an activation code and a weight code
-
-
-def weight_codes(weight: np.ndarray, plan: Weight, out_axis: int) -> np.ndarray:
-    """Integer codes of a float weight, int8, same shape; round half to even, then clamp."""
-    scale = np.asarray(plan.scale, np.float64)
-    if scale.size > 1:
-        shape = [1] * weight.ndim
-        shape[out_axis] = -1
-        scale = scale.reshape(shape)
-    top = 2 ** (plan.bits - 1)
-    return np.clip(np.rint(weight / scale), -top, top - 1).astype(np.int8)
 
 
 def _refusal(linear: Linear, unit: np.ndarray, bias_codes: np.ndarray | None) -> str | None:
@@ -67,7 +56,7 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan, epilogues: Epilog
         return reason
 
     assert linear.weight.const_value is not None
-    codes = weight_codes(linear.weight.const_value.numpy(), plan.weight, linear.out_axis)
+    codes = plan.weight.encode(linear.weight.const_value.numpy(), linear.out_axis)
     many_rows = takes_qlinear(linear)
     if many_rows and linear.out_axis == 0:
         codes = codes.T

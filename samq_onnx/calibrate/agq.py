@@ -17,7 +17,7 @@ import math
 import numpy as np
 
 from samq_onnx.calibrate.post_softmax import output_errors
-from samq_onnx.plan import LogCodes
+from samq_onnx.codes import LogCodes
 
 __all__ = ["TAUS", "LogError"]
 

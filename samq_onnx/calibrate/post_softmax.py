@@ -11,7 +11,7 @@ import numpy as np
 from samq_onnx.calibrate.products import small_products
 from samq_onnx.calibrate.quantizer import qparams
 from samq_onnx.calibrate.stats import TensorStats
-from samq_onnx.plan import LogCodes, RowCodes, Uniform
+from samq_onnx.codes import LogCodes, RowCodes, UniformCodes
 
 __all__ = ["Judge", "UniformRange", "output_errors", "uniform_codes"]
 
@@ -21,16 +21,16 @@ class Judge(Protocol):
 
     def update(self, probabilities: np.ndarray, v: np.ndarray) -> None: ...
 
-    def codes(self) -> LogCodes | Uniform | RowCodes: ...
+    def codes(self) -> LogCodes | UniformCodes | RowCodes: ...
 
 
 Observer: TypeAlias = Callable[[TensorStats, int], tuple[float, float]]
 
 
-def uniform_codes(stats: TensorStats, observe: Observer, bits: int) -> Uniform:
+def uniform_codes(stats: TensorStats, observe: Observer, bits: int) -> UniformCodes:
     """Codes over the range that an observer gives."""
     scale, zero_point = qparams(*observe(stats, bits), bits)
-    return Uniform(scale, zero_point, bits)
+    return UniformCodes(scale, zero_point, bits)
 
 
 class UniformRange:
@@ -47,7 +47,7 @@ class UniformRange:
     def update(self, probabilities: np.ndarray, v: np.ndarray) -> None:
         self.stats.update(probabilities)
 
-    def codes(self) -> Uniform:
+    def codes(self) -> UniformCodes:
         return uniform_codes(self.stats, self.observe, self.bits)
 
 

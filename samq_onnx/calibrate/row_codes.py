@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from samq_onnx.calibrate.post_softmax import output_errors
-from samq_onnx.log_codes import row_weights
-from samq_onnx.plan import RowCodes
+from samq_onnx.codes.row import row_weights
+from samq_onnx.codes import RowCodes
 
 __all__ = ["TAUS", "RowError"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from samq_onnx.log_codes import row_weights
-from samq_onnx.plan import LogCodes, RowCodes, Uniform, Weight
+from samq_onnx.codes.row import row_weights
+from samq_onnx.codes import LogCodes, RowCodes, UniformCodes, WeightCodes
 
 __all__ = ["ActivationCodes", "ProbabilityCodes", "RowProbabilityCodes", "WeightCodes", "probability_codes"]
 
@@ -56,7 +56,7 @@ class _Round(torch.autograd.Function):
 class ActivationCodes(torch.nn.Module):
     """Per-tensor asymmetric codes; ``log_scale`` and ``zero`` learn."""
 
-    def __init__(self, codes: Uniform) -> None:
+    def __init__(self, codes: UniformCodes) -> None:
         super().__init__()
         self.bits = codes.bits
         self.log_scale = torch.nn.Parameter(torch.tensor(math.log(codes.scale)))
@@ -67,16 +67,16 @@ class ActivationCodes(torch.nn.Module):
         zero = _Round.apply(self.zero.clamp(0, top))
         return _Uniform.apply(x, self.log_scale.exp(), zero, 0, top)
 
-    def learned(self) -> Uniform:
+    def learned(self) -> UniformCodes:
         """The codes as they are now."""
         top = 2**self.bits - 1
-        return Uniform(self.log_scale.exp().item(), int(self.zero.clamp(0, top).round().item()), self.bits)
+        return UniformCodes(self.log_scale.exp().item(), int(self.zero.clamp(0, top).round().item()), self.bits)
 
 
 class WeightCodes(torch.nn.Module):
     """Symmetric codes of a weight along ``out_axis``; ``weight`` and ``log_scale`` learn."""
 
-    def __init__(self, weight: np.ndarray, codes: Weight, out_axis: int) -> None:
+    def __init__(self, weight: np.ndarray, codes: WeightCodes, out_axis: int) -> None:
         super().__init__()
         self.bits = codes.bits
         shape = [1] * weight.ndim
@@ -88,9 +88,9 @@ class WeightCodes(torch.nn.Module):
         top = 2 ** (self.bits - 1)
         return _Uniform.apply(self.weight, self.log_scale.exp(), torch.zeros(()), -top, top - 1)
 
-    def learned(self) -> Weight:
+    def learned(self) -> WeightCodes:
         """The codes as they are now."""
-        return Weight(tuple(self.log_scale.detach().exp().ravel().tolist()), self.bits)
+        return WeightCodes(tuple(self.log_scale.detach().exp().ravel().tolist()), self.bits)
 
 
 class RowProbabilityCodes(torch.nn.Module):
@@ -119,7 +119,7 @@ class RowProbabilityCodes(torch.nn.Module):
         return self.codes
 
 
-def probability_codes(codes: LogCodes | Uniform | RowCodes) -> ProbabilityCodes | RowProbabilityCodes:
+def probability_codes(codes: LogCodes | UniformCodes | RowCodes) -> ProbabilityCodes | RowProbabilityCodes:
     """The module that simulates them."""
     return RowProbabilityCodes(codes) if isinstance(codes, RowCodes) else ProbabilityCodes(codes)
 
@@ -127,14 +127,14 @@ def probability_codes(codes: LogCodes | Uniform | RowCodes) -> ProbabilityCodes 
 class ProbabilityCodes(torch.nn.Module):
     """Post-softmax codes of one scale, log or uniform; the scale learns, tau stays."""
 
-    def __init__(self, codes: LogCodes | Uniform) -> None:
+    def __init__(self, codes: LogCodes | UniformCodes) -> None:
         super().__init__()
         self.codes = codes
         self.log_scale = torch.nn.Parameter(torch.tensor(math.log(codes.scale)))
 
     def forward(self, p: torch.Tensor) -> torch.Tensor:
         scale, top = self.log_scale.exp(), 2**self.codes.bits - 1
-        if isinstance(self.codes, Uniform):
+        if isinstance(self.codes, UniformCodes):
             return _Uniform.apply(p, scale, torch.zeros(()), 0, top)
         tau = self.codes.tau
         with torch.no_grad():
@@ -142,9 +142,9 @@ class ProbabilityCodes(torch.nn.Module):
             level = torch.exp2(-codes / tau)
         return p + (level * scale - p).detach() + level * (scale - scale.detach())
 
-    def learned(self) -> LogCodes | Uniform:
+    def learned(self) -> LogCodes | UniformCodes:
         """The codes as they are now."""
         scale = self.log_scale.exp().item()
-        if isinstance(self.codes, Uniform):
-            return Uniform(scale, 0, self.codes.bits)
+        if isinstance(self.codes, UniformCodes):
+            return UniformCodes(scale, 0, self.codes.bits)
         return LogCodes(scale, self.codes.tau, self.codes.bits)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from samq_onnx.calibrate.stats import stride
-from samq_onnx.plan import Uniform
+from samq_onnx.codes import UniformCodes
 
 __all__ = ["InputMoments"]
 
@@ -27,7 +27,7 @@ class InputMoments:
         mean_float, mean_quantized: means, float64 [in]. rows: number of rows seen.
     """
 
-    def __init__(self, tensor: str, codes: Uniform) -> None:
+    def __init__(self, tensor: str, codes: UniformCodes) -> None:
         self.tensors = (tensor,)
         self.codes = codes
         _, self._exponent = math.frexp(codes.scale)

@@ -7,7 +7,7 @@ import pytest
 from samq_onnx import reference
 from samq_onnx.calibrate import AttentionRows
 from samq_onnx.calibrate.products import small_products
-from samq_onnx.plan import Uniform
+from samq_onnx.codes import UniformCodes
 
 SIDE, KEY_SIDE, WIDTH = 6, 5, 8
 
@@ -21,7 +21,7 @@ class Seen:
     def update(self, probabilities: np.ndarray, v: np.ndarray) -> None:
         self.seen.append((probabilities, v))
 
-    def codes(self) -> Uniform:
+    def codes(self) -> UniformCodes:
         raise NotImplementedError
 
 

@@ -7,7 +7,7 @@ import pytest
 from samq_onnx import reference
 from samq_onnx.calibrate import RowError
 from samq_onnx.calibrate.row_codes import TAUS
-from samq_onnx.log_codes import row_weights
+from samq_onnx.codes.row import row_weights
 
 
 def _maps(sharpness: float, keys: int = 50, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from samq_onnx.passes.lower import linear
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.qlinear import _gelu_table
 from samq_onnx.passes.lower.sink import sink_views
-from samq_onnx.plan import Uniform
+from samq_onnx.codes import UniformCodes
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.quantize import quantize_folder
 from samq_onnx.recipe import recipe
@@ -94,8 +94,8 @@ def test_inputs_and_outputs_stay(both: dict[str, Path], nano: Path, part: str) -
     assert list(before.output) == list(after.output)
 
 
-@pytest.mark.parametrize("codes", [Uniform(0.04, 5, 8), Uniform(0.5, 1, 4), Uniform(0.001, 170, 8), Uniform(1.5, 0, 6)])
-def test_gelu_table_reaches_every_code(codes: Uniform) -> None:
+@pytest.mark.parametrize("codes", [UniformCodes(0.04, 5, 8), UniformCodes(0.5, 1, 4), UniformCodes(0.001, 170, 8), UniformCodes(1.5, 0, 6)])
+def test_gelu_table_reaches_every_code(codes: UniformCodes) -> None:
     table, low, step = _gelu_table(codes)
     y = np.linspace(-20, 60, 100_001)
     gelu = 0.5 * y * (1 + erf(y / 2**0.5))

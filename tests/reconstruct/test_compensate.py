@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samq_onnx.plan import Uniform
+from samq_onnx.codes import UniformCodes
 from samq_onnx.reconstruct import InputMoments, compensate
 
 WIDTH, OUT, BITS = 48, 24, 4
@@ -18,7 +18,7 @@ def layer() -> tuple[np.ndarray, np.ndarray, np.ndarray, InputMoments, np.ndarra
     x = (random.normal(size=(4096, WIDTH)) @ mixing / np.sqrt(WIDTH) + 0.4).astype(np.float32)
     weight = random.normal(size=(WIDTH, OUT))
     bias = random.normal(size=OUT)
-    codes = Uniform(scale=float(x.max() - x.min()) * 0.6 / 15, zero_point=7, bits=4)
+    codes = UniformCodes(scale=float(x.max() - x.min()) * 0.6 / 15, zero_point=7, bits=4)
     moments = InputMoments("x", codes)
     for part in np.split(x, 16):
         moments.update(part)

@@ -17,11 +17,12 @@ from samq_onnx.encoder import Encoder
 from samq_onnx.evaluate import overlap
 from samq_onnx.feeds import DecoderFeeds
 from samq_onnx.interface import DecoderInputs, graph_inputs
-from samq_onnx.log_codes import row_weights
+from samq_onnx.codes.row import row_weights
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import Structure, lift, simplify
 from samq_onnx.passes.lower import lower, raise_opset
-from samq_onnx.plan import LogCodes, QuantPlan, RowCodes, Uniform, Weight
+from samq_onnx.codes import LogCodes, RowCodes, UniformCodes, WeightCodes
+from samq_onnx.plan import QuantPlan
 from samq_onnx.recipe import recipe
 from samq_onnx.reconstruct import NotLearnable, learn
 from samq_onnx.reconstruct.fake_quant import ActivationCodes, WeightCodes, probability_codes
@@ -107,14 +108,14 @@ def test_a_decoder_with_other_outputs_is_refused(feeds: list[Mapping[str, np.nda
 
 class TestCodes:
     def test_activations_round_and_clip(self) -> None:
-        codes = ActivationCodes(Uniform(0.5, 3, 3))
+        codes = ActivationCodes(UniformCodes(0.5, 3, 3))
         x = torch.tensor([-9.0, -1.5, -0.26, 0.0, 0.3, 1.9, 2.0, 9.0])
         assert codes(x).tolist() == [-1.5, -1.5, -0.5, 0.0, 0.5, 2.0, 2.0, 2.0]
-        assert codes.learned() == Uniform(0.5, 3, 3)
+        assert codes.learned() == UniformCodes(0.5, 3, 3)
 
     def test_gradients_are_those_of_lsq(self) -> None:
         """Inside the range y - x over the scale, outside the code; the zero point moves what is outside."""
-        codes = ActivationCodes(Uniform(0.5, 3, 3))
+        codes = ActivationCodes(UniformCodes(0.5, 3, 3))
         for value, to_x, to_scale, to_zero in (
             (0.3, 1.0, 1 - 0.6, 0.0),
             (9.0, 0.0, 4.0, -0.5),
@@ -130,17 +131,17 @@ class TestCodes:
 
     def test_weights_have_a_scale_per_channel(self) -> None:
         weight = np.array([[0.11, -3.0], [0.24, 0.9]], np.float32)
-        codes = WeightCodes(weight, Weight((0.1, 1.0), 4), out_axis=1)
+        codes = WeightCodes(weight, WeightCodes((0.1, 1.0), 4), out_axis=1)
         assert codes().detach().numpy() == pytest.approx(np.array([[0.1, -3.0], [0.2, 1.0]]))
         assert codes.learned().scale == pytest.approx((0.1, 1.0))
 
-    @pytest.mark.parametrize("codes", [LogCodes(0.5, 2, 4), Uniform(1 / 15, 0, 4), RowCodes(2, 4), RowCodes(0, 4)])
-    def test_probabilities_stay_on_their_codes(self, codes: LogCodes | Uniform | RowCodes) -> None:
+    @pytest.mark.parametrize("codes", [LogCodes(0.5, 2, 4), UniformCodes(1 / 15, 0, 4), RowCodes(2, 4), RowCodes(0, 4)])
+    def test_probabilities_stay_on_their_codes(self, codes: LogCodes | UniformCodes | RowCodes) -> None:
         p = torch.tensor([0.5, 0.3, 0.19, 0.01, 0.0], requires_grad=True)
         made = probability_codes(codes)(p)
         if isinstance(codes, LogCodes):
             levels = codes.scale * 2.0 ** (-np.arange(16) / codes.tau)
-        elif isinstance(codes, Uniform):
+        elif isinstance(codes, UniformCodes):
             levels = codes.scale * np.arange(16.0)
         else:
             assert made.sum().item() == pytest.approx(1)
