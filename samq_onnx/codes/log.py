@@ -36,7 +36,7 @@ class LogCodes:
 
     @property
     def attributes(self) -> dict[str, int]:
-        return {"tau": self.tau, "bits": self.bits}
+        return {"bits": self.bits, "tau": self.tau}
 
     @property
     def operand(self) -> float:

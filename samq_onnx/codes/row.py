@@ -51,7 +51,7 @@ class RowCodes:
 
     @property
     def attributes(self) -> dict[str, int]:
-        return {"tau": self.tau, "bits": self.bits} if self.tau else {"bits": self.bits}
+        return {"bits": self.bits, "tau": self.tau} if self.tau else {"bits": self.bits}
 
     @property
     def operand(self) -> None:
