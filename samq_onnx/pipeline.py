@@ -34,11 +34,13 @@ from samq_onnx.errors import UserError
 from samq_onnx.feeds import Part
 from samq_onnx.interface import is_decoder
 from samq_onnx.passes.aside import defaults_aside, outputs_aside
-from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
-from samq_onnx.passes.fold.edit import constant, is_shared, replace_constant
-from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
+from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
+from samq_onnx.passes.graph import constant, is_shared, replace_constant
+from samq_onnx.passes.lift import AttentionSite, Linear, lift, simplify
+from samq_onnx.passes.lift import Lifted as Structure
 from samq_onnx.passes.lower import lower, raise_opset
 from samq_onnx.passes.lower.fuse import float_outputs
+from samq_onnx.passes.report import Report as FoldReport
 from samq_onnx.codes import UniformCodes, WeightCodes
 from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
 from samq_onnx.recipe import Recipe

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from samq_onnx.passes.lift import Linear, Structure
+from samq_onnx.passes.lift import Lifted as Structure
+from samq_onnx.passes.lift import Linear
 from samq_onnx.passes.lift.trace import VIEW_OPS
 
 __all__ = ["split_linears"]

@@ -7,23 +7,13 @@ import math
 
 import numpy as np
 
-__all__ = ["ChannelMean", "KeySamples", "TensorStats", "stride"]
+from samq_onnx.sampling import stride
+
+__all__ = ["ChannelMean", "KeySamples", "TensorStats"]
 
 BINS = 4096  # at most, halved by merging neighbours when the range outgrows them
 HISTOGRAM_SAMPLES = 500_000  # values of one feed that enter the histogram
 KEY_SAMPLES = 32_768
-
-
-def stride(size: int, wanted: int) -> int:
-    """A step that picks about ``wanted`` of ``size`` values, evenly over every axis of the array they come from.
-
-    A step that has a factor in common with the number of channels would see the same few channels over and over,
-    so the next step is taken that has none in common with the size.
-    """
-    step = max(1, size // wanted)
-    while math.gcd(step, size) > 1:
-        step += 1
-    return step
 
 
 class TensorStats:

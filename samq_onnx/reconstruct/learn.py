@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as functional
 
 from samq_onnx.calibrate import resident_memory, run
-from samq_onnx.passes.lift import Structure
+from samq_onnx.passes.lift import Lifted as Structure
 from samq_onnx.plan import QuantPlan
 from samq_onnx.progress import progress_bar
 from samq_onnx.reconstruct.learned import Learned, NotLearnable
