@@ -38,7 +38,8 @@ from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_si
 from samq_onnx.passes.graph import constant, is_shared, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, lift, simplify
 from samq_onnx.passes.lift import Lifted as Structure
-from samq_onnx.passes.lower import lower, raise_opset
+from samq_onnx.passes.lower import raise_opset
+from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.passes.lower.fuse import float_outputs
 from samq_onnx.passes.report import Report as FoldReport
 from samq_onnx.codes import UniformCodes, WeightCodes
@@ -117,7 +118,7 @@ def _quantized(model: ir.Model, feeds: Feeds, recipe: Recipe, targets: Feeds, la
     if recipe.compensate and learned is None and not decoder:
         _compensate(model, chosen, plan, feeds, label)
     comparable = _comparable(structure, chosen)
-    refused += lower(model, structure, plan)
+    refused += [line for report in TARGETS["samq"].lower(structure, plan) for line in report.refused]
     if not any(node.domain == ops.DOMAIN or node.op_type == "QuantizeLinear" for node in model.graph):
         kept_why = [f"{count} {reason}" for reason, count in Counter(plan.kept_float.values()).items()]
         if any(value.is_graph_input() for value in model.graph.initializers.values()):

@@ -20,7 +20,8 @@ from samq_onnx.interface import DecoderInputs, graph_inputs
 from samq_onnx.codes.row import row_weights
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import Lifted, lift, simplify
-from samq_onnx.passes.lower import lower, raise_opset
+from samq_onnx.passes.lower import raise_opset
+from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.codes import LogCodes, RowCodes, UniformCodes, WeightCodes
 from samq_onnx.plan import QuantPlan
 from samq_onnx.recipe import recipe
@@ -54,7 +55,7 @@ def _planned(bits: str, feeds: list[Mapping[str, np.ndarray]]) -> tuple[ir.Model
 
 
 def _lowered(model: ir.Model, structure: Lifted, plan: QuantPlan, feed: Mapping[str, np.ndarray]) -> np.ndarray:
-    lower(model, structure, plan)
+    TARGETS["samq"].lower(structure, plan)
     session = open_session(ir.to_proto(model).SerializeToString())
     return session.run([LOGITS], dict(feed))[0]
 
