@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.ops import DOMAIN
-from samq_onnx.passes.fold.edit import constant
-from samq_onnx.passes.lift import Structure
+from samq_onnx.passes.graph import constant
+from samq_onnx.passes.lift import Lifted
 from samq_onnx.passes.lower.build import Builder, take_place
 from samq_onnx.plan import QuantPlan
 
@@ -31,10 +31,10 @@ def _table_codes(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(table / scale).astype(np.int16), np.array(scale)
 
 
-def lower_attention(structure: Structure, builder: Builder, plan: QuantPlan) -> None:
+def lower_attention(lifted: Lifted, builder: Builder, plan: QuantPlan) -> None:
     """Replace the attention nodes of the plan, in place."""
     graph = builder.graph
-    for site in structure.attentions:
+    for site in lifted.attentions:
         if site.name not in plan.attentions:
             continue
         codes = plan.attentions[site.name]

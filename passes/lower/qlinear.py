@@ -26,7 +26,7 @@ from scipy.special import erf
 from samq_onnx.codes import UniformCodes
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.fold.edit import reaches_only_attention
-from samq_onnx.passes.lift import Gelu, Linear, Structure
+from samq_onnx.passes.lift import Gelu, Lifted, Linear
 from samq_onnx.passes.lift.trace import nodes_between
 from samq_onnx.passes.lower.build import Builder, Codes, take_place
 from samq_onnx.plan import QuantPlan
@@ -63,12 +63,12 @@ class _Operands:
 class Epilogues:
     """What the outputs of linears are quantized to."""
 
-    def __init__(self, structure: Structure, plan: QuantPlan) -> None:
-        self._structure = structure
+    def __init__(self, lifted: Lifted, plan: QuantPlan) -> None:
+        self._lifted = lifted
         self._plan = plan
-        self._gelus = {gelu.x: gelu for gelu in structure.gelus}
+        self._gelus = {gelu.x: gelu for gelu in lifted.gelus}
         self._inputs = {
-            linear.node: plan.linears[linear.name].input for linear in structure.linears if linear.name in plan.linears
+            linear.node: plan.linears[linear.name].input for linear in lifted.linears if linear.name in plan.linears
         }
 
     def gelu(self, linear: Linear) -> tuple[Gelu, UniformCodes] | None:
@@ -88,7 +88,7 @@ class Epilogues:
         made = _Operands(np.zeros(count, np.float64), np.zeros(count, np.float32), 0, [])
         taken = np.zeros(count, np.int64)
         widths = set()
-        for site in self._structure.attentions:
+        for site in self._lifted.attentions:
             for index, name in enumerate("qkv"):
                 projection = getattr(site, name)
                 if projection is None or projection.linear.node is not linear.node:

@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 
-from samq_onnx.calibrate.statistics import State, Statistic, stride
+from samq_onnx.calibrate.statistics import State, Statistic
 from samq_onnx.codes import UniformCodes
+from samq_onnx.sampling import stride
 
 __all__ = ["InputMoments"]
 

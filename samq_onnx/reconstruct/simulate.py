@@ -15,8 +15,7 @@ import onnx_ir as ir
 import torch
 
 from samq_onnx.ops import DOMAIN
-from samq_onnx.passes.fold.edit import constant, replace_constant
-from samq_onnx.passes.graph import is_constant
+from samq_onnx.passes.graph import constant, is_constant, replace_constant
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
 from samq_onnx.reconstruct.fake_quant import FakeQuantActivation, FakeQuantWeight, fake_quant_probabilities
@@ -83,7 +82,7 @@ class Simulation(torch.nn.Module):
         for value in read:
             if value.const_value is None or (value, "weight") in self._modules_of:
                 continue
-            array = torch.tensor(constant(value))
+            array = torch.tensor(value.const_value.numpy())
             if value in learning and is_constant(value) and not value.is_graph_output():
                 self._free[value] = torch.nn.Parameter(array)
                 self.register_parameter(f"free{len(self._free)}", self._free[value])

@@ -19,7 +19,7 @@ from samq_onnx.feeds import DecoderFeeds
 from samq_onnx.interface import DecoderInputs, graph_inputs
 from samq_onnx.codes.row import row_weights
 from samq_onnx.models import load_model
-from samq_onnx.passes.lift import Structure, lift, simplify
+from samq_onnx.passes.lift import Lifted, lift, simplify
 from samq_onnx.passes.lower import lower, raise_opset
 from samq_onnx.codes import LogCodes, RowCodes, UniformCodes, WeightCodes
 from samq_onnx.plan import QuantPlan
@@ -42,7 +42,7 @@ def feeds() -> list[Mapping[str, np.ndarray]]:
     return [prompts[index] for index in (0, 1, 32, 33)]
 
 
-def _planned(bits: str, feeds: list[Mapping[str, np.ndarray]]) -> tuple[ir.Model, Structure, QuantPlan]:
+def _planned(bits: str, feeds: list[Mapping[str, np.ndarray]]) -> tuple[ir.Model, Lifted, QuantPlan]:
     chosen = recipe("samq", bits)
     model = load_model(assets.nano_dir() / "decoder.onnx")
     raise_opset(model, chosen.weight_bits)
@@ -53,7 +53,7 @@ def _planned(bits: str, feeds: list[Mapping[str, np.ndarray]]) -> tuple[ir.Model
     return model, structure, pipeline._calibrate(model, structure, linears, feeds, chosen, "decoder")
 
 
-def _lowered(model: ir.Model, structure: Structure, plan: QuantPlan, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+def _lowered(model: ir.Model, structure: Lifted, plan: QuantPlan, feed: Mapping[str, np.ndarray]) -> np.ndarray:
     lower(model, structure, plan)
     session = open_session(ir.to_proto(model).SerializeToString())
     return session.run([LOGITS], dict(feed))[0]

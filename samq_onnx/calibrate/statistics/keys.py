@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from samq_onnx.calibrate.statistics.statistic import State, Statistic, stride
+from samq_onnx.calibrate.statistics.statistic import State, Statistic
+from samq_onnx.sampling import stride
 
 __all__ = ["KeySamples"]
 

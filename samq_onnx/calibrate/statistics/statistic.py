@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
 
-__all__ = ["State", "Statistic", "stride"]
+__all__ = ["State", "Statistic"]
 
 State: TypeAlias = Mapping[str, np.ndarray]
 
@@ -46,15 +45,3 @@ class Statistic(ABC):
         Raises:
             KeyError, ValueError, TypeError: it is the state of something else.
         """
-
-
-def stride(size: int, wanted: int) -> int:
-    """A step that picks about ``wanted`` of ``size`` values, evenly over every axis of the array they come from.
-
-    A step that has a factor in common with the number of channels would see the same few channels over and over,
-    so the next step is taken that has none in common with the size.
-    """
-    step = max(1, size // wanted)
-    while math.gcd(step, size) > 1:
-        step += 1
-    return step

@@ -10,8 +10,7 @@ import numpy as np
 from samq_onnx.calibrate.statistics import Statistic
 from samq_onnx.methods.method import parameter
 from samq_onnx.methods.step import Step, Work
-from samq_onnx.passes.fold.edit import is_shared, replace_constant
-from samq_onnx.passes.graph import constant
+from samq_onnx.passes.graph import constant, is_shared, replace_constant
 from samq_onnx.passes.lift import Linear
 from samq_onnx.passes.report import Report
 from samq_onnx.reconstruct.gptq import DAMPING, RIDGE, compensate

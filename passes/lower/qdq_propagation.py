@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from samq_onnx.passes.graph import array_of, input_of, scalar_of
+from samq_onnx.passes.graph import array_of, input_of, only_reader, scalar_of
 from samq_onnx.passes.lower.build import Builder, take_place
 
-__all__ = ["sink_views"]
+__all__ = ["propagate_qdq"]
 
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice"})
 
@@ -41,12 +41,12 @@ def _fill(view: ir.Node, node: ir.Node) -> ir.Value | None:
     return fill if low is not None and code is not None and high is not None and low <= code <= high else None
 
 
-def _sink(builder: Builder, node: ir.Node) -> bool:
+def _move_up(builder: Builder, node: ir.Node) -> bool:
     """Exchange a node with the view before it; whether that was possible."""
     moved, *constants = node.inputs[:3]
     assert moved is not None
     view = moved.producer()
-    if view is None or view.domain or len(view.outputs) != 1 or moved.is_graph_output() or len(moved.uses()) != 1:
+    if view is None or view.domain or len(view.outputs) != 1 or only_reader(moved) is None:
         return False
     fill = _fill(view, node) if view.op_type == "Pad" else None
     if fill is None and view.op_type not in MOVES:
@@ -66,7 +66,7 @@ def _sink(builder: Builder, node: ir.Node) -> bool:
     return True
 
 
-def _sinks(node: ir.Node) -> bool:
+def _moves_up(node: ir.Node) -> bool:
     """Whether the node quantizes with one scale, or clips codes."""
     if node.op_type not in ("QuantizeLinear", "Clip") or node.domain or len(node.inputs) < 3:
         return False
@@ -76,11 +76,11 @@ def _sinks(node: ir.Node) -> bool:
     return node.op_type == "QuantizeLinear" or (x is not None and x.dtype == ir.DataType.UINT8)
 
 
-def sink_views(builder: Builder) -> None:
+def propagate_qdq(builder: Builder) -> None:
     """Move every quantization with one scale, and every Clip of codes, as far up as it goes, in place."""
     changed = True
     while changed:
         changed = False
         for node in list(builder.graph):
-            if _sinks(node):
-                changed |= _sink(builder, node)
+            if _moves_up(node):
+                changed |= _move_up(builder, node)

@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from samq_onnx.passes.graph import array_of
+from samq_onnx.passes.graph import array_of, constant, only_reader
 from samq_onnx.passes.lift.gelu import find_gelus
 from samq_onnx.passes.lift.norm import find_norms
 from samq_onnx.passes.lift.structure import Gelu, Norm
@@ -57,7 +57,7 @@ def _enlarges(node: ir.Node) -> bool:
     arrays = [array_of(value) for value in _weights(node)]
     if any(array is None or array.dtype != np.float32 for array in arrays):
         return False
-    kernel = _array(node.inputs[1]).shape[2:]
+    kernel = constant(node.inputs[1]).shape[2:]
     plain = {"strides": kernel, "kernel_shape": kernel, "pads": (0,) * 4, "dilations": (1, 1), "group": 1}
     plain |= {"output_padding": (0, 0), "auto_pad": "NOTSET"}
     asked = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -66,12 +66,6 @@ def _enlarges(node: ir.Node) -> bool:
 
 def _weights(node: ir.Node) -> list[ir.Value]:
     return [value for value in node.inputs[1:] if value is not None]
-
-
-def _array(value: ir.Value | None) -> np.ndarray:
-    array = array_of(value)
-    assert array is not None
-    return array
 
 
 def _plane(value: ir.Value | None) -> tuple[int, int, int] | None:
@@ -83,22 +77,18 @@ def _plane(value: ir.Value | None) -> tuple[int, int, int] | None:
     return int(channels), int(height), int(width)  # type: ignore[arg-type]
 
 
-def _only_reader(value: ir.Value, op_type: str, index: int) -> ir.Node | None:
-    """The node of this type that alone reads the value, there, in its own graph."""
-    uses, maker = tuple(value.uses()), value.producer()
-    if len(uses) != 1 or value.is_graph_output() or maker is None:
-        return None
-    ((node, at),) = uses
-    fits = not node.domain and node.op_type == op_type and at == index and node.graph is maker.graph
-    return node if fits else None
+def _next(value: ir.Value, op_type: str, index: int) -> ir.Node | None:
+    """The node of this type that alone reads the value, there."""
+    found = only_reader(value, op_type)
+    return found[0] if found is not None and found[1] == index else None
 
 
 def _product(y: ir.Value) -> tuple[ir.Node, ir.Node] | None:
     """The product of weights and ``y``, and the Reshape of it to masks."""
     plane = _plane(y)
-    flat = _only_reader(y, "Reshape", 0)
-    product = _only_reader(flat.outputs[0], "MatMul", 1) if flat is not None else None
-    masks = _only_reader(product.outputs[0], "Reshape", 0) if product is not None else None
+    flat = _next(y, "Reshape", 0)
+    product = _next(flat.outputs[0], "MatMul", 1) if flat is not None else None
+    masks = _next(product.outputs[0], "Reshape", 0) if product is not None else None
     if plane is None or flat is None or product is None or masks is None:
         return None
     channels, height, width = plane
@@ -117,7 +107,7 @@ def _chain(first: ir.Node, norms: dict[ir.Value, Norm], gelus: dict[ir.Value, Ge
     value = first.outputs[0]
     while (found := _product(value)) is None:
         step = norms.get(value) or gelus.get(value)
-        following = _only_reader(value, "ConvTranspose", 0)
+        following = _next(value, "ConvTranspose", 0)
         if step is not None and _takes_positions_apart(step):
             steps.append(step)
             value = step.output
@@ -214,7 +204,7 @@ class _Rewriter:
     def enlarge(self, node: ir.Node) -> None:
         if self._kernel is not None:
             self._interleave(self._kernel)
-        weight, name = _array(node.inputs[1]), node.outputs[0].name
+        weight, name = constant(node.inputs[1]), node.outputs[0].name
         channels, high, wide = weight.shape[1:]
         matrix = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
         dims = [self._height * self._width, matrix.shape[1]]
@@ -222,7 +212,7 @@ class _Rewriter:
             "MatMul", [self._rows, self._builder.constant(f"{name}_weight", matrix)], dims, name=node.name or ""
         )
         if len(_weights(node)) > 1:
-            bias = self._builder.constant(f"{name}_bias", np.tile(_array(node.inputs[2]), high * wide))
+            bias = self._builder.constant(f"{name}_bias", np.tile(constant(node.inputs[2]), high * wide))
             rows = self._op("Add", [rows, bias], dims)
         self._kernel, self._channels = (high, wide), channels
         self._rows = self._reshaped(rows, [dims[0] * high * wide, channels], f"{name}_rows")
@@ -233,7 +223,7 @@ class _Rewriter:
         assert last is not None and norm.bias is not None and self._rows.shape is not None
         inputs = [self._rows]
         for value in (norm.scale, norm.bias):
-            inputs.append(self._builder.constant(f"{value.name}_of_rows", _array(value).ravel()))
+            inputs.append(self._builder.constant(f"{value.name}_of_rows", constant(value).ravel()))
         attributes = {"axis": -1, "epsilon": norm.epsilon}
         dims = list(self._rows.shape)[1:]
         self._rows = self._op("LayerNormalization", inputs, dims, attributes, norm.node.name or "")

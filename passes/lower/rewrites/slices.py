@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.passes.graph import array_of, input_of
+from samq_onnx.passes.graph import array_of, constant, input_of, only_reader
 from samq_onnx.passes.lower.build import Builder, take_place
 
 __all__ = ["merge_slices"]
@@ -33,7 +33,7 @@ def _inner(outer: ir.Node) -> ir.Node | None:
     x = outer.inputs[0] if axes is not None else None
     node = x.producer() if x is not None else None
     before = _axes(node) if node is not None else None
-    if x is None or node is None or axes is None or before is None or len(x.uses()) != 1 or x.is_graph_output():
+    if x is None or node is None or axes is None or before is None or only_reader(x) is None:
         return None
     apart = not set(axes) & set(before) and len({axis < 0 for axis in axes + before}) == 1
     values = [value for part in (node, outer) for value in part.inputs[STARTS:] if value is not None]
@@ -48,7 +48,7 @@ def _merge(builder: Builder, inner: ir.Node, outer: ir.Node) -> None:
     for index, what in ((STARTS, "starts"), (ENDS, "ends"), (AXES, "axes"), (STEPS, "steps")):
         parts = []
         for node in (inner, outer):
-            ones = np.ones_like(array_of(input_of(node, AXES)))  # steps, the only ones that may be left out
+            ones = np.ones_like(constant(input_of(node, AXES)))  # steps, the only ones that may be left out
             parts.append(input_of(node, index) or builder.constant(f"{output.name}_ones", ones))
         held = [array for value in parts if (array := array_of(value)) is not None]
         if len(held) == len(parts):
