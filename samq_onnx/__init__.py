@@ -19,10 +19,10 @@ __all__ = ["SamPredictor", "UserError", "__version__", "library_path", "open_ses
 __version__ = version("samq_onnx")
 
 
-LAZY = {"SamPredictor": "samq_onnx.predictor", "quantize": "samq_onnx.api"}
-
 
 def __getattr__(name: str) -> Any:
-    if name in LAZY:
-        return getattr(importlib.import_module(LAZY[name]), name)
+    if name == "SamPredictor":
+        return importlib.import_module("samq_onnx.predictor").SamPredictor
+    if name == "quantize":  # the module of the command, which is the function of the API too
+        return importlib.import_module("samq_onnx.quantize")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -134,22 +134,45 @@ def quantize_model(
     """
     if any(node.domain == ops.DOMAIN for node in model.graph.all_nodes()):
         raise UserError("the model has operators of samq_onnx; give the float model that it was made from")
-    takes = TARGETS[target].takes
     with outputs_aside(model):
         prepared = Preparation(model, scheme.narrowest_weight)
-        plan = QuantPlan(target, scheme.narrowest_weight, metadata=dict(describe or {}))
-        observed = _some(feeds) if part.role is Role.DECODER else feeds
-        work = Work(
-            part, prepared.lifted, scheme, plan, takes, feeds, float_feeds or (lambda: feeds), observed, label,
-            lambda steps, work: _run_steps(steps, work, kept, fed, prepared),
-        )  # fmt: skip
-        work.reports.append(prepared.report)
+        work = begin(prepared, part, feeds, scheme, target=target, float_feeds=float_feeds, label=label, kept=kept, fed=fed)
         work.run([Select()], work)
         attentions = [site.name for site in prepared.lifted.attentions]
-        scheme.check_sites([linear.name for linear in work.linears], attentions, plan.kept_float)
+        scheme.check_sites([linear.name for linear in work.linears], attentions, work.plan.kept_float)
         work.run(method.steps(part, scheme), work)
-        plan.constants = prepared.moved()
-        return _lowered(prepared, plan, work.reports, label)
+        work.plan.constants = prepared.moved()
+        work.plan.metadata = dict(describe or {})
+        return _lowered(prepared, work.plan, work.reports, label)
+
+
+def begin(
+    prepared: Preparation,
+    part: Part,
+    feeds: Feeds,
+    scheme: Scheme,
+    *,
+    target: str,
+    float_feeds: Callable[[], Feeds] | None = None,
+    label: str = "model",
+    kept: StatisticsFile | None = None,
+    fed: str = "",
+) -> Work:
+    """A prepared model before the first step; arguments as `quantize_model`."""
+    observed = _some(feeds) if part.role is Role.DECODER else feeds
+    return Work(
+        part=part,
+        lifted=prepared.lifted,
+        scheme=scheme,
+        plan=QuantPlan(target, scheme.narrowest_weight),
+        takes=TARGETS[target].takes,
+        feeds=feeds,
+        float_feeds=float_feeds or (lambda: feeds),
+        observed=observed,
+        label=label,
+        run=lambda steps, work: _run_steps(steps, work, kept, fed, prepared),
+        reports=[prepared.report],
+    )
 
 
 def lower_model(model: ir.Model, plan: QuantPlan, *, label: str = "model") -> Outcome:

@@ -75,6 +75,8 @@ def objective_of(part: Part, model: ir.Model) -> Objective:
         raise NotReconstructable(f"it gives out weights, {', '.join(weights)}")
     outputs = part.outputs
     if part.role is Role.DECODER:
+        if not {LOW_RES_MASKS, IOU} <= set(outputs):
+            raise NotReconstructable("its low-resolution masks and IoU estimates cannot be told")
         return Objective((outputs[LOW_RES_MASKS], outputs[IOU]), mask_loss, rate=5e-5, epochs=4, batch=8)
     if len(model.graph.outputs) == 1:
         return Objective((model.graph.outputs[0].name or "",), embedding_loss, rate=1e-3, epochs=32, batch=2)

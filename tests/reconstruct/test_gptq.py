@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from samq_onnx.codes import UniformCodes
-from samq_onnx.reconstruct import InputMoments, compensate
+from samq_onnx.reconstruct.gptq import compensate
+from samq_onnx.reconstruct.moments import InputMoments
 
 WIDTH, OUT, BITS = 48, 24, 4
 
