@@ -30,16 +30,16 @@ from samq_onnx.calibrate import (
     uniform_codes,
     weight_scales,
 )
+from samq_onnx.codes import UniformCodes, WeightCodes
 from samq_onnx.errors import UserError
-from samq_onnx.feeds import Part
-from samq_onnx.interface import is_decoder
+from samq_onnx.families import Role, identify
+from samq_onnx.feeds import Selection
 from samq_onnx.passes.aside import defaults_aside, outputs_aside
 from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
 from samq_onnx.passes.fold.edit import constant, is_shared, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
 from samq_onnx.passes.lower import lower, raise_opset
 from samq_onnx.passes.lower.fuse import float_outputs
-from samq_onnx.codes import UniformCodes, WeightCodes
 from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
 from samq_onnx.recipe import Recipe
 from samq_onnx.reconstruct import InputMoments, Learned, NotLearnable, compensate
@@ -86,11 +86,12 @@ def quantize_model(
     """
     if any(node.domain == ops.DOMAIN for node in model.graph.all_nodes()):
         raise UserError("the model has operators of samq_onnx; give the float model that it was made from")
+    decoder = identify(model, label).role is Role.DECODER
     with outputs_aside(model):
-        return _quantized(model, feeds, recipe, targets or feeds, label)
+        return _quantized(model, feeds, recipe, targets or feeds, label, decoder)
 
 
-def _quantized(model: ir.Model, feeds: Feeds, recipe: Recipe, targets: Feeds, label: str) -> Outcome:
+def _quantized(model: ir.Model, feeds: Feeds, recipe: Recipe, targets: Feeds, label: str, decoder: bool) -> Outcome:
     with defaults_aside(model):
         raise_opset(model, recipe.weight_bits)
     simplify(model)
@@ -98,7 +99,6 @@ def _quantized(model: ir.Model, feeds: Feeds, recipe: Recipe, targets: Feeds, la
     _check_finite(structure)
     if structure.attentions:
         ops.add_functions(model)
-    decoder = is_decoder(model)
     observed = _some(feeds) if decoder else feeds
     folds = _fold(model, structure, observed, recipe, label)
     chosen, kept = split_linears(structure)
@@ -136,7 +136,7 @@ def _quantized(model: ir.Model, feeds: Feeds, recipe: Recipe, targets: Feeds, la
 def _some(feeds: Feeds) -> Feeds:
     """As many prompts as statistics need, drawn from all images."""
     chosen = np.random.default_rng(0).permutation(len(feeds))[:OBSERVED_PROMPTS]
-    return Part(feeds, sorted(chosen.tolist()))
+    return Selection(feeds, sorted(chosen.tolist()))
 
 
 def _check_finite(structure: Structure) -> None:

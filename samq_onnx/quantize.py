@@ -23,22 +23,12 @@ import onnxruntime as ort
 from samq_onnx import assets
 from samq_onnx.command import command_parser, main_guard, output_path
 from samq_onnx.data import Calibration
-from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
 from samq_onnx.external import data_name, unused_data
-from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
+from samq_onnx.families import Role, identify
 from samq_onnx.files import atomic_folder, atomic_path, check_writable, write_report
 from samq_onnx.fusion import fusion_report
 from samq_onnx.intake import Intake, add_limit, add_strict
-from samq_onnx.interface import (
-    DECODER_INPUTS,
-    DecoderInputs,
-    ImageInput,
-    described,
-    graph_inputs,
-    image_port,
-    is_decoder,
-)
 from samq_onnx.inventory import check_files
 from samq_onnx.models import load_model, model_bytes, model_sha256
 from samq_onnx.ops import DOMAIN
@@ -52,7 +42,6 @@ __all__ = ["main", "quantize", "quantize_folder"]
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 QUANTIZED = re.compile("^Q[A-Z]|Quantize|Dequantize|Integer|NBits|Bnb4|FpQ4")  # operators of ONNX and its runtime
-WANTED = "wanted is one image [1, 3, S, S] of numbers and a fixed side S, or the inputs of SAM's decoder"
 ONE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf holds less than 2 GiB
 
 
@@ -64,28 +53,9 @@ def _calibration_sha256(calibration: Calibration, used: Iterable[Sample]) -> str
     return digest.hexdigest()
 
 
-def _feeds(
-    source: Path, model: ir.Model, calibration: Calibration, encoder: Path | None
-) -> EncoderFeeds | DecoderFeeds:
-    inputs = graph_inputs(model)
-    if set(DECODER_INPUTS) <= {port.name for port in inputs}:
-        decoder = DecoderInputs(inputs, os.fspath(source))
-        if encoder is None:
-            raise UserError(
-                f"{source}: a decoder is calibrated on an encoder's embeddings; give --encoder ENCODER.onnx"
-            )
-        chosen = Encoder(encoder)
-        if chosen.image.note:
-            print(f"  {chosen.image.note}")
-        return DecoderFeeds(calibration, chosen, decoder)
-    if encoder is not None:
-        raise UserError(f"{source}: is no SAM decoder; leave out --encoder")
-    if image_port(inputs) is None:
-        raise UserError(f"{source}: cannot make inputs from images; it takes {described(inputs)}, {WANTED}")
-    image = ImageInput.of(inputs, model, os.fspath(source))
-    if image.note:
-        print(f"  {image.note}")
-    return EncoderFeeds(calibration, image)
+def _told(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"  {note}")
 
 
 def _check_float(model: ir.Model, source: Path) -> None:
@@ -161,13 +131,17 @@ def quantize(
     check_files([source, encoder, quantized_encoder, calibration.folder], [output])
     check_writable(output)
     _check_float(model, source)
-    if is_decoder(model):
+    part = identify(model, os.fspath(source))
+    if part.role is Role.DECODER:
         chosen = chosen.for_decoder()
         if calibration.annotations and find_spec("pycocotools") is None:
             print("warning: points lie amid boxes, not masks; run: pip install samq_onnx[eval]", file=sys.stderr)
     print(f"{source}: {chosen.method} W{chosen.weight_bits}A{chosen.activation_bits}")
-    feeds = _feeds(source, model, calibration, quantized_encoder or encoder)
-    targets = _feeds(source, model, calibration, encoder) if quantized_encoder and chosen.learn else None
+    feeds = part.feeds(calibration, quantized_encoder or encoder, source.stem)
+    _told([*part.notes, *feeds.notes])
+    targets = part.feeds(calibration, encoder, source.stem) if quantized_encoder and chosen.learn else None
+    if targets is not None:
+        _told(targets.notes)
     outcome = quantize_model(model, feeds, chosen, targets=targets, label=source.stem)
     model.metadata_props["samq_onnx.float_model.sha256"] = model_sha256(source)
     model.metadata_props["samq_onnx.calibration.sha256"] = _calibration_sha256(calibration, feeds.samples)

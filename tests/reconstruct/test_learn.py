@@ -12,16 +12,14 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from samq_onnx import assets, ops, pipeline
-from samq_onnx.encoder import Encoder
-from samq_onnx.evaluate import overlap
-from samq_onnx.feeds import DecoderFeeds
-from samq_onnx.interface import DecoderInputs, graph_inputs
+from samq_onnx import assets, data, ops, pipeline
+from samq_onnx.codes import LogCodes, RowCodes, UniformCodes, WeightCodes
 from samq_onnx.codes.row import row_weights
+from samq_onnx.evaluate import overlap
+from samq_onnx.families import identify
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import Structure, lift, simplify
 from samq_onnx.passes.lower import lower, raise_opset
-from samq_onnx.codes import LogCodes, RowCodes, UniformCodes, WeightCodes
 from samq_onnx.plan import QuantPlan
 from samq_onnx.recipe import recipe
 from samq_onnx.reconstruct import NotLearnable, learn
@@ -37,8 +35,8 @@ LOGITS = "low_res_masks"
 def feeds() -> list[Mapping[str, np.ndarray]]:
     """One box and one point on each of two images."""
     nano = assets.nano_dir()
-    decoder = DecoderInputs(graph_inputs(load_model(nano / "decoder.onnx")), "decoder.onnx")
-    prompts = DecoderFeeds(assets.calibration_images(), Encoder(nano / "encoder.onnx"), decoder)
+    decoder = identify(load_model(nano / "decoder.onnx"), "decoder.onnx")
+    prompts = decoder.feeds(data.Calibration(assets.calibration_images()), nano / "encoder.onnx", "decoder")
     return [prompts[index] for index in (0, 1, 32, 33)]
 
 
