@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 
 from samq_onnx.api import quantize
-from samq_onnx.feeds import EncoderFeeds
+from samq_onnx.data import Calibration
+from samq_onnx.families import identify
 from samq_onnx.files import atomic_path
-from samq_onnx.interface import ImageInput, graph_inputs
 from samq_onnx.models import read_model
 
 AS_THEY_ARE = {"compensate": "false", "encoder_learned_bits": "0", "decoder_learned_bits": "0"}  # weights are rounded
@@ -103,6 +103,5 @@ def ours(bits: str, source: Path, output: Path, calibration: Path, encoder: Path
 
 
 def _images(source: Path, calibration: Path) -> list[dict[str, np.ndarray]]:
-    model = read_model(source)
-    image = ImageInput.of(graph_inputs(model), model, str(source))
-    return [dict(feed) for feed in EncoderFeeds(calibration, image)]
+    part = identify(read_model(source), str(source))
+    return [dict(feed) for feed in part.feeds(Calibration(calibration), None, source.stem)]

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -276,9 +277,12 @@ class _Run:
         scheme = order.scheme(name, part)
         recipe = _recipe(order.method, scheme, order.target)
         self.say(f"{source}: {order.method.name} {str(scheme.widths).upper()}")
-        for note in part.notes:
+        feeds = part.feeds(self.calibration, quantized or encoder, source.stem)
+        notes = [*part.notes, *feeds.notes]
+        if part.role is Role.DECODER and self.calibration.annotations and find_spec("pycocotools") is None:
+            notes.append("points lie amid boxes, not masks; run: pip install samq_onnx[eval]")
+        for note in notes:
             self.say(f"  {note}")
-        feeds = part.feeds(self.calibration, quantized or encoder, "embeddings")
         describe = {
             RECIPE: json.dumps(recipe),
             FLOAT_HASH: model_sha256(source),
@@ -289,7 +293,7 @@ class _Run:
             describe[PAIR] = self.pair
 
         def float_feeds() -> Feeds:
-            return part.feeds(self.calibration, encoder, "embeddings") if quantized is not None else feeds
+            return part.feeds(self.calibration, encoder, source.stem) if quantized is not None else feeds
 
         fed = " ".join([name, *([model_sha256(quantized or encoder or source)] if self.kept is not None else [])])
         outcome = quantize_model(
@@ -298,7 +302,7 @@ class _Run:
         )  # fmt: skip
         return Quantized(
             outcome.model, outcome.plan, outcome.reports, outcome.sites,
-            recipe, part.notes, len(feeds), time.perf_counter() - started, dict(feeds[0]),
+            recipe, tuple(notes), len(feeds), time.perf_counter() - started, dict(feeds[0]),
         )  # fmt: skip
 
 

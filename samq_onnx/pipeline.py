@@ -24,7 +24,7 @@ from samq_onnx.calibrate.statistics_file import StatisticsFile
 from samq_onnx.calibrate.stream import run
 from samq_onnx.errors import UserError
 from samq_onnx.families import Part, Role
-from samq_onnx.feeds import Chosen
+from samq_onnx.feeds import Selection
 from samq_onnx.methods import Method, Scheme
 from samq_onnx.methods.step import Feeds, Step, Work
 from samq_onnx.methods.steps import Select
@@ -268,7 +268,7 @@ def _state(prepared: Preparation) -> str:
 def _some(feeds: Feeds) -> Feeds:
     """As many prompts as statistics need, drawn from all images."""
     chosen = np.random.default_rng(0).permutation(len(feeds))[:OBSERVED_PROMPTS]
-    return Chosen(feeds, sorted(chosen.tolist()))
+    return Selection(feeds, sorted(chosen.tolist()))
 
 
 def _check_finite(lifted: Lifted) -> None:
