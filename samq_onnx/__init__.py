@@ -19,7 +19,6 @@ __all__ = ["SamPredictor", "UserError", "__version__", "library_path", "open_ses
 __version__ = version("samq_onnx")
 
 
-
 def __getattr__(name: str) -> Any:
     if name == "SamPredictor":
         return importlib.import_module("samq_onnx.predictor").SamPredictor

@@ -24,8 +24,8 @@ from samq_onnx.data import Calibration
 from samq_onnx.errors import UserError
 from samq_onnx.external import data_name
 from samq_onnx.families import Part, Role, identify
-from samq_onnx.float_model import RECIPE, check_float
 from samq_onnx.files import atomic_folder, atomic_path
+from samq_onnx.float_model import RECIPE, check_float
 from samq_onnx.fusion import FusionReport, fusion_report
 from samq_onnx.methods import DEFAULT_METHOD, Method, Scheme, Widths, configured, parameters
 from samq_onnx.methods.scheme import SiteBits, check_site_bits
@@ -235,7 +235,9 @@ class Order:
                 raise UserError("widths of sites: wanted an object")
             named = {ALONE: site_bits} if ALONE in parts else site_bits
             if set(named) - set(parts):
-                raise UserError(f"widths of sites: wanted {' and '.join(parts)}, got {sorted(set(named) - set(parts))[0]!r}")
+                raise UserError(
+                    f"widths of sites: wanted {' and '.join(parts)}, got {sorted(set(named) - set(parts))[0]!r}"
+                )
             sites = {name: check_site_bits(value, f"widths of sites, {name}") for name, value in named.items()}
         if strict and decoder_bits is not None:
             raise UserError("strict is one width for everything; leave out other widths for the decoder")

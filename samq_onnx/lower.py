@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ort.set_default_logger_severity(3)
     source, output = arguments.model, arguments.output
     written = outputs(source, output)
-    check_files(
-        [*outputs(source, source), arguments.plan, constants_path(arguments.plan)], [*written, arguments.json]
-    )
+    check_files([*outputs(source, source), arguments.plan, constants_path(arguments.plan)], [*written, arguments.json])
     if not source.is_dir():
         check_writable(output)
     finish(source, output, api.lower(source, read_plans(arguments.plan), arguments.target), arguments.json)

@@ -136,7 +136,9 @@ def quantize_model(
         raise UserError("the model has operators of samq_onnx; give the float model that it was made from")
     with outputs_aside(model):
         prepared = Preparation(model, scheme.narrowest_weight)
-        work = begin(prepared, part, feeds, scheme, target=target, float_feeds=float_feeds, label=label, kept=kept, fed=fed)
+        work = begin(
+            prepared, part, feeds, scheme, target=target, float_feeds=float_feeds, label=label, kept=kept, fed=fed
+        )
         work.run([Select()], work)
         attentions = [site.name for site in prepared.lifted.attentions]
         scheme.check_sites([linear.name for linear in work.linears], attentions, work.plan.kept_float)
@@ -227,9 +229,7 @@ def _nothing(lifted: Lifted, plan: QuantPlan, reports: list[Report], label: str)
     )
 
 
-def _run_steps(
-    steps: Sequence[Step], work: Work, kept: StatisticsFile | None, fed: str, prepared: Preparation
-) -> None:
+def _run_steps(steps: Sequence[Step], work: Work, kept: StatisticsFile | None, fed: str, prepared: Preparation) -> None:
     """Apply steps in order, in as few passes over the inputs as what they want allows."""
     pending = list(steps)
     while pending:
@@ -246,9 +246,7 @@ def _run_steps(
                 work.statistics.clear()
 
 
-def _collect(
-    work: Work, statistics: list[Statistic], kept: StatisticsFile | None, context: str, what: str
-) -> None:
+def _collect(work: Work, statistics: list[Statistic], kept: StatisticsFile | None, context: str, what: str) -> None:
     """Let statistics see the inputs, but those that are known."""
     missing = [one for one in statistics if kept is None or not kept.restore(context, one)]
     run(work.model, work.observed, missing, label=f"{work.label}: {what}")
@@ -282,7 +280,10 @@ def _check_finite(lifted: Lifted) -> None:
 def _comparable(lifted: Lifted, plan: QuantPlan) -> list[str]:
     """Values that mean the same in the float and in the quantized model, where lowering keeps them."""
     folded = {
-        projection.linear.node for site in lifted.attentions for projection in (site.q, site.k) if projection is not None
+        projection.linear.node
+        for site in lifted.attentions
+        for projection in (site.q, site.k)
+        if projection is not None
     }
     outputs = [site.node.outputs[0].name for site in lifted.attentions]
     outputs += [one.output.name for one in lifted.linears if one.name in plan.linears and one.node not in folded]

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from samq_onnx.codes import PROBABILITY_CODES, ProbabilityCodes, UniformCodes, WeightCodes
+from samq_onnx.codes import PROBABILITY_CODES, UniformCodes, WeightCodes
 from samq_onnx.digest import sha256_of
 from samq_onnx.errors import UserError
 from samq_onnx.files import atomic_path, write_json
@@ -38,7 +38,6 @@ def constants_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.npz")
 
 
-
 def plan_to_json(plan: QuantPlan) -> dict[str, Any]:
     """A plan as plain JSON types, without what its moved constants hold."""
     return {
@@ -48,7 +47,10 @@ def plan_to_json(plan: QuantPlan) -> dict[str, Any]:
         "attentions": {
             name: {
                 **{role: dataclasses.asdict(getattr(site, role)) for role in "qkv"},
-                "probabilities": {"kind": site.probabilities.kind, **dataclasses.asdict(typing.cast(Any, site.probabilities))},
+                "probabilities": {
+                    "kind": site.probabilities.kind,
+                    **dataclasses.asdict(typing.cast(Any, site.probabilities)),
+                },
             }
             for name, site in plan.attentions.items()
         },

@@ -141,7 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calib", type=Path, help="folder of calibration images (default: a few bundled ones)")
     parser.add_argument("--encoder", type=Path, help="float encoder, needed to calibrate a decoder alone")
     parser.add_argument("--bits", default="w8a8", metavar="wXaY", help="of weights and activations, each 2 to 8")
-    parser.add_argument("--decoder-bits", metavar="wXaY", help="of a decoder (default: what the method makes of --bits)")
+    parser.add_argument(
+        "--decoder-bits", metavar="wXaY", help="of a decoder (default: what the method makes of --bits)"
+    )
     parser.add_argument("--strict", action="store_true", help="the same width in every quantized layer of both parts")
     parser.add_argument("--site-bits", type=Path, metavar="FILE", help="JSON of other widths: site -> role -> bits")
     parser.add_argument("--method", choices=sorted(METHODS), default=DEFAULT_METHOD)
@@ -176,7 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.strict, _site_bits(arguments.site_bits), names,
     )  # fmt: skip
     folder = source.is_dir()
-    default = Path(f"{source.name}_{order.widths}") if folder else source.with_name(f"{source.stem}_{order.widths}.onnx")
+    default = (
+        Path(f"{source.name}_{order.widths}") if folder else source.with_name(f"{source.stem}_{order.widths}.onnx")
+    )
     output: Path = arguments.output or default
     reads = outputs(source, source)
     plans = [arguments.plan_out, constants_path(arguments.plan_out)] if arguments.plan_out else []

@@ -14,7 +14,9 @@ from samq_onnx.methods.steps import CentreKeys, Ranges
 __all__ = ["Percentile"]
 
 
-@method("percentile", paper="Wu et al. 2020, Integer quantization for deep learning inference, section 4; PCT in PTQ4SAM")
+@method(
+    "percentile", paper="Wu et al. 2020, Integer quantization for deep learning inference, section 4; PCT in PTQ4SAM"
+)
 @dataclasses.dataclass(frozen=True)
 class Percentile(Method):
     """Activation ranges that hold the central share of values, of four shares the one with the least squared error."""

@@ -22,7 +22,9 @@ class Samq(Method):
 
     activation: str = parameter("omse", "ranges of activations in an encoder", lambda: TENSOR_OBSERVERS)
     decoder_activation: str = parameter(
-        "l4", "ranges in a decoder, whose rare foreground lies at the ends that least error cuts", lambda: TENSOR_OBSERVERS
+        "l4",
+        "ranges in a decoder, whose rare foreground lies at the ends that least error cuts",
+        lambda: TENSOR_OBSERVERS,
     )
     decoder_bits: int = parameter(8, "activations in a decoder have at least so many bits: few bits lose the prompt")
     probabilities: str = parameter("row", "post-softmax codes", lambda: SITE_OBSERVERS)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from samq_onnx.errors import UserError
 
-__all__ = ["ATTENTION_ROLES", "LINEAR_ROLES", "SiteBits", "Scheme", "Widths", "check_site_bits"]
+__all__ = ["ATTENTION_ROLES", "LINEAR_ROLES", "Scheme", "SiteBits", "Widths", "check_site_bits"]
 
 LEAST, MOST = 2, 8
 PATTERN = re.compile(r"w(\d)a(\d)")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from samq_onnx.codes.row import row_weights
 from samq_onnx.codes import LogCodes, ProbabilityCodes, RowCodes, UniformCodes, WeightCodes
+from samq_onnx.codes.row import row_weights
 
 __all__ = ["FakeQuantActivation", "FakeQuantWeight", "fake_quant_probabilities"]
 

@@ -85,7 +85,9 @@ def _simulated(simulation: Simulation, given: Tensors) -> list[torch.Tensor]:
         raise NotReconstructable(f"an operator is used in a way that has no gradient here ({error})") from error
 
 
-def _train(simulation: Simulation, objective: Objective, given: ActivationCache, wanted: ActivationCache, label: str) -> list[float]:
+def _train(
+    simulation: Simulation, objective: Objective, given: ActivationCache, wanted: ActivationCache, label: str
+) -> list[float]:
     """Loss of each step."""
     rates = [objective.rate, SCALE_RATE * objective.rate, ZERO_RATE * objective.rate]
     groups = [simulation.weights(), simulation.log_scales(), simulation.zeros()]

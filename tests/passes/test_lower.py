@@ -12,13 +12,13 @@ import pytest
 from scipy.special import erf
 
 from samq_onnx import assets, data, images, ops
+from samq_onnx.codes import UniformCodes
 from samq_onnx.evaluate import overlap
 from samq_onnx.models import load_model
 from samq_onnx.passes.lower import linear
 from samq_onnx.passes.lower.build import Builder
-from samq_onnx.passes.lower.qlinear import _gelu_table
 from samq_onnx.passes.lower.qdq_propagation import propagate_qdq
-from samq_onnx.codes import UniformCodes
+from samq_onnx.passes.lower.qlinear import _gelu_table
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.quantize import quantize_folder
 from samq_onnx.recipe import recipe

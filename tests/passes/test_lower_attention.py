@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from samq_onnx import ops
+from samq_onnx.codes import LogCodes, RowCodes, UniformCodes
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import lift, simplify
 from samq_onnx.passes.lower.attention import lower_attention
 from samq_onnx.passes.lower.build import Builder
-from samq_onnx.codes import LogCodes, RowCodes, UniformCodes
 from samq_onnx.plan import AttentionPlan, QuantPlan
 from samq_onnx.recipe import recipe
 

@@ -7,26 +7,16 @@ import math
 
 import numpy as np
 
-<<<<<<< HEAD:samq_onnx/calibrate/statistics/tensor.py
 from samq_onnx.calibrate.statistics.statistic import State, Statistic
 from samq_onnx.sampling import stride
 
 __all__ = ["TensorStats"]
-=======
-from samq_onnx.sampling import stride
-
-__all__ = ["ChannelMean", "KeySamples", "TensorStats"]
->>>>>>> passes:samq_onnx/calibrate/stats.py
 
 BINS = 4096  # at most, halved by merging neighbours when the range outgrows them
 HISTOGRAM_SAMPLES = 500_000  # values of one feed that enter the histogram
 
 
-<<<<<<< HEAD:samq_onnx/calibrate/statistics/tensor.py
 class TensorStats(Statistic):
-=======
-class TensorStats:
->>>>>>> passes:samq_onnx/calibrate/stats.py
     """Extremes of each feed and one histogram over all feeds.
 
     Bins are multiples of a common width; when the range outgrows them the width doubles, so one pass is enough.

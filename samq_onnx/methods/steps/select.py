@@ -5,14 +5,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-<<<<<<< HEAD:samq_onnx/methods/steps/select.py
 from samq_onnx.families import Role
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.passes.lift import Lifted, Linear
-=======
-from samq_onnx.passes.lift import Lifted as Structure
-from samq_onnx.passes.lift import Linear
->>>>>>> passes:samq_onnx/scope.py
 from samq_onnx.passes.lift.trace import VIEW_OPS
 from samq_onnx.passes.report import Report
 
