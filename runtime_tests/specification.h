@@ -185,13 +185,13 @@ struct FloatAttention {
 };
 
 // Its values [rows][value_depth] in double, and how far a kernel may be from each: a logit is off by some float steps of
-// the largest logit, a probability by as much of itself, an output by as much of sum p |v|.
+// the largest logit, a probability by as much of itself, an output by as much of sum p |v|. A power may stay at e^-87.
 struct Near {
   std::vector<double> values, bounds;
 };
 
 inline Near attention(const FloatAttention& a) {
-  constexpr double kBound = 1e-6;
+  constexpr double kBound = 1e-6, kLeast = 1.7e-38;
   Near made;
   for (int64_t row = 0; row < a.rows; ++row) {
     const auto q = [&](int64_t c) { return a.q[row * a.depth + c]; };
@@ -207,14 +207,15 @@ inline Near attention(const FloatAttention& a) {
     const double largest = a.keys != 0 ? *std::max_element(x.begin(), x.end()) : 0;
     for (double& logit : x) sum += logit = std::exp(logit - largest);
     for (int64_t c = 0; c < a.value_depth; ++c) {
-      double value = 0, size = 0;
+      double value = 0, size = 0, least = 0;
       for (int64_t j = 0; j < a.keys; ++j) {
         const double weighed = x[static_cast<size_t>(j)] / sum * double{a.v[j * a.value_depth + c]};
         value += weighed;
         size += std::abs(weighed);
+        least += kLeast * std::abs(double{a.v[j * a.value_depth + c]});
       }
       made.values.push_back(value);
-      made.bounds.push_back(kBound * (2 + farthest) * size);
+      made.bounds.push_back(kBound * (2 + farthest) * size + least);
     }
   }
   return made;
