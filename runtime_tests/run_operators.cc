@@ -65,10 +65,12 @@ struct Node {
 
   template <class T>
   const T* add(Dims dims, const std::vector<T>& x) {
-    ort::Value made{kType<T>, {std::move(dims)}, std::shared_ptr<char[]>(new char[x.size() * sizeof(T)])};
+    ort::Value& made = inputs.emplace_back();
+    made.type = kType<T>;
+    made.shape.dims = std::move(dims);
+    made.data.reset(new char[x.size() * sizeof(T)]);
     std::copy_n(reinterpret_cast<const char*>(x.data()), x.size() * sizeof(T), made.data.get());
-    inputs.push_back(std::move(made));
-    return reinterpret_cast<const T*>(inputs.back().data.get());
+    return reinterpret_cast<const T*>(made.data.get());
   }
   template <class T>
   T add(T x) {

@@ -22,6 +22,7 @@ struct Status {
 };
 struct ShapeInfo {
   std::vector<int64_t> dims;
+  size_t symbols = 0;
 };
 struct Value {
   int32_t type = 0;
@@ -115,6 +116,9 @@ inline Status* create_shape(ort::ShapeInfo** out) {
 inline Status* set_dims(ort::ShapeInfo* shape, const int64_t* dims, size_t count) {
   return unless_failing([&] { return shape->dims.assign(dims, dims + count), nullptr; });
 }
+inline Status* set_symbols(ort::ShapeInfo* shape, const char**, size_t count) {
+  return unless_failing([&] { return shape->symbols = count, nullptr; });
+}
 inline Status* dims_count(const ort::ShapeInfo* shape, size_t* out) {
   return unless_failing([&] { return *out = shape->dims.size(), nullptr; });
 }
@@ -155,8 +159,12 @@ inline Status* output(ort::KernelContext* context, size_t, const int64_t* dims, 
 inline Status* inferred_input(const ort::InferContext* context, size_t index, ort::ShapeInfo** borrowed) {
   return unless_failing([&] { return *borrowed = const_cast<ort::ShapeInfo*>(&context->inputs.at(index)), nullptr; });
 }
+// Early versions want as many names as dimensions.
 inline Status* infer_output(const ort::InferContext* context, size_t, const ort::ShapeInfo* shape) {
-  return unless_failing([&] { return const_cast<ort::InferContext*>(context)->outputs.assign(1, *shape), nullptr; });
+  return unless_failing([&]() -> Status* {
+    if (shape->symbols != shape->dims.size()) return new Status{1, "symbolic and integer dimensions differ in number"};
+    return const_cast<ort::InferContext*>(context)->outputs.assign(1, *shape), nullptr;
+  });
 }
 
 // Every thread takes its share of the tasks, so that all of them run some.
