@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_sign
 from samq_onnx.passes.lift import Structure, lift, simplify
-from samq_onnx.passes.lower import views
+from samq_onnx.passes.lower import qlinear, views
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.padding import pad_later
 from samq_onnx.passes.lower.rows import move_rows_first
@@ -29,6 +29,7 @@ __all__ = [
     "merge_slices",
     "move_rows_first",
     "pad_later",
+    "qlinear",
     "quantize_model",
     "recipe",
     "simplify",
@@ -37,8 +38,10 @@ __all__ = [
 ]
 
 
-def examples(count: int) -> settings:
-    """The same examples on every machine, without a limit on the time of one."""
+def examples(count: int, *, shrink: bool = True) -> settings:
+    """The same examples on every machine; one that fails is made smaller, which takes minutes where one takes long."""
+    phases = [Phase.generate, *([Phase.shrink] if shrink else [])]
     return settings(
-        max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+        max_examples=count, derandomize=True, database=None, deadline=None, phases=phases,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
