@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from samq_onnx.codes import UniformCodes
 from samq_onnx.passes.graph import add_constant
-from samq_onnx.plan import Uniform
 
 __all__ = ["FLOAT_OUTPUT", "Builder", "Codes", "take_place"]
 
@@ -38,7 +38,7 @@ class Builder:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self._codes: dict[tuple[ir.Value, Uniform], Codes] = {}
+        self._codes: dict[tuple[ir.Value, UniformCodes], Codes] = {}
         self._floats: dict[ir.Value, ir.Value] = {}
 
     def constant(self, name: str, tensor: np.ndarray | ir.TensorProtocol) -> ir.Value:
@@ -62,15 +62,15 @@ class Builder:
             self.graph.insert_before(self.graph[0], node)
         return node
 
-    def _scale(self, name: str | None, codes: Uniform) -> tuple[ir.Value, ir.Value]:
+    def _scale(self, name: str | None, codes: UniformCodes) -> tuple[ir.Value, ir.Value]:
         scale = self.constant(f"{name}_scale", np.array(codes.scale, np.float32))
         return scale, self.constant(f"{name}_zero_point", np.array(codes.zero_point, np.uint8))
 
-    def provide(self, value: ir.Value, codes: Uniform, made: ir.Value) -> None:
+    def provide(self, value: ir.Value, codes: UniformCodes, made: ir.Value) -> None:
         """Let ``made`` be what `quantize` gives for ``value``."""
         self._codes[value, codes] = Codes(made, *self._scale(value.name, codes))
 
-    def quantize(self, value: ir.Value, codes: Uniform) -> Codes:
+    def quantize(self, value: ir.Value, codes: UniformCodes) -> Codes:
         """Codes u8 of a float value, made where the value is made; below 8 bits clipped inside their container."""
         key = (value, codes)
         if key in self._codes:

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.ops import DOMAIN
+from samq_onnx.passes.graph import scalar_of
 from samq_onnx.passes.lower.build import Builder
 
 __all__ = ["carry_nan"]
@@ -67,8 +68,7 @@ def _is_carried(value: ir.Value) -> bool:
     node = node.inputs[1].producer()
     while node is not None and node.op_type in ("Cast", "Sum", "ReduceSum") and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    factor = node.inputs[1].const_value if node is not None and node.op_type == "Mul" and node.inputs[1] else None
-    return factor is not None and factor.size == 1 and not factor.numpy().any()
+    return node is not None and node.op_type == "Mul" and scalar_of(node.inputs[1]) == 0
 
 
 class _Carrier:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from samq_onnx.ops import CODE_ATTENTION, DOMAIN
+from samq_onnx.passes.graph import known_shape, only_reader
 from samq_onnx.passes.lower.build import FLOAT_OUTPUT, Builder, take_place
 from samq_onnx.passes.lower.norm import NORM, unfuse_norm
 
@@ -39,16 +40,16 @@ def _alone(value: ir.Value | None, op_types: set[str]) -> ir.Node | None:
     node = value.producer() if value is not None else None
     if value is None or node is None or node.domain != DOMAIN or node.op_type not in op_types:
         return None
-    return node if len(value.uses()) == 1 and not value.is_graph_output() else None
+    return node if only_reader(value) is not None else None
 
 
 def _with_residual(builder: Builder, add: ir.Node) -> None:
     a, b = add.inputs
     for summand, residual in ((a, b), (b, a)):
         node = _alone(summand, {LINEAR})
-        if node is None or summand is None or residual is None or summand.shape is None:
+        if node is None or residual is None:
             continue
-        if summand.shape.is_static() and residual.shape == summand.shape:
+        if known_shape(summand) is not None and known_shape(residual) == known_shape(summand):
             return _fused(builder, node, add, WITH_RESIDUAL, [residual])
 
 

@@ -19,26 +19,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.passes.lift import Linear, Structure
+from samq_onnx.passes.graph import constant
+from samq_onnx.passes.lift import Lifted, Linear
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.qlinear import Epilogues, lower_qlinear, takes_qlinear
-from samq_onnx.plan import LinearPlan, QuantPlan, Weight
+from samq_onnx.plan import LinearPlan, QuantPlan
 
-__all__ = ["lower_linears", "weight_codes"]
+__all__ = ["lower_linears"]
 
 INT32_MAX = 2**31 - 1
 LARGEST_PRODUCT = 255 * 128  # of an activation code and a weight code
-
-
-def weight_codes(weight: np.ndarray, plan: Weight, out_axis: int) -> np.ndarray:
-    """Integer codes of a float weight, int8, same shape; round half to even, then clamp."""
-    scale = np.asarray(plan.scale, np.float64)
-    if scale.size > 1:
-        shape = [1] * weight.ndim
-        shape[out_axis] = -1
-        scale = scale.reshape(shape)
-    top = 2 ** (plan.bits - 1)
-    return np.clip(np.rint(weight / scale), -top, top - 1).astype(np.int8)
 
 
 def _refusal(linear: Linear, unit: np.ndarray, bias_codes: np.ndarray | None) -> str | None:
@@ -60,14 +50,12 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan, epilogues: Epilog
         bias_scale = np.float32(plan.input.scale) * scale
         bias_codes = None
         if linear.bias is not None:
-            assert linear.bias.const_value is not None
-            bias_codes = np.rint(linear.bias.const_value.numpy().astype(np.float64) / bias_scale)
+            bias_codes = np.rint(constant(linear.bias).astype(np.float64) / bias_scale)
     reason = _refusal(linear, bias_scale, bias_codes)
     if reason is not None:
         return reason
 
-    assert linear.weight.const_value is not None
-    codes = weight_codes(linear.weight.const_value.numpy(), plan.weight, linear.out_axis)
+    codes = plan.weight.encode(constant(linear.weight), linear.out_axis)
     many_rows = takes_qlinear(linear)
     if many_rows and linear.out_axis == 0:
         codes = codes.T
@@ -120,11 +108,11 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan, epilogues: Epilog
     return None
 
 
-def lower_linears(structure: Structure, builder: Builder, plan: QuantPlan) -> list[str]:
+def lower_linears(lifted: Lifted, builder: Builder, plan: QuantPlan) -> list[str]:
     """Quantize the linears of the plan, in place; returns one sentence for each that was refused."""
-    epilogues = Epilogues(structure, plan)
+    epilogues = Epilogues(lifted, plan)
     refused = []
-    for linear in structure.linears:
+    for linear in lifted.linears:
         if linear.name in plan.linears:
             reason = _lower(builder, linear, plan.linears[linear.name], epilogues)
             if reason is not None:

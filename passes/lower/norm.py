@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.ops import DOMAIN
-from samq_onnx.passes.graph import array_of, scalar_of
+from samq_onnx.passes.graph import array_of, constant, only_reader, scalar_of
 from samq_onnx.passes.lift.norm import epsilon_of
 from samq_onnx.passes.lower.build import FLOAT_OUTPUT, Builder, take_place
 
@@ -34,7 +34,7 @@ def _norm(codes: ir.Node) -> ir.Node | None:
     if x is None or node is None or node.domain or node.op_type != "LayerNormalization":
         return None
     further = any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
-    if len(x.uses()) != 1 or x.is_graph_output() or further:
+    if only_reader(x) is None or further:
         return None
     if not _is_number(scale, ir.DataType.FLOAT) or not _is_number(zero, ir.DataType.UINT8):
         return None
@@ -61,11 +61,10 @@ def _over_rows(node: ir.Node) -> bool:
 
 def _clip(codes: ir.Value) -> tuple[ir.Node, int] | None:
     """The Clip to a number of bits that alone reads ``codes``, and that number."""
-    if len(codes.uses()) != 1 or codes.is_graph_output():
+    found = only_reader(codes, "Clip")
+    if found is None or len(found[0].inputs) != 3:
         return None
-    ((node, _),) = codes.uses()
-    if node.op_type != "Clip" or node.domain or len(node.inputs) != 3:
-        return None
+    node = found[0]
     low, high = node.inputs[1:]
     if not _is_number(low, ir.DataType.UINT8) or not _is_number(high, ir.DataType.UINT8):
         return None
@@ -80,7 +79,7 @@ def _fused(builder: Builder, norm: ir.Node, codes: ir.Node) -> None:
     output, x, weight = last.outputs[0], norm.inputs[0], norm.inputs[1]
     bias = norm.inputs[2] if len(norm.inputs) > 2 else None
     if bias is None:
-        bias = builder.constant(f"{middle.name}_no_bias", np.zeros_like(array_of(weight)))
+        bias = builder.constant(f"{middle.name}_no_bias", np.zeros_like(constant(weight)))
     attributes = {"epsilon": epsilon_of(norm), "bits": bits}
     made = ir.node(NORM, [x, weight, bias, *codes.inputs[1:3]], attributes, domain=DOMAIN, name=norm.name)
     made.metadata_props[FLOAT_OUTPUT] = middle.name or ""

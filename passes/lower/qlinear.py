@@ -23,12 +23,13 @@ import numpy as np
 import onnx_ir as ir
 from scipy.special import erf
 
+from samq_onnx.codes import UniformCodes
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.fold.edit import reaches_only_attention
-from samq_onnx.passes.lift import Gelu, Linear, Structure
+from samq_onnx.passes.lift import Gelu, Lifted, Linear
 from samq_onnx.passes.lift.trace import nodes_between
 from samq_onnx.passes.lower.build import Builder, Codes, take_place
-from samq_onnx.plan import QuantPlan, Uniform
+from samq_onnx.plan import QuantPlan
 
 __all__ = ["Epilogues", "lower_qlinear", "takes_qlinear"]
 
@@ -56,21 +57,21 @@ class _Operands:
     scale: np.ndarray
     zero_point: np.ndarray
     bits: int
-    values: list[tuple[ir.Value, Uniform]]
+    values: list[tuple[ir.Value, UniformCodes]]
 
 
 class Epilogues:
     """What the outputs of linears are quantized to."""
 
-    def __init__(self, structure: Structure, plan: QuantPlan) -> None:
-        self._structure = structure
+    def __init__(self, lifted: Lifted, plan: QuantPlan) -> None:
+        self._lifted = lifted
         self._plan = plan
-        self._gelus = {gelu.x: gelu for gelu in structure.gelus}
+        self._gelus = {gelu.x: gelu for gelu in lifted.gelus}
         self._inputs = {
-            linear.node: plan.linears[linear.name].input for linear in structure.linears if linear.name in plan.linears
+            linear.node: plan.linears[linear.name].input for linear in lifted.linears if linear.name in plan.linears
         }
 
-    def gelu(self, linear: Linear) -> tuple[Gelu, Uniform] | None:
+    def gelu(self, linear: Linear) -> tuple[Gelu, UniformCodes] | None:
         """The GELU that alone reads the linear, and its codes, if linears of one plan alone read it."""
         gelu = self._gelus.get(linear.output)
         if gelu is None or gelu.output.is_graph_output() or nodes_between(linear.output, gelu.output) is None:
@@ -87,7 +88,7 @@ class Epilogues:
         made = _Operands(np.zeros(count, np.float64), np.zeros(count, np.float32), 0, [])
         taken = np.zeros(count, np.int64)
         widths = set()
-        for site in self._structure.attentions:
+        for site in self._lifted.attentions:
             for index, name in enumerate("qkv"):
                 projection = getattr(site, name)
                 if projection is None or projection.linear.node is not linear.node:
@@ -95,7 +96,7 @@ class Epilogues:
                 value = site.node.inputs[index]
                 if site.name not in self._plan.attentions or value is None:
                     return None
-                codes: Uniform = getattr(self._plan.attentions[site.name], name)
+                codes: UniformCodes = getattr(self._plan.attentions[site.name], name)
                 np.add.at(taken, projection.channels.ravel(), 1)
                 made.scale[projection.channels] = codes.scale
                 made.zero_point[projection.channels] = codes.zero_point
@@ -124,7 +125,7 @@ def _views(value: ir.Value) -> list[ir.Value]:
     return found
 
 
-def _gelu_table(codes: Uniform) -> tuple[np.ndarray, float, float]:
+def _gelu_table(codes: UniformCodes) -> tuple[np.ndarray, float, float]:
     """Codes of GELU(low + step i), low and step."""
 
     def gelu(y: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from samq_onnx.ops import DOMAIN
-from samq_onnx.passes.graph import array_of
+from samq_onnx.passes.graph import array_of, only_reader
 from samq_onnx.passes.lower.build import Builder
 
 __all__ = ["keeps_rows", "move_rows_first"]
@@ -43,8 +43,8 @@ def keeps_rows(view: ir.Node) -> bool:
 def _views(value: ir.Value) -> list[ir.Node]:
     """The views of whole rows, one after the other, that alone read ``value``."""
     found: list[ir.Node] = []
-    while len(value.uses()) == 1 and not value.is_graph_output():
-        ((node, index),) = value.uses()
+    while (reader := only_reader(value)) is not None:
+        node, index = reader
         if index != 0 or not keeps_rows(node):
             break
         found.append(node)

@@ -24,7 +24,7 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.passes.graph import array_of, input_of, is_constant
+from samq_onnx.passes.graph import array_of, input_of, is_constant, known_shape
 from samq_onnx.passes.lower.build import Builder, take_place
 
 __all__ = ["gather_views"]
@@ -35,7 +35,8 @@ SHORTEST = 32  # elements of a run; from here on a Gather takes 0.2 to 0.7 of th
 
 
 def _known(value: ir.Value | None) -> bool:
-    return value is not None and value.shape is not None and value.shape.is_static() and 0 not in value.shape
+    shape = known_shape(value)
+    return shape is not None and 0 not in shape
 
 
 def _is_view(node: ir.Node, graph: ir.Graph) -> bool:
@@ -78,8 +79,9 @@ def _constant(view: ir.Node, index: int) -> np.ndarray | None:
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:
-    assert value.shape is not None
-    return value.shape.numpy()
+    shape = known_shape(value)
+    assert shape is not None
+    return shape
 
 
 def _copies(chain: list[ir.Value]) -> int:

@@ -12,8 +12,9 @@ import pytest
 from samq_onnx import ops, pipeline
 from samq_onnx.models import load_model
 from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
-from samq_onnx.passes.fold.edit import constant, shift_outputs
-from samq_onnx.passes.lift import Structure, lift, simplify
+from samq_onnx.passes.fold.edit import shift_outputs
+from samq_onnx.passes.graph import constant
+from samq_onnx.passes.lift import Lifted, lift, simplify
 from samq_onnx.recipe import recipe
 from tests.conftest import Feed, relative_error, run_model
 
@@ -22,7 +23,7 @@ PARTS = ["encoder", "decoder"]
 
 
 @pytest.fixture(params=PARTS)
-def part(request: pytest.FixtureRequest, nano: Path) -> tuple[ir.Model, Structure, Feed, list[np.ndarray]]:
+def part(request: pytest.FixtureRequest, nano: Path) -> tuple[ir.Model, Lifted, Feed, list[np.ndarray]]:
     """A lifted model, its structure, an input and its outputs before any fold."""
     path = nano / f"{request.param}.onnx"
     feed = request.getfixturevalue(f"{request.param}_feed")
@@ -33,7 +34,7 @@ def part(request: pytest.FixtureRequest, nano: Path) -> tuple[ir.Model, Structur
     return model, structure, feed, run_model(model, feed)
 
 
-def _random_means(structure: Structure) -> dict[str, np.ndarray]:
+def _random_means(structure: Lifted) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     return {site.name: random.normal(0, 0.5, (site.heads, site.head_dim)) for site in structure.attentions}
 

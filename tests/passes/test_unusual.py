@@ -13,7 +13,7 @@ import pytest
 
 from samq_onnx import ops, verify
 from samq_onnx.models import load_model
-from samq_onnx.passes.lift import Structure, lift, simplify
+from samq_onnx.passes.lift import Lifted, lift, simplify
 from samq_onnx.pipeline import Outcome, quantize_model
 from samq_onnx.recipe import recipe
 from samq_onnx.runtime import open_session
@@ -51,7 +51,7 @@ def _model(text: str, folder: Path) -> Path:
     return path
 
 
-def _lifted(path: Path) -> tuple[ir.Model, Structure]:
+def _lifted(path: Path) -> tuple[ir.Model, Lifted]:
     model = load_model(path)
     simplify(model)
     structure = lift(model)
