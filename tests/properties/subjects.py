@@ -6,20 +6,18 @@ from __future__ import annotations
 from hypothesis import HealthCheck, Phase, settings
 
 from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_sign
-from samq_onnx.passes.lift import Structure, lift, simplify
+from samq_onnx.passes.lift import Lifted, lift, simplify
 from samq_onnx.passes.lower import qlinear, views
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.padding import pad_later
+from samq_onnx.passes.lower.qdq_propagation import propagate_qdq
+from samq_onnx.passes.lower.rewrites.slices import merge_slices
 from samq_onnx.passes.lower.rows import move_rows_first
-from samq_onnx.passes.lower.sink import sink_views
-from samq_onnx.passes.lower.slices import merge_slices
 from samq_onnx.passes.lower.views import gather_views
-from samq_onnx.pipeline import quantize_model
-from samq_onnx.recipe import recipe
 
 __all__ = [
     "Builder",
-    "Structure",
+    "Lifted",
     "examples",
     "fold_attention_scale",
     "fold_key_centre",
@@ -29,11 +27,9 @@ __all__ = [
     "merge_slices",
     "move_rows_first",
     "pad_later",
+    "propagate_qdq",
     "qlinear",
-    "quantize_model",
-    "recipe",
     "simplify",
-    "sink_views",
     "views",
 ]
 

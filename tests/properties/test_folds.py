@@ -18,7 +18,7 @@ from tests.properties.networks import feed_of, networks
 ROUNDING = 1e-5  # relative; of floats alone
 
 
-def _lifted(proto: onnx.ModelProto) -> tuple[ir.Model, subjects.Structure]:
+def _lifted(proto: onnx.ModelProto) -> tuple[ir.Model, subjects.Lifted]:
     model = ir.from_proto(proto)
     subjects.simplify(model)
     structure = subjects.lift(model)
@@ -30,7 +30,7 @@ def _state(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
-def _key_means(model: ir.Model, structure: subjects.Structure, feed: Feed) -> dict[str, np.ndarray]:
+def _key_means(model: ir.Model, structure: subjects.Lifted, feed: Feed) -> dict[str, np.ndarray]:
     """Site name -> mean of its keys [heads, head_dim]."""
     names = {site.name: site.k.linear.output.name for site in structure.attentions if site.k is not None}
     tapped = model.clone()
