@@ -42,14 +42,15 @@ class QuantPlan:
     """All decisions for one model, by node name of the prepared graph (`samq_onnx.pipeline.prepare`).
 
     Attributes:
-        target: name of the target that it was made for. opset: of the prepared graph.
+        target: name of the target that it was made for.
+        weight_bits: the least bits that any weight may have, which decide the opset.
         constants: name of an initializer of the prepared graph -> what it holds instead, where a step moved it.
         kept_float: name of a linear -> why it is not quantized.
         metadata: what the quantized model says of itself, all strings.
     """
 
     target: str = "samq"
-    opset: int = 0
+    weight_bits: int = 8
     linears: dict[str, LinearPlan] = dataclasses.field(default_factory=dict)
     attentions: dict[str, AttentionPlan] = dataclasses.field(default_factory=dict)
     kept_float: dict[str, str] = dataclasses.field(default_factory=dict)

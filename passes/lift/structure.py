@@ -75,6 +75,13 @@ class AttentionSite:
         return self.node.name or ""
 
     @property
+    def operand_names(self) -> tuple[str, str, str]:
+        """Names of q, k and v, as the attention reads them."""
+        q, k, v = (value.name if value is not None else None for value in self.node.inputs[:3])
+        assert q and k and v
+        return q, k, v
+
+    @property
     def kind(self) -> str:
         return self.node.attributes["kind"].as_string()
 

@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from samq_onnx.codes.check import check_codes
 from samq_onnx.codes.probabilities import PROBABILITY_CODES
 
 __all__ = ["FRACTION_BITS", "LogCodes", "code_weights"]
 
 FRACTION_BITS = 30
+TAUS = (1, 2, 4, 8, 16)  # that the operators know; the paper stops at 4
 SMALLEST = np.float32(1e-30)
 
 
@@ -21,9 +24,15 @@ SMALLEST = np.float32(1e-30)
 class LogCodes:
     """Codes in [0, 2^bits - 1]; as in the paper's formula, none of them is spent on zero. tau is a power of two."""
 
+    kind: ClassVar[str] = "log"
     scale: float
     tau: int
     bits: int
+
+    def __post_init__(self) -> None:
+        check_codes(self.bits, self.scale)
+        if self.tau not in TAUS:
+            raise ValueError(f"tau {self.tau} is none of {', '.join(map(str, TAUS))}")
 
     def fake_quantize(self, probabilities: np.ndarray) -> np.ndarray:
         logarithm = np.log2(np.maximum(probabilities, SMALLEST) / np.float32(self.scale))

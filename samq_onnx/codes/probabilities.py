@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -16,11 +16,14 @@ class ProbabilityCodes(Protocol):
     """Codes of a map of probabilities [..., N], a frozen dataclass of numbers.
 
     Attributes:
+        kind: name of the kind, as in `PROBABILITY_CODES`.
         bits: width of a code.
         operator: of domain ``samq``, that takes q, k and v as codes and gives the attention's output.
         attributes: of the operator, beside its scale.
         operand: a number that the operator takes as its input ``p_scale``, or None where it has no such input.
     """
+
+    kind: ClassVar[str]
 
     @property
     def bits(self) -> int: ...

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from samq_onnx.codes.check import check_codes
+from samq_onnx.codes.log import TAUS
 from samq_onnx.codes.probabilities import PROBABILITY_CODES
 
 __all__ = ["UNIFORM", "RowCodes", "row_weights", "uniform_row_codes"]
@@ -31,8 +34,14 @@ SMALLEST = np.float32(2.0**-40)  # of the largest; far below all that has a weig
 class RowCodes:
     """tau above 0: log codes that weigh 2^(-code / tau), the last one 0; tau = `UNIFORM`: uniform codes."""
 
+    kind: ClassVar[str] = "row"
     tau: int
     bits: int
+
+    def __post_init__(self) -> None:
+        check_codes(self.bits)
+        if self.tau not in (UNIFORM, *TAUS):
+            raise ValueError(f"tau {self.tau} is none of {UNIFORM}, {', '.join(map(str, TAUS))}")
 
     def fake_quantize(self, probabilities: np.ndarray) -> np.ndarray:
         relative = probabilities / probabilities.max(axis=-1, keepdims=True)

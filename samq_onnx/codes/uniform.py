@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
+from samq_onnx.codes.check import check_codes
 from samq_onnx.codes.probabilities import PROBABILITY_CODES
 
 __all__ = ["UniformCodes"]
@@ -19,9 +21,15 @@ SMALLEST_SCALE = 1e-8
 class UniformCodes:
     """Asymmetric codes in [0, 2^bits - 1], of any activation, post-softmax maps among them."""
 
+    kind: ClassVar[str] = "uniform"
     scale: float
     zero_point: int
     bits: int
+
+    def __post_init__(self) -> None:
+        check_codes(self.bits, self.scale)
+        if not 0 <= self.zero_point < 2**self.bits:
+            raise ValueError(f"zero point {self.zero_point} is no code of {self.bits} bits")
 
     @classmethod
     def of_range(cls, low: float, high: float, bits: int) -> UniformCodes:

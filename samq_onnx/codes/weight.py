@@ -7,6 +7,8 @@ import dataclasses
 
 import numpy as np
 
+from samq_onnx.codes.check import check_codes
+
 __all__ = ["WeightCodes"]
 
 
@@ -19,6 +21,9 @@ class WeightCodes:
 
     scale: tuple[float, ...]
     bits: int
+
+    def __post_init__(self) -> None:
+        check_codes(self.bits, *self.scale)
 
     def _along(self, rank: int, out_axis: int) -> np.ndarray:
         """Scales in float64, as they meet a weight of this rank."""

@@ -15,7 +15,7 @@ from samq_onnx import ops, verify
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import Lifted, lift, simplify
 from samq_onnx.runtime import open_session
-from tests.conftest import Feed, run_model
+from tests.conftest import Feed, quantized_outcome, run_model
 from tests.passes.plans import Lowered, quantized
 
 ATTENTION = """
@@ -256,14 +256,14 @@ def test_sparse_weights_are_read(tmp_path: Path) -> None:
     assert verify.sqnr(expected[1], run_model(outcome.model, feed)[1]) > 30
 
 
-@pytest.mark.parametrize("target", ["samq", "qdq"])
-def test_weights_that_are_given_out_or_shared_are_not_edited(tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize("method", ["minmax", "samq"])
+def test_weights_that_are_given_out_or_shared_are_not_edited(tmp_path: Path, method: str) -> None:
     path = attention(tmp_path, f"{PLAIN} {END}")
     model = onnx.load(path)
     for name in ("wq", "wk"):
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [8, 8]))
     onnx.save(model, path)
-    outcome = quantized(path, [feed_of(path)], target)
+    outcome = quantized_outcome(load_model(path), [feed_of(path)], method)
     expected, found = run_model(path, feed_of(path)), run_model(outcome.model, feed_of(path))
     assert all(np.array_equal(one, two) for one, two in zip(expected[1:], found[1:], strict=True))
     assert verify.sqnr(expected[0], found[0]) > 15
