@@ -46,19 +46,19 @@ def _alone(value: ir.Value | None, op_types: set[str]) -> ir.Node | None:
 
 def _with_residual(builder: Builder, add: ir.Node, report: Report) -> None:
     a, b = add.inputs
-    reasons = {}
+    reason = None
     for summand, residual in ((a, b), (b, a)):
         maker = summand.producer() if summand is not None else None
         if maker is None or maker.domain != DOMAIN or maker.op_type != LINEAR or residual is None:
             continue
         node, shape = _alone(summand, {LINEAR}), known_shape(summand)
         if node is not None and shape is not None and known_shape(residual) == shape:
-            report.done.append(node.name or "")
+            report.done.append(add.name or "")
             return _fused(builder, node, add, WITH_RESIDUAL, [residual])
         apart = "shapes are not known" if None in (shape, known_shape(residual)) else "the other summand broadcasts"
-        reasons[maker.name or ""] = "something else reads the linear" if node is None else apart
-    for name, reason in reasons.items():
-        report.refuse(name, f"the addition behind it stays apart: {reason}")
+        reason = "something else reads the linear" if node is None else apart
+    if reason is not None:
+        report.refuse(add.name or "", f"the addition stays apart from its linear: {reason}")
 
 
 def _quantizing(builder: Builder, quantize: ir.Node, report: Report) -> None:
