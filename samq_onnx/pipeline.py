@@ -197,12 +197,6 @@ def _lowered(prepared: Preparation, plan: QuantPlan, reports: list[Report], labe
     lifted = prepared.lifted
     model = lifted.model
     target = TARGETS[plan.target]
-    for name, site in plan.attentions.items():
-        kind = type(site.probabilities).__name__
-        if not target.takes(site.probabilities.kind):
-            raise UserError(
-                f"{label}: target {plan.target} takes no {kind}, as the plan has for {name}; quantize for this target"
-            )
     comparable = _comparable(lifted, plan)
     reports += [Report("lift", refused=list(lifted.refused)), *target.lower(lifted, plan)]
     if not any(node.domain == ops.DOMAIN or node.op_type == "QuantizeLinear" for node in model.graph):
