@@ -155,7 +155,7 @@ class SamPredictor:
             None if prompt.mask is None else prompt.mask[None],
             shape,
         )
-        made = self._decoder.answer(self._session, feed, self._outputs)
+        made = self._decoder.answer(self._session, feed, self._outputs, shape)
         self._check_shapes(made, shape, side)
         logits, iou, low_res = (output[0] for output in made)
         chosen = slice(1, None) if multimask and len(iou) > 1 else slice(0, 1)
@@ -176,8 +176,8 @@ class SamPredictor:
         for name, output, sides in zip(self._names(), made, wanted, strict=True):
             if not output.size or output.shape[1:] != sides:
                 raise UserError(
-                    f"{self._decoder.where}: its output {name} is {list(output.shape)}, wanted {[1, *sides]}; "
-                    "check the model"
+                    f"{self._decoder.where}: its output {name} is {list(output.shape)}, wanted {[1, *sides]} for this "
+                    "image; check the model"
                 )
 
 

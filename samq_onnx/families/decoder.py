@@ -81,9 +81,17 @@ class DecoderPart(Part):
         """
 
     def answer(
-        self, session: ort.InferenceSession, feed: Mapping[str, np.ndarray], outputs: Mapping[str, str]
+        self,
+        session: ort.InferenceSession,
+        feed: Mapping[str, np.ndarray],
+        outputs: Mapping[str, str],
+        size: tuple[int, int],
     ) -> Answer:
-        """Run a feed of `prompt`; ``outputs`` are those of `answers`.
+        """Run a feed.
+
+        Args:
+            session: of the file. feed: of `prompt`. outputs: of `answers`.
+            size: height and width of the original image, for files that leave it to others to bring masks to it.
 
         Raises:
             UserError: it does not run.
