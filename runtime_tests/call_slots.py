@@ -65,7 +65,10 @@ def other_cases() -> list[Case]:
     looked_up = codes | {"table": np.arange(256).astype(np.uint8)[::-1].copy()}
     norm, eight = norm_feed((5, 21, 77)), {"epsilon": 1e-6, "bits": 8}
     p = np.random.default_rng(0).random((2, 3, 40), dtype=np.float32) ** 9
-    product = {"codes": np.arange(24, dtype=np.uint8).reshape(2, 3, 4), "v": np.arange(40, dtype=np.uint8).reshape(2, 4, 5)}
+    product = {
+        "codes": np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
+        "v": np.arange(40, dtype=np.uint8).reshape(2, 4, 5),
+    }
     product |= {"p_scale": scalar(0.3), "v_scale": scalar(0.02), "v_zero_point": scalar(11, np.uint8)}
     log = {"tau": 2, "bits": 6}
     return [
