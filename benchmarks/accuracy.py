@@ -10,8 +10,6 @@ not change when all keys move together, so the float model computes the same fun
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +20,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from samq_onnx import assets
+from samq_onnx.api import DECODER, ENCODER, quantize
 from samq_onnx.command import main_guard
 from samq_onnx.evaluate import evaluate
 from samq_onnx.files import atomic_path, write_json
+from samq_onnx.methods import METHODS
 from samq_onnx.models import load_model
 from samq_onnx.passes.fold.edit import shift_outputs
 from samq_onnx.passes.lift import lift, simplify
-from samq_onnx.quantize import DECODER, ENCODER, quantize_folder
-from samq_onnx.recipe import BITS, METHODS, recipe
 
 OFFSET = 8.0
 POSITIVE_SHARE = 0.46
@@ -59,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--bits", nargs="+", default=list(BITS), choices=list(BITS))
+    parser.add_argument("--bits", nargs="+", default=["w8a8", "w6a6", "w4a4"], metavar="wXaY")
+    parser.add_argument("--target", default="samq")
     parser.add_argument("--planted", action="store_true", help="plant bimodal keys first")
     parser.add_argument("--limit", type=int, help="first N images")
     parser.add_argument("--instances", type=int, help="first N instances of each image")
@@ -75,8 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for method in arguments.methods:
         for bits in arguments.bits:
             folder = arguments.output / f"{method}_{bits}"
-            with contextlib.redirect_stdout(io.StringIO()):
-                quantize_folder(source, folder, arguments.calib, recipe(method, bits))
+            quantize(source, arguments.calib, method=method, bits=bits, target=arguments.target).save(folder)
             folders[method, bits] = folder
     rows: list[dict[str, Any]] = []
     print("| method | width | box | point |\n|---|---|---|---|")

@@ -7,22 +7,19 @@ Each function writes its file completely or not at all; quantizers take the floa
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from samq_onnx.feeds import EncoderFeeds
+from samq_onnx.api import quantize
+from samq_onnx.data import Calibration
+from samq_onnx.families import identify
 from samq_onnx.files import atomic_path
-from samq_onnx.interface import ImageInput, graph_inputs
 from samq_onnx.models import read_model
-from samq_onnx.quantize import quantize
-from samq_onnx.recipe import recipe
 
+AS_THEY_ARE = {"compensate": "false", "encoder_learned_bits": "0", "decoder_learned_bits": "0"}  # weights are rounded
 SEED = 0
 RANGE = np.float32(8)  # of activations whose values do not matter
 STANDARD_DEVIATION = 0.02  # of parameters that are zero before training, which would be folded away
@@ -102,12 +99,9 @@ def nncf_int8(source: Path, output: Path, calibration: Path) -> None:
 
 def ours(bits: str, source: Path, output: Path, calibration: Path, encoder: Path | None = None) -> None:
     """This package's default recipe without what moves weights, so the same graph; a decoder needs ``encoder``."""
-    chosen = dataclasses.replace(recipe(bits=bits), compensate=False, learned_bits=0, decoder_learned_bits=0)
-    with contextlib.redirect_stdout(io.StringIO()):
-        quantize(source, output, calibration, chosen, encoder=encoder)
+    quantize(source, calibration, bits=bits, settings=AS_THEY_ARE, encoder=encoder).save(output)
 
 
 def _images(source: Path, calibration: Path) -> list[dict[str, np.ndarray]]:
-    model = read_model(source)
-    image = ImageInput.of(graph_inputs(model), model, str(source))
-    return [dict(feed) for feed in EncoderFeeds(calibration, image)]
+    part = identify(read_model(source), str(source))
+    return [dict(feed) for feed in part.feeds(Calibration(calibration), None, source.stem)]

@@ -41,7 +41,7 @@ import onnxruntime as ort
 from samq_onnx import assets, data, images
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
-from samq_onnx.feeds import sample_feed
+from samq_onnx.families import identify
 from samq_onnx.files import check_distinct, check_writable, write_json
 from samq_onnx.models import read_model
 from samq_onnx.predictor import SamPredictor
@@ -87,7 +87,7 @@ def _predicted(predictor: SamPredictor, image: np.ndarray) -> Outputs:
 def _jobs(encoder: Path, decoder: Path) -> list[Job]:
     """All that threads draw from, each done once alone."""
     image = images.load(data.image_paths(assets.demo_images())[0])
-    feeds = {model: sample_feed(read_model(model)) for model in (encoder, decoder)}
+    feeds = {model: identify(read_model(model), str(model)).sample_feed() for model in (encoder, decoder)}
     runs: dict[str, Callable[[], Outputs]] = {}
     for native, kind in KINDS.items():
         shared = {model: _open(model, native) for model in (encoder, decoder)}

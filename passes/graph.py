@@ -1,12 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every pass asks of a graph: is this value a constant, and what does it hold; and how a constant is added."""
+"""What every pass asks of a graph: is this value a constant, and what does it hold, who alone reads it, what shape has
+it; and how a constant is added or replaced.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["add_constant", "array_of", "input_of", "is_constant", "scalar_of"]
+__all__ = [
+    "add_constant",
+    "array_of",
+    "constant",
+    "input_of",
+    "is_constant",
+    "is_shared",
+    "known_shape",
+    "only_reader",
+    "replace_constant",
+    "scalar_of",
+    "tap",
+]
 
 
 def is_constant(value: ir.Value | None, rank: int | None = None) -> bool:
@@ -22,6 +38,18 @@ def array_of(value: ir.Value | None) -> np.ndarray | None:
     return tensor.numpy() if tensor is not None else None
 
 
+def constant(value: ir.Value | None) -> np.ndarray:
+    """What a constant holds.
+
+    Raises:
+        ValueError: the value is none, or a feed may replace it.
+    """
+    array = array_of(value)
+    if array is None:
+        raise ValueError(f"{value.name if value is not None else 'nothing'} is no constant")
+    return array
+
+
 def scalar_of(value: ir.Value | None) -> float | None:
     """The number that a constant of one element holds; None of other values."""
     array = array_of(value)
@@ -31,6 +59,32 @@ def scalar_of(value: ir.Value | None) -> float | None:
 def input_of(node: ir.Node, index: int) -> ir.Value | None:
     """An input of a node, None where it is blank or left out."""
     return node.inputs[index] if index < len(node.inputs) else None
+
+
+def is_shared(value: ir.Value) -> bool:
+    """Whether more than one node reads it, or the model gives it out, so that an edit would be seen elsewhere."""
+    return len(value.uses()) > 1 or value.is_graph_output()
+
+
+def only_reader(value: ir.Value, op_type: str | None = None) -> tuple[ir.Node, int] | None:
+    """The node that alone reads the value, once and in the value's own graph, and the place of the input.
+
+    None where there is no such node, where the model gives the value out, and, if an ``op_type`` is given, where the
+    node is not that operator of ONNX.
+    """
+    uses = tuple(value.uses())
+    if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not value.graph:
+        return None
+    if op_type is not None and (uses[0].node.op_type != op_type or uses[0].node.domain):
+        return None
+    return uses[0].node, uses[0].idx
+
+
+def known_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The shape of a value, None where any dimension is not known before a run."""
+    if value is None or value.shape is None or not value.shape.is_static():
+        return None
+    return value.shape.numpy()
 
 
 def add_constant(graph: ir.Graph, name: str, held: np.ndarray | ir.TensorProtocol) -> ir.Value:
@@ -44,3 +98,20 @@ def add_constant(graph: ir.Graph, name: str, held: np.ndarray | ir.TensorProtoco
     value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def replace_constant(value: ir.Value, array: np.ndarray) -> None:
+    """Give a constant new contents of the same dtype."""
+    old = constant(value)
+    value.const_value = ir.tensor(np.ascontiguousarray(array, dtype=old.dtype), name=value.name)
+    value.shape = ir.Shape(array.shape)
+
+
+def tap(model: ir.Model, names: Iterable[str]) -> None:
+    """Make the float values of these names outputs too, behind those there are."""
+    made = {value.name: value for node in model.graph for value in node.outputs}
+    present = {value.name for value in model.graph.outputs}
+    for name in names:
+        if name not in present:
+            made[name].type = ir.TensorType(ir.DataType.FLOAT)
+            model.graph.outputs.append(made[name])

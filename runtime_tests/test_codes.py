@@ -8,7 +8,7 @@ import pytest
 
 from runtime_tests.one_node import run, scalar
 from samq_onnx import reference
-from samq_onnx.log_codes import row_weights, uniform_row_codes
+from samq_onnx.codes.row import row_weights, uniform_row_codes
 
 TIE = 1e-5  # in code steps: the ratio p / p_scale is rounded to float32
 

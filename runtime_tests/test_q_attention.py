@@ -11,7 +11,8 @@ import pytest
 
 from runtime_tests.one_node import code_feed, code_tables, float_logits, narrow, plain, run, scalar, without_scale
 from samq_onnx import reference
-from samq_onnx.log_codes import FRACTION_BITS, code_weights, row_weights
+from samq_onnx.codes.log import FRACTION_BITS, code_weights
+from samq_onnx.codes.row import row_weights
 
 # A probability this near to the border between two codes (in code steps) may get either: what float32 logits and the
 # fixed-point powers may be off.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +11,17 @@ from samq_onnx.errors import UserError
 from samq_onnx.runtime import library_path, open_session
 
 if TYPE_CHECKING:
+    from samq_onnx.api import quantize
     from samq_onnx.predictor import SamPredictor
 
-__all__ = ["SamPredictor", "UserError", "__version__", "library_path", "open_session"]
+__all__ = ["SamPredictor", "UserError", "__version__", "library_path", "open_session", "quantize"]
 
 __version__ = version("samq_onnx")
 
 
 def __getattr__(name: str) -> Any:
     if name == "SamPredictor":
-        from samq_onnx.predictor import SamPredictor
-
-        return SamPredictor
+        return importlib.import_module("samq_onnx.predictor").SamPredictor
+    if name == "quantize":  # the module of the command, which is the function of the API too
+        return importlib.import_module("samq_onnx.quantize")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,7 +26,7 @@ import onnxruntime as ort
 from samq_onnx import roofline
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
-from samq_onnx.feeds import sample_feed
+from samq_onnx.families import identify
 from samq_onnx.files import check_writable, write_report
 from samq_onnx.fusion import INTEGER_DESPITE_FLOAT_INPUT, INTEGER_TYPES, FusionReport, fusion_report
 from samq_onnx.inventory import check_files
@@ -65,12 +65,12 @@ class Entry:
 
     @classmethod
     def of_file(cls, model: Path, name: str | None = None, prompts: int = 1) -> Entry:
-        """An ONNX file with inputs of its own shapes, see `samq_onnx.feeds.sample_feed`.
+        """An ONNX file with inputs of its own shapes, see `samq_onnx.families.Part.sample_feed`.
 
         Raises:
             UserError: not a model, or one that no inputs can be made for.
         """
-        feed = sample_feed(read_model(model), prompts)
+        feed = identify(read_model(model), os.fspath(model)).sample_feed(prompts)
         return cls(name or os.fspath(model), model, feed, model_bytes(model))
 
 

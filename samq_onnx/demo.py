@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make demo``: quantize the bundled SAM-Nano at three widths and show it against float, as table and pictures."""
+"""``make demo``: quantize the bundled SAM-Nano and show it against float, as table and pictures."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -16,19 +15,35 @@ import onnxruntime as ort
 from PIL import Image
 
 from samq_onnx import assets, data, images
+from samq_onnx.api import DECODER, ENCODER, Order, execute, parts_of
 from samq_onnx.command import command_parser, main_guard
+from samq_onnx.data import Calibration
 from samq_onnx.evaluate import evaluate
 from samq_onnx.files import atomic_path, check_writable, write_report
 from samq_onnx.overlay import draw_box, draw_masks, side_by_side
 from samq_onnx.predictor import SamPredictor
-from samq_onnx.quantize import DECODER, ENCODER, quantize_folder
-from samq_onnx.recipe import BITS, recipe
 
 __all__ = ["main"]
 
 PICTURES = 4
 INSTANCES = 12  # drawn in a picture
 RUNS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """A way to quantize: its title, widths, those of the decoder, and about how many seconds it takes on slow cores."""
+
+    title: str
+    bits: str
+    decoder_bits: str | None
+    seconds: int
+
+
+QUICK = (_Way("w8a8", "w8a8", None, 30), _Way("w4a8", "w4a8", "w8a8", 30))
+LEARNED = (_Way("w6a6", "w6a6", None, 200), _Way("w4a4", "w4a4", None, 500))
+NO_LEARNING = {"encoder_learned_bits": "0", "decoder_learned_bits": "0"}
+OTHERWISE = 45  # seconds: to score and to draw, each row
 
 
 def _seconds(folder: Path) -> float:
@@ -66,16 +81,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command: quantize, evaluate, draw."""
     parser = command_parser("demo", __doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder for models and pictures")
+    parser.add_argument("--all", action="store_true", help="also W6A6 and W4A4, whose weights are learned")
     parser.add_argument("--json", type=check_writable, help="write the numbers here")
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
     output: Path = arguments.output
-    folders = {"float": assets.nano_dir()}
-    for bits in BITS:
-        folders[bits] = output / bits
-        print(f"quantizing SAM-Nano to {bits} ...", flush=True)
-        with contextlib.redirect_stdout(io.StringIO()):
-            quantize_folder(assets.nano_dir(), folders[bits], assets.calibration_images(), recipe(bits=bits))
+    ways = QUICK + (LEARNED if arguments.all else ())
+    seconds = sum(way.seconds for way in ways) + OTHERWISE * (1 + len(ways))
+    print(f"this takes about {max(1, round(seconds / 60))} minutes on two slow cores", flush=True)
+    source = assets.nano_dir()
+    folders = {"float": source}
+    for way in ways:
+        folders[way.title] = output / way.title
+        print(f"quantizing SAM-Nano to {way.title} ...", flush=True)
+        settings = {} if way in LEARNED else NO_LEARNING
+        order = Order.of("samq", way.bits, "samq", settings, way.decoder_bits, parts=parts_of(source))
+        execute(order, source, Calibration(assets.calibration_images()), say=lambda line: None).save(output / way.title)
     rows: list[dict[str, Any]] = []
     for title, folder in folders.items():
         row: dict[str, Any] = {"model": title}

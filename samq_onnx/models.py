@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from samq_onnx.digest import sha256_of
 from samq_onnx.door import admit
 from samq_onnx.errors import UserError, shortened
 from samq_onnx.external import external_tensors, region, scopes, weight_files
+from samq_onnx.passes.graph import tap
 
 __all__ = [
     "load_model",
@@ -91,13 +91,3 @@ def model_bytes(path: str | os.PathLike[str]) -> int:
 def model_sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a model file and of the external data files it names."""
     return sha256_of(*model_files(path))
-
-
-def tap(model: ir.Model, names: Iterable[str]) -> None:
-    """Make the float values of these names outputs too, behind those there are."""
-    made = {value.name: value for node in model.graph for value in node.outputs}
-    present = {value.name for value in model.graph.outputs}
-    for name in names:
-        if name not in present:
-            made[name].type = ir.TensorType(ir.DataType.FLOAT)
-            model.graph.outputs.append(made[name])

@@ -1,84 +1,133 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One model through all stages: lift -> fold -> calibrate -> plan -> (learn or compensate) -> lower."""
+"""One model through all stages: lift -> fold -> calibrate -> (reconstruct) -> plan -> lower.
+
+Everything up to the plan is a method's steps. They are taken in groups: consecutive steps up to one that edits the
+graph share one pass over the inputs, which collects the union of what they want. From a plan and the float model
+alone, `lower_model` makes the same quantized model again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 
 import numpy as np
 import onnx_ir as ir
 
 from samq_onnx import ops
-from samq_onnx.calibrate import (
-    OBSERVERS,
-    AttentionRows,
-    ChannelMean,
-    Collector,
-    Judge,
-    KeySamples,
-    LogError,
-    RowError,
-    TensorStats,
-    UniformRange,
-    run,
-    scales_for_bias,
-    uniform_codes,
-    weight_scales,
-)
+from samq_onnx.calibrate.statistics import Statistic
+from samq_onnx.calibrate.statistics_file import StatisticsFile
+from samq_onnx.calibrate.stream import run
 from samq_onnx.errors import UserError
-from samq_onnx.feeds import Part
-from samq_onnx.interface import is_decoder
+from samq_onnx.families import Part, Role
+from samq_onnx.feeds import Selection
+from samq_onnx.methods import Method, Scheme
+from samq_onnx.methods.step import Feeds, Step, Work
+from samq_onnx.methods.steps import Select
 from samq_onnx.passes.aside import defaults_aside, outputs_aside
-from samq_onnx.passes.fold import FoldReport, fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
-from samq_onnx.passes.fold.edit import constant, is_shared, replace_constant
-from samq_onnx.passes.lift import AttentionSite, Linear, Structure, lift, simplify
-from samq_onnx.passes.lower import lower, raise_opset
+from samq_onnx.passes.fold import fold_attention_scale
+from samq_onnx.passes.graph import constant, replace_constant
+from samq_onnx.passes.lift import Lifted, lift, simplify
+from samq_onnx.passes.lower import raise_opset
 from samq_onnx.passes.lower.fuse import float_outputs
-from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan, Uniform, Weight
-from samq_onnx.recipe import Recipe
-from samq_onnx.reconstruct import InputMoments, Learned, NotLearnable, compensate
-from samq_onnx.scope import split_linears
+from samq_onnx.passes.lower.targets import TARGETS
+from samq_onnx.passes.report import Report
+from samq_onnx.plan import QuantPlan
 
-__all__ = ["Outcome", "quantize_model"]
+__all__ = ["COMPARABLE", "Outcome", "lower_model", "quantize_model"]
 
 OBSERVED_PROMPTS = 128
-FOLD_FEEDS = 8  # feeds that decide the exact folds; any choice leaves the float function as it is
-RECIPE = "samq_onnx.recipe"  # metadata of a quantized model
-CONV_OUTPUT_BITS = 8  # a convolution needs codes at its output to run in integers; 8 bits cost no accuracy
-
-Feeds = Sequence[Mapping[str, np.ndarray]]
+COMPARABLE = "samq_onnx.comparable"  # metadata of a quantized model
+TARGET = "samq_onnx.target"
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What quantization made of a model, and what it has to say about it."""
+    """What became of a model, and what there is to say about it.
+
+    Attributes:
+        model: the quantized one. plan: that it follows.
+        sites: kind of attention -> how many there are.
+        reports: of steps and passes, in order.
+    """
 
     model: ir.Model
     plan: QuantPlan
-    kinds: dict[str, int]
-    is_sam: bool
-    linears: int
-    folds: list[FoldReport]
-    refused: list[str]
-    learned: Learned | None
+    sites: dict[str, int]
+    reports: list[Report]
+
+
+class Preparation:
+    """A model brought to the form that plans speak of, and what its constants were then.
+
+    Opset raised, simplified, lifted, attention scales folded: the same for every method and target.
+
+    Raises:
+        UserError: weights that are not finite.
+    """
+
+    def __init__(self, model: ir.Model, weight_bits: int) -> None:
+        with defaults_aside(model):
+            raise_opset(model, weight_bits)
+        simplify(model)
+        self.lifted = lift(model)
+        _check_finite(self.lifted)
+        if self.lifted.attentions:
+            ops.add_functions(model)
+        self.report = fold_attention_scale(self.lifted)
+        self._held = {name: value.const_value for name, value in model.graph.initializers.items()}
+
+    def moved(self) -> dict[str, np.ndarray]:
+        """The constants that hold something else now."""
+        initializers = self.lifted.model.graph.initializers
+        return {
+            name: constant(initializers[name])
+            for name, tensor in self._held.items()
+            if name in initializers and initializers[name].const_value is not tensor
+        }
+
+    def move(self, constants: dict[str, np.ndarray], where: str) -> None:
+        """Let constants hold what a plan says.
+
+        Raises:
+            UserError: there is no such constant, or one of another shape.
+        """
+        initializers = self.lifted.model.graph.initializers
+        for name, array in constants.items():
+            held = self._held.get(name)
+            if held is None or held.shape.numpy() != array.shape or held.dtype != ir.DataType.from_numpy(array.dtype):
+                raise UserError(f"{where}: the model has no constant {name} of its shape; quantize the model again")
+            replace_constant(initializers[name], array)
 
 
 def quantize_model(
-    model: ir.Model, feeds: Feeds, recipe: Recipe, *, targets: Feeds | None = None, label: str = "model"
+    model: ir.Model,
+    part: Part,
+    feeds: Feeds,
+    method: Method,
+    scheme: Scheme,
+    *,
+    target: str,
+    float_feeds: Callable[[], Feeds] | None = None,
+    label: str = "model",
+    kept: StatisticsFile | None = None,
+    fed: str = "",
+    describe: dict[str, str] | None = None,
 ) -> Outcome:
     """Quantize a float model, in place.
 
     Args:
-        model: the float model; its inputs and outputs stay as they are.
+        model: the float model; its inputs and outputs stay as they are. part: its role.
         feeds: calibration inputs, graph input name -> array.
-        recipe: what to do.
-        targets: the same inputs as the float model would get them, where ``feeds`` come from a quantized encoder.
+        method: what to do. scheme: with how many bits. target: what for.
+        float_feeds: makes the same inputs as the float model gets them, where ``feeds`` come from a quantized encoder.
         label: what progress bars call the model.
+        kept: statistics of earlier runs. fed: names what is fed, for them.
+        describe: metadata of the quantized model.
 
     Raises:
         UserError: calibration met something it cannot use, or nothing of the model can be quantized.
@@ -86,204 +135,150 @@ def quantize_model(
     if any(node.domain == ops.DOMAIN for node in model.graph.all_nodes()):
         raise UserError("the model has operators of samq_onnx; give the float model that it was made from")
     with outputs_aside(model):
-        return _quantized(model, feeds, recipe, targets or feeds, label)
-
-
-def _quantized(model: ir.Model, feeds: Feeds, recipe: Recipe, targets: Feeds, label: str) -> Outcome:
-    with defaults_aside(model):
-        raise_opset(model, recipe.weight_bits)
-    simplify(model)
-    structure = lift(model)
-    _check_finite(structure)
-    if structure.attentions:
-        ops.add_functions(model)
-    decoder = is_decoder(model)
-    observed = _some(feeds) if decoder else feeds
-    folds = _fold(model, structure, observed, recipe, label)
-    chosen, kept = split_linears(structure)
-    plan = _calibrate(model, structure, chosen, observed, recipe, label)
-    plan.kept_float.update(kept)
-    refused = list(structure.refused)
-    learned = None
-    if recipe.learn:
-        try:
-            learned = _learn(model, structure, plan, feeds, targets, label)
-        except NotLearnable as reason:
-            refused.append(f"nothing learned: {reason}")
-    # a decoder's error lies in few tokens and a rare foreground, which mean errors over all rows do not see
-    if recipe.compensate and learned is None and not decoder:
-        _compensate(model, chosen, plan, feeds, label)
-    comparable = _comparable(structure, chosen)
-    refused += lower(model, structure, plan)
-    if not any(node.domain == ops.DOMAIN or node.op_type == "QuantizeLinear" for node in model.graph):
-        kept_why = [f"{count} {reason}" for reason, count in Counter(plan.kept_float.values()).items()]
-        if any(value.is_graph_input() for value in model.graph.initializers.values()):
-            kept_why.append("weights are inputs of the graph, which a feed may replace")
-        why = "; ".join(kept_why + refused[:2]) or "the graph has no product with constant weights"
-        raise UserError(
-            f"{label}: 0 of {len(structure.linears)} linears can be quantized ({why}); give a float32 model "
-            "whose weights are constants"
+        prepared = Preparation(model, scheme.narrowest_weight)
+        work = begin(
+            prepared, part, feeds, scheme, target=target, float_feeds=float_feeds, label=label, kept=kept, fed=fed
         )
+        work.run([Select()], work)
+        attentions = [site.name for site in prepared.lifted.attentions]
+        scheme.check_sites([linear.name for linear in work.linears], attentions, work.plan.kept_float)
+        work.run(method.steps(part, scheme), work)
+        work.plan.constants = prepared.moved()
+        work.plan.metadata = dict(describe or {})
+        return _lowered(prepared, work.plan, work.reports, label)
+
+
+def begin(
+    prepared: Preparation,
+    part: Part,
+    feeds: Feeds,
+    scheme: Scheme,
+    *,
+    target: str,
+    float_feeds: Callable[[], Feeds] | None = None,
+    label: str = "model",
+    kept: StatisticsFile | None = None,
+    fed: str = "",
+) -> Work:
+    """A prepared model before the first step; arguments as `quantize_model`."""
+    observed = _some(feeds) if part.role is Role.DECODER else feeds
+    return Work(
+        part=part,
+        lifted=prepared.lifted,
+        scheme=scheme,
+        plan=QuantPlan(target, scheme.narrowest_weight),
+        takes=TARGETS[target].takes,
+        feeds=feeds,
+        float_feeds=float_feeds or (lambda: feeds),
+        observed=observed,
+        label=label,
+        run=lambda steps, work: _run_steps(steps, work, kept, fed, prepared),
+        reports=[prepared.report],
+    )
+
+
+def lower_model(model: ir.Model, plan: QuantPlan, *, label: str = "model") -> Outcome:
+    """Make a float model compute with the codes of a plan, in place, for the plan's target.
+
+    Raises:
+        UserError: the plan does not fit the model, or the target.
+    """
+    with outputs_aside(model):
+        prepared = Preparation(model, plan.weight_bits)
+        names = {linear.name for linear in prepared.lifted.linears} | {s.name for s in prepared.lifted.attentions}
+        unknown = sorted({*plan.linears, *plan.attentions} - names)
+        if unknown:
+            raise UserError(f"{label}: the plan is of another model: there is no {unknown[0]} here")
+        prepared.move(plan.constants, label)
+        return _lowered(prepared, plan, [prepared.report], label)
+
+
+def _lowered(prepared: Preparation, plan: QuantPlan, reports: list[Report], label: str) -> Outcome:
+    lifted = prepared.lifted
+    model = lifted.model
+    target = TARGETS[plan.target]
+    comparable = _comparable(lifted, plan)
+    reports += [Report("lift", refused=list(lifted.refused)), *target.lower(lifted, plan)]
+    if not any(node.domain == ops.DOMAIN or node.op_type == "QuantizeLinear" for node in model.graph):
+        raise UserError(_nothing(lifted, plan, reports, label))
+    target.check(model)
     left = float_outputs(model.graph) | {value.name for node in model.graph for value in node.outputs}
-    _describe(model, plan, [name for name in comparable if name in left])
-    kinds: dict[str, int] = {}
-    for site in structure.attentions:
-        kinds[site.kind] = kinds.get(site.kind, 0) + 1
-    return Outcome(model, plan, kinds, structure.is_sam, len(plan.linears), folds, refused, learned)
+    model.metadata_props["samq_onnx.version"] = metadata.version("samq_onnx")
+    model.metadata_props[COMPARABLE] = json.dumps([name for name in comparable if name in left])
+    model.metadata_props[TARGET] = plan.target
+    model.metadata_props.update(plan.metadata)
+    return Outcome(model, plan, dict(Counter(site.kind for site in lifted.attentions)), reports)
+
+
+def _nothing(lifted: Lifted, plan: QuantPlan, reports: list[Report], label: str) -> str:
+    """Why nothing of a model is quantized."""
+    kept = [f"{count} {reason}" for reason, count in Counter(plan.kept_float.values()).items()]
+    if any(value.is_graph_input() for value in lifted.model.graph.initializers.values()):
+        kept.append("weights are inputs of the graph, which a feed may replace")
+    refused = [line for report in reports for line in report.refused]
+    why = "; ".join(kept + refused[:2]) or "the graph has no product with constant weights"
+    return (
+        f"{label}: 0 of {len(lifted.linears)} linears can be quantized ({why}); give a float32 model whose weights are "
+        "constants"
+    )
+
+
+def _run_steps(steps: Sequence[Step], work: Work, kept: StatisticsFile | None, fed: str, prepared: Preparation) -> None:
+    """Apply steps in order, in as few passes over the inputs as what they want allows."""
+    pending = list(steps)
+    while pending:
+        group = [pending.pop(0)]
+        while pending and not group[-1].edits and not pending[0].reads_plan:
+            group.append(pending.pop(0))
+        wanted = {statistic.key: statistic for step in group for statistic in step.wants(work)}
+        new = [statistic for key, statistic in wanted.items() if key not in work.statistics]
+        work.statistics.update({statistic.key: statistic for statistic in new})
+        _collect(work, new, kept, f"{fed} {_state(prepared)}" if kept is not None else "", group[0].name)
+        for step in group:
+            work.reports.append(step.apply(work))
+            if step.edits:
+                work.statistics.clear()
+
+
+def _collect(work: Work, statistics: list[Statistic], kept: StatisticsFile | None, context: str, what: str) -> None:
+    """Let statistics see the inputs, but those that are known."""
+    missing = [one for one in statistics if kept is None or not kept.restore(context, one)]
+    run(work.model, work.observed, missing, label=f"{work.label}: {what}")
+    if kept is not None:
+        for statistic in missing:
+            kept.keep(context, statistic)
+
+
+def _state(prepared: Preparation) -> str:
+    """Hash of what steps have made of the graph's constants so far."""
+    digest = hashlib.sha256()
+    for name, array in sorted(prepared.moved().items()):
+        digest.update(name.encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def _some(feeds: Feeds) -> Feeds:
     """As many prompts as statistics need, drawn from all images."""
     chosen = np.random.default_rng(0).permutation(len(feeds))[:OBSERVED_PROMPTS]
-    return Part(feeds, sorted(chosen.tolist()))
+    return Selection(feeds, sorted(chosen.tolist()))
 
 
-def _check_finite(structure: Structure) -> None:
-    values = [value for linear in structure.linears for value in (linear.weight, linear.bias)]
-    values += [value for norm in structure.norms for value in (norm.scale, norm.bias)]
+def _check_finite(lifted: Lifted) -> None:
+    values = [value for linear in lifted.linears for value in (linear.weight, linear.bias)]
+    values += [value for norm in lifted.norms for value in (norm.scale, norm.bias)]
     for value in values:
         if value is not None and value.const_value is not None and not np.isfinite(constant(value)).all():
             raise UserError(f"weights {value.name} are not all finite numbers; export the model again")
 
 
-def _operands(site: AttentionSite) -> tuple[str, str, str]:
-    q, k, v = (value.name for value in site.node.inputs[:3] if value is not None)
-    assert q and k and v
-    return q, k, v
-
-
-def _fold(model: ir.Model, structure: Structure, feeds: Feeds, recipe: Recipe, label: str) -> list[FoldReport]:
-    """Make the graph easier to quantize without changing what it computes."""
-    reports = [fold_attention_scale(structure)]
-    wanted = [site for site in structure.attentions if site.k is not None] if recipe.key_centring or recipe.sign else []
-    if not wanted:
-        return reports
-    means: dict[str, ChannelMean] = {}
-    samples: dict[str, KeySamples] = {}
-    for site in wanted:
-        assert site.k is not None and site.k.linear.output.name
-        means[site.name] = ChannelMean(site.k.linear.output.name)
-        samples[site.name] = KeySamples(_operands(site)[1])
-    run(model, feeds[:FOLD_FEEDS], [*means.values(), *samples.values()], label=f"{label}: keys")
-    key_mean = {
-        site.name: means[site.name].mean[site.k.channels].astype(np.float64) for site in wanted if site.k is not None
-    }
-    centred: set[str] = set()
-    if recipe.key_centring:
-        reports.append(fold_key_centre(structure, key_mean))
-        centred.update(reports[-1].done)
-    if recipe.sign:
-        # Two peaks come from channels on either side of zero. Centred, none is: flipping them would only widen q.
-        bimodal = {name: name not in centred and is_bimodal(sample.values) for name, sample in samples.items()}
-        reports.append(fold_sign(structure, key_mean, bimodal))
-    return reports
-
-
-def _calibrate(
-    model: ir.Model, structure: Structure, chosen: list[Linear], feeds: Feeds, recipe: Recipe, label: str
-) -> QuantPlan:
-    """Collect statistics once, then decide every number of the plan."""
-    ranges: dict[str, TensorStats] = {}
-    maps: dict[str, AttentionRows] = {}
-    for linear in chosen:
-        for value in (linear.x, linear.output) if linear.node.op_type == "Conv" else (linear.x,):
-            assert value.name
-            ranges.setdefault(value.name, TensorStats(value.name))
-    for site in structure.attentions:
-        for name in _operands(site):
-            ranges.setdefault(name, TensorStats(name))
-        maps[site.name] = AttentionRows(
-            _operands(site),
-            scale=site.scale,
-            tables=tuple(map(constant, site.tables)) if site.tables else None,
-            judge=_judge(recipe),
-        )
-    collectors: list[Collector] = [*ranges.values(), *maps.values()]
-    run(model, feeds, collectors, label=f"{label}: ranges")
-
-    def uniform(stats: TensorStats, bits: int) -> Uniform:
-        return uniform_codes(stats, OBSERVERS[recipe.observer], bits)
-
-    bits = recipe.activation_bits
-    plan = QuantPlan(recipe)
-    for linear in chosen:
-        assert linear.x.name and linear.output.name
-        scales = weight_scales(constant(linear.weight), linear.out_axis, recipe.weight_bits, how=recipe.weight_range)
-        x = uniform(ranges[linear.x.name], bits)
-        if linear.bias is not None:
-            needed = scales_for_bias(constant(linear.bias), x.scale)
-            scales = np.maximum(scales, needed if scales.size > 1 else needed.max(initial=0))
-        plan.linears[linear.name] = LinearPlan(
-            input=x,
-            weight=Weight(tuple(np.float32(scales).ravel().tolist()), recipe.weight_bits),
-            output=uniform(ranges[linear.output.name], CONV_OUTPUT_BITS) if linear.node.op_type == "Conv" else None,
-        )
-    for site in structure.attentions:
-        q, k, v = (uniform(ranges[name], bits) for name in _operands(site))
-        plan.attentions[site.name] = AttentionPlan(q, k, v, maps[site.name].judge.codes())
-    return plan
-
-
-def _judge(recipe: Recipe) -> Judge:
-    """Who chooses the post-softmax codes of a site."""
-    bits = recipe.activation_bits
-    judges: dict[str, Callable[[], Judge]] = {
-        "uniform": lambda: UniformRange(OBSERVERS[recipe.observer], bits),
-        "log": lambda: LogError(bits),
-        "row": lambda: RowError(bits),
-    }
-    return judges[recipe.probabilities]()
-
-
-def _compensate(model: ir.Model, chosen: list[Linear], plan: QuantPlan, feeds: Feeds, label: str) -> None:
-    """Move weights onto their grid so that they absorb quantization error, in place."""
-    products = [linear for linear in chosen if linear.node.op_type != "Conv" and not _is_shared(linear)]
-    moments: dict[str, InputMoments] = {}
-    for linear in products:
-        assert linear.x.name
-        moments.setdefault(linear.x.name, InputMoments(linear.x.name, plan.linears[linear.name].input))
-    run(model, feeds, list(moments.values()), label=f"{label}: weights")
-    for linear in products:
-        assert linear.x.name
-        weight = constant(linear.weight)
-        bias = constant(linear.bias) if linear.bias is not None else None
-        codes = plan.linears[linear.name].weight
-        made, made_bias = compensate(
-            weight if linear.out_axis else weight.T, bias, np.array(codes.scale), codes.bits, moments[linear.x.name]
-        )
-        replace_constant(linear.weight, made if linear.out_axis else made.T)
-        if linear.bias is not None and made_bias is not None:
-            replace_constant(linear.bias, made_bias)
-
-
-def _is_shared(linear: Linear) -> bool:
-    return any(value is not None and is_shared(value) for value in (linear.weight, linear.bias))
-
-
-def _learn(model: ir.Model, structure: Structure, plan: QuantPlan, feeds: Feeds, targets: Feeds, label: str) -> Learned:
-    # Read when torch is loaded: its threads wait without spinning, which beside other work slows them several times.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        from samq_onnx.reconstruct.learn import learn  # torch is optional
-    except ImportError as error:
-        raise NotLearnable("torch is not installed; run: pip install samq_onnx[learn]") from error
-    return learn(model, structure, plan, feeds, targets, label=label)
-
-
-def _comparable(structure: Structure, chosen: list[Linear]) -> list[str]:
+def _comparable(lifted: Lifted, plan: QuantPlan) -> list[str]:
     """Values that mean the same in the float and in the quantized model, where lowering keeps them."""
     folded = {
         projection.linear.node
-        for site in structure.attentions
+        for site in lifted.attentions
         for projection in (site.q, site.k)
         if projection is not None
     }
-    outputs = [site.node.outputs[0].name for site in structure.attentions]
-    outputs += [linear.output.name for linear in chosen if linear.node not in folded]
+    outputs = [site.node.outputs[0].name for site in lifted.attentions]
+    outputs += [one.output.name for one in lifted.linears if one.name in plan.linears and one.node not in folded]
     return [name for name in outputs if name]
-
-
-def _describe(model: ir.Model, plan: QuantPlan, comparable: list[str]) -> None:
-    model.metadata_props["samq_onnx.version"] = metadata.version("samq_onnx")
-    model.metadata_props[RECIPE] = json.dumps(dataclasses.asdict(plan.recipe))
-    model.metadata_props["samq_onnx.comparable"] = json.dumps(comparable)

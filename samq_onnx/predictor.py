@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime as ort
 
-from samq_onnx import images
-from samq_onnx.encoder import Encoder, Model, as_session, file_name
+from samq_onnx.encoder import Embedding, Encoder
 from samq_onnx.errors import UserError
-from samq_onnx.interface import MASK_SCALE, DecoderInputs, MaskOutputs, session_inputs, session_outputs
+from samq_onnx.families import IOU, LOW_RES_MASKS, MASKS, Role
+from samq_onnx.families.decoder import Answer, decoder_of
+from samq_onnx.opened import Model, Opened
 from samq_onnx.pair import check_made_together
 from samq_onnx.prompts import Prompt
-from samq_onnx.runtime import run_session
 
 __all__ = ["Best", "Model", "SamPredictor"]
 
@@ -30,9 +30,9 @@ class Best(NamedTuple):
 
 
 class _Embedded(NamedTuple):
-    """The image that was set: its embedding [1, C, G, G], its height and width."""
+    """The image that was set: its embedding, its height and width."""
 
-    embedding: np.ndarray
+    embedding: Embedding
     shape: tuple[int, int]
 
 
@@ -45,10 +45,10 @@ class SamPredictor:
     need a predictor each (they may share open sessions).
 
     Args:
-        encoder: file or open session; [N, 3, S, S] -> image embeddings [N, C, S/16, S/16]. If it normalises the image
+        encoder: file or open session; an image [N, 3, S, S] -> its embedding. If it normalises the image
             itself, as its graph tells, it is fed pixels as they are, and a line on stderr says so.
-        decoder: file or open session with segment-anything's inputs, and its outputs: masks, IoU predictions,
-            low-resolution masks.
+        decoder: file or open session; embedding and prompts -> masks, IoU predictions, low-resolution masks, in a form
+            that `samq_onnx.families` knows.
 
     Attributes:
         image_size: side S of the square image that the encoder takes.
@@ -61,8 +61,8 @@ class SamPredictor:
     def __init__(self, encoder: Model, decoder: Model) -> None:
         self._encoder = Encoder(encoder)
         self.image_size = self._encoder.image.size
-        self._decoder, self._where = as_session(decoder), file_name(decoder, "decoder")
-        opened = ((encoder, self._encoder.session), (decoder, self._decoder))
+        self._session, part = Opened.of(decoder, Role.DECODER)
+        opened = ((encoder, self._encoder.session), (decoder, self._session))
         check_made_together(
             {
                 model: session.get_modelmeta().custom_metadata_map
@@ -70,13 +70,12 @@ class SamPredictor:
                 if not isinstance(model, ort.InferenceSession)
             }
         )
-        self._inputs = DecoderInputs(session_inputs(self._decoder), self._where)
-        self._encoder.pair(self._inputs.embeddings)
-        places = MaskOutputs.of(self._decoder, self._inputs, self.image_size, self._where)
-        self._outputs = [session_outputs(self._decoder)[place].name for place in places]
+        self._decoder = decoder_of(part)
+        self._encoder.pair(self._decoder)
+        self._outputs = self._decoder.answers(self.image_size)
         self._set: _Embedded | None = None
-        if self._encoder.image.note:
-            print(f"warning: {self._encoder.image.note}", file=sys.stderr)
+        for note in self._encoder.notes:
+            print(f"warning: {note}", file=sys.stderr)
 
     def set_image(self, rgb: np.ndarray, shape: tuple[int, int] | None = None) -> None:
         """Embed an image, RGB uint8 [H, W, 3], for the `predict` calls that follow.
@@ -146,32 +145,38 @@ class SamPredictor:
         if not isinstance(multimask, (bool, int, np.bool_)):
             raise UserError(f"multimask_output must be True or False, got {type(multimask).__name__}")
         embedding, shape = self._set
-        side = MASK_SCALE * embedding.shape[-1]
+        side = self._decoder.mask_side(embedding)
         if prompt.mask is not None and prompt.mask.shape != (1, side, side):
             raise UserError(f"mask_input must be {[1, side, side]}, got {list(prompt.mask.shape)}")
-        feed = self._inputs.feed(
+        feed = self._decoder.prompt(
             embedding,
-            images.to_model_coords(prompt.coords, *shape, self.image_size)[None],
+            self._encoder.image.coords(prompt.coords, *shape)[None],
             prompt.labels[None],
             None if prompt.mask is None else prompt.mask[None],
             shape,
         )
-        made = run_session(self._decoder, feed, self._where, self._outputs)
+        made = self._decoder.answer(self._session, feed, self._outputs)
         self._check_shapes(made, shape, side)
         logits, iou, low_res = (output[0] for output in made)
         chosen = slice(1, None) if multimask and len(iou) > 1 else slice(0, 1)
-        for name, output in zip(self._outputs, (logits, iou, low_res), strict=True):
+        for name, output in zip(self._names(), (logits, iou, low_res), strict=True):
             if not np.isfinite(output[chosen]).all():
-                raise UserError(f"{self._where}: its output {name} is not finite for this prompt; check the model")
+                raise UserError(
+                    f"{self._decoder.where}: its output {name} is not finite for this prompt; check the model"
+                )
         return logits[chosen] > MASK_THRESHOLD, _float32(iou[chosen]), _float32(low_res[chosen])
 
-    def _check_shapes(self, made: list[np.ndarray], shape: tuple[int, int], side: int) -> None:
+    def _names(self) -> list[str]:
+        """What messages call the arrays of an answer."""
+        return [self._outputs.get(role, role) for role in (MASKS, IOU, LOW_RES_MASKS)]
+
+    def _check_shapes(self, made: Answer, shape: tuple[int, int], side: int) -> None:
         count = made[1].shape[-1] if made[1].ndim else 0
         wanted = ((count, *shape), (count,), (count, side, side))
-        for name, output, sides in zip(self._outputs, made, wanted, strict=True):
+        for name, output, sides in zip(self._names(), made, wanted, strict=True):
             if not output.size or output.shape[1:] != sides:
                 raise UserError(
-                    f"{self._where}: its output {name} is {list(output.shape)}, wanted {[1, *sides]} for this image; "
+                    f"{self._decoder.where}: its output {name} is {list(output.shape)}, wanted {[1, *sides]}; "
                     "check the model"
                 )
 

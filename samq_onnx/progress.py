@@ -3,16 +3,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["progress_bar", "write_line"]
+__all__ = ["progress_bar", "silent", "write_line"]
 
 LIVE, LOGGED = 0.1, 60.0  # seconds between two looks; in a log, short work says nothing
 LONGEST = 10.0  # seconds more, where steps are slower than they were
+
+_silent = contextvars.ContextVar("silent", default=False)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Let nothing within write on stderr what this module writes: for callers that are no command."""
+    before = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(before)
 
 
 def progress_bar(items: Iterable[Any] | int, label: str, unit: str, shown: bool = True) -> tqdm:
@@ -23,7 +37,7 @@ def progress_bar(items: Iterable[Any] | int, label: str, unit: str, shown: bool 
         **steps,
         desc=label,
         unit=unit,
-        disable=not shown,
+        disable=_silent.get() or not shown,
         leave=False,
         mininterval=interval,
         maxinterval=interval + LONGEST,
@@ -33,6 +47,8 @@ def progress_bar(items: Iterable[Any] | int, label: str, unit: str, shown: bool 
 
 def write_line(line: str) -> None:
     """A line on stderr, above the bar if one is live."""
+    if _silent.get():
+        return
     if sys.stderr.isatty():
         tqdm.write(line, file=sys.stderr)
     else:

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from samq_onnx.errors import UserError
-from samq_onnx.interface import BOX_LABELS, PADDING_LABEL
 
-__all__ = ["Prompt"]
+__all__ = ["BOX_LABELS", "FOREGROUND", "PADDING_LABEL", "Prompt"]
 
-LABELS = (PADDING_LABEL, 0.0, 1.0, *BOX_LABELS)
+FOREGROUND = 1.0
+BOX_LABELS = (2.0, 3.0)
+PADDING_LABEL = -1.0
+LABELS = (PADDING_LABEL, 0.0, FOREGROUND, *BOX_LABELS)
 FARTHEST = 2.0**24  # pixels; beyond it float32 does not tell neighbours apart
 
 

@@ -5,225 +5,131 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
+import json
 import os
-import re
 import sys
-import time
+import types
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from importlib.metadata import version
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import onnxruntime as ort
 
-from samq_onnx import assets
+from samq_onnx import api, assets
+from samq_onnx.api import DECODER, ENCODER, Order, Quantized, Result, execute, parts_of
 from samq_onnx.command import command_parser, main_guard, output_path
 from samq_onnx.data import Calibration
-from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
-from samq_onnx.external import data_name, unused_data
-from samq_onnx.feeds import DecoderFeeds, EncoderFeeds
-from samq_onnx.files import atomic_folder, atomic_path, check_writable, write_report
-from samq_onnx.fusion import fusion_report
+from samq_onnx.external import unused_data
+from samq_onnx.files import check_writable, write_report
+from samq_onnx.fusion import FusionReport
 from samq_onnx.intake import Intake, add_limit, add_strict
-from samq_onnx.interface import (
-    DECODER_INPUTS,
-    DecoderInputs,
-    ImageInput,
-    described,
-    graph_inputs,
-    image_port,
-    is_decoder,
-)
 from samq_onnx.inventory import check_files
-from samq_onnx.models import load_model, model_bytes, model_sha256
-from samq_onnx.ops import DOMAIN
-from samq_onnx.pair import PAIR, pair_hash
-from samq_onnx.pipeline import RECIPE, Outcome, quantize_model
-from samq_onnx.predictor import SamPredictor
-from samq_onnx.recipe import BITS, DEFAULT_METHOD, METHODS, Recipe, recipe
-from samq_onnx.samples import Sample
+from samq_onnx.methods import DEFAULT_METHOD, METHODS
+from samq_onnx.models import model_bytes
+from samq_onnx.passes.lower.targets import TARGETS
+from samq_onnx.passes.report import Report
+from samq_onnx.plan_file import constants_path, plan_to_json, write_plans
 
-__all__ = ["main", "quantize", "quantize_folder"]
+__all__ = ["described", "finish", "main", "outputs"]
 
-ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
-QUANTIZED = re.compile("^Q[A-Z]|Quantize|Dequantize|Integer|NBits|Bnb4|FpQ4")  # operators of ONNX and its runtime
-WANTED = "wanted is one image [1, 3, S, S] of numbers and a fixed side S, or the inputs of SAM's decoder"
-ONE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf holds less than 2 GiB
+SHOWN = 12  # refusals of one step that are printed
 
 
-def _calibration_sha256(calibration: Calibration, used: Iterable[Sample]) -> str:
-    digest = hashlib.sha256()
-    for path in [*sorted(sample.path for sample in used), *filter(None, [calibration.annotations])]:
-        content = path.read_bytes()
-        digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
-
-
-def _feeds(
-    source: Path, model: ir.Model, calibration: Calibration, encoder: Path | None
-) -> EncoderFeeds | DecoderFeeds:
-    inputs = graph_inputs(model)
-    if set(DECODER_INPUTS) <= {port.name for port in inputs}:
-        decoder = DecoderInputs(inputs, os.fspath(source))
-        if encoder is None:
-            raise UserError(
-                f"{source}: a decoder is calibrated on an encoder's embeddings; give --encoder ENCODER.onnx"
-            )
-        chosen = Encoder(encoder)
-        if chosen.image.note:
-            print(f"  {chosen.image.note}")
-        return DecoderFeeds(calibration, chosen, decoder)
-    if encoder is not None:
-        raise UserError(f"{source}: is no SAM decoder; leave out --encoder")
-    if image_port(inputs) is None:
-        raise UserError(f"{source}: cannot make inputs from images; it takes {described(inputs)}, {WANTED}")
-    image = ImageInput.of(inputs, model, os.fspath(source))
-    if image.note:
-        print(f"  {image.note}")
-    return EncoderFeeds(calibration, image)
-
-
-def _check_float(model: ir.Model, source: Path) -> None:
-    """Refuse a model that something has quantized before.
-
-    Raises:
-        UserError: it has operators of integer arithmetic; names them and the program that wrote them.
-    """
-    nodes = [*model.graph.all_nodes(), *(node for one in model.functions.values() for node in one.all_nodes())]
-    found = Counter(node.op_type for node in nodes if node.domain == DOMAIN or QUANTIZED.search(node.op_type))
-    if RECIPE in model.metadata_props or found:
-        by = "samq_onnx" if RECIPE in model.metadata_props else model.producer_name or "a program without a name"
-        shown = ", ".join(f"{count} {name}" for name, count in found.most_common(4))
-        raise UserError(f"{source}: is already quantized, by {by} ({shown}); give the float model it was made from")
-
-
-def _save(model: ir.Model, output: Path) -> None:
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    if weights > ONE_FILE_LIMIT:
-        ir.save(model, output, external_data=data_name(output.name))
+def described(part: Quantized) -> list[str]:
+    """What happened to a model, in lines."""
+    lines = []
+    if any(kind != "generic" for kind in part.sites):
+        found = ", ".join(f"{count} {kind}" for kind, count in sorted(part.sites.items()))
+        lines.append(f"attention sites: {found}")
     else:
-        ir.save(model, output)
+        lines.append("no SAM structure found: quantized as a generic network (linears and convolutions)")
+    lines.append(f"linears quantized: {len(part.plan.linears)}")
+    for reason, count in Counter(part.plan.kept_float.values()).items():
+        lines.append(f"linears kept float: {count}, {reason}")
+    for report in part.reports:
+        lines += _report_lines(report)
+    return lines
 
 
-def _print_outcome(outcome: Outcome) -> None:
-    if outcome.is_sam:
-        found = ", ".join(f"{count} {kind}" for kind, count in sorted(outcome.kinds.items()))
-        print(f"  attention sites: {found}")
-    else:
-        print("  no SAM structure found: quantized as a generic network (linears and convolutions)")
-    print(f"  linears quantized: {outcome.linears}")
-    for reason, count in Counter(outcome.plan.kept_float.values()).items():
-        print(f"  linears kept float: {count}, {reason}")
-    for fold in outcome.folds:
-        print(f"  fold {fold.name}: {len(fold.done)} done, {len(fold.refused)} refused")
-        for line in fold.refused:
-            print(f"    refused {line}")
-    if outcome.learned is not None:
-        learned = outcome.learned
-        print(
-            f"  learned from the float model on {learned.inputs} inputs: "
-            f"loss {learned.loss_before:.3f} -> {learned.loss_after:.3f}"
-        )
-    for line in outcome.refused:
-        print(f"  refused: {line}")
+def _report_lines(report: Report) -> list[str]:
+    lines = []
+    if report.done or report.refused:
+        lines.append(f"{report.name}: {len(report.done)} done, {len(report.refused)} refused")
+    if report.facts:
+        lines.append("  " + ", ".join(f"{name} {value:.4g}" for name, value in report.facts.items()))
+    lines += [f"  {line}" for line in report.refused[:SHOWN]]
+    if len(report.refused) > SHOWN:
+        lines.append(f"  and {len(report.refused) - SHOWN} more; --json lists all of them")
+    return lines
 
 
-def quantize(
-    source: Path,
-    output: Path,
-    calibration: Path | Calibration,
-    chosen: Recipe,
-    *,
-    encoder: Path | None = None,
-    quantized_encoder: Path | None = None,
-    pair: str | None = None,
-) -> dict[str, Any]:
-    """Quantize one ONNX file; prints what happened and returns it as a report.
-
-    Args:
-        source: float model. output: where the quantized model goes.
-        calibration: folder of images, with or without annotations.
-        chosen: the recipe. encoder: float encoder, for the embeddings a decoder is calibrated on.
-        quantized_encoder: the encoder that the quantized decoder will work with, where it is another one.
-        pair: names the run, if it makes an encoder and a decoder (`samq_onnx.pair`).
-
-    Raises:
-        UserError: unusable model, calibration folder or output path; nothing is written.
-    """
-    started = time.perf_counter()
-    calibration = Calibration.of(calibration)
-    model = load_model(source)
-    check_files([source, encoder, quantized_encoder, calibration.folder], [output])
-    check_writable(output)
-    _check_float(model, source)
-    if is_decoder(model):
-        chosen = chosen.for_decoder()
-        if calibration.annotations and find_spec("pycocotools") is None:
-            print("warning: points lie amid boxes, not masks; run: pip install samq_onnx[eval]", file=sys.stderr)
-    print(f"{source}: {chosen.method} W{chosen.weight_bits}A{chosen.activation_bits}")
-    feeds = _feeds(source, model, calibration, quantized_encoder or encoder)
-    targets = _feeds(source, model, calibration, encoder) if quantized_encoder and chosen.learn else None
-    outcome = quantize_model(model, feeds, chosen, targets=targets, label=source.stem)
-    model.metadata_props["samq_onnx.float_model.sha256"] = model_sha256(source)
-    model.metadata_props["samq_onnx.calibration.sha256"] = _calibration_sha256(calibration, feeds.samples)
-    model.metadata_props.pop(PAIR, None)
-    if pair is not None:
-        model.metadata_props[PAIR] = pair
-    with atomic_path(output) as temporary:
-        _save(model, temporary)
-        fusion = fusion_report(temporary, feeds[0])  # ONNX Runtime loads it: only then does it replace what was there
-    report: dict[str, Any] = {
+def _json(part: Quantized, source: Path, output: Path, fusion: FusionReport | None) -> dict[str, Any]:
+    return {
         "model": os.fspath(source),
         "output": os.fspath(output),
-        "recipe": dataclasses.asdict(chosen),
-        "feeds": len(feeds),
-        "left_out": list(calibration.intake.left_out),
-        "sites": outcome.kinds,
-        "linears": outcome.linears,
-        "kept_float": outcome.plan.kept_float,
-        "folds": [dataclasses.asdict(fold) for fold in outcome.folds],
-        "refused": outcome.refused,
-        "learned": dataclasses.asdict(outcome.learned) if outcome.learned else None,
+        "recipe": part.recipe,
+        "feeds": part.feeds,
+        "sites": part.sites,
+        "linears": len(part.plan.linears),
+        "kept_float": part.plan.kept_float,
+        "reports": [dataclasses.asdict(report) for report in part.reports],
         "bytes_before": model_bytes(source),
         "bytes_after": model_bytes(output),
-        "fusion": fusion.to_json(),
-        "seconds": time.perf_counter() - started,
-        "plan": outcome.plan.to_json(),
+        "fusion": fusion.to_json() if fusion is not None else None,
+        "seconds": part.seconds,
+        "plan": plan_to_json(part.plan),
     }
-    _print_outcome(outcome)
-    before, after = report["bytes_before"] / 1e6, report["bytes_after"] / 1e6
-    print(f"  {before:.1f} MB -> {after:.1f} MB ({before / after:.1f}x smaller), {report['seconds']:.0f} s")
-    for line in fusion.lines():
-        print(f"  {line}")
-    calibration.intake.finish()
-    return report
 
 
-def quantize_folder(source: Path, output: Path, calibration: Path | Calibration, chosen: Recipe) -> dict[str, Any]:
-    """Quantize ``encoder.onnx`` and ``decoder.onnx`` of a folder into a folder of the same shape, both or none."""
-    files = [source / ENCODER, source / DECODER]
-    calibration = Calibration.of(calibration)
-    check_files([*files, calibration.folder], [output / ENCODER, output / DECODER])
-    SamPredictor(*files)  # refuses what does not fit together
-    made_from = [*map(model_sha256, files), _calibration_sha256(calibration, calibration.images)]
-    pair = pair_hash({"made_from": made_from, "recipe": dataclasses.asdict(chosen), "version": version("samq_onnx")})
-    with atomic_folder(output) as folder:
-        encoder, decoder = folder / ENCODER, folder / DECODER
-        report = {
-            "encoder": quantize(source / ENCODER, encoder, calibration, chosen, pair=pair),
-            "decoder": quantize(
-                source / DECODER, decoder, calibration, chosen,
-                encoder=source / ENCODER, quantized_encoder=encoder, pair=pair,
-            ),
-        }  # fmt: skip
-    for part, name in (("encoder", ENCODER), ("decoder", DECODER)):
-        report[part]["output"] = os.fspath(output / name)
-    return report
+def outputs(source: Path, output: Path) -> list[Path]:
+    """The model files that are written for a file or a folder."""
+    return [output / name for name in (ENCODER, DECODER)] if source.is_dir() else [output]
+
+
+def finish(source: Path, output: Path, result: Result, report: Path | None, plan: Path | None = None) -> None:
+    """Write what was made, and say what was done; for commands."""
+    fusion: Mapping[str, FusionReport | None] = result.save(output)
+    written = outputs(source, output)
+    if plan is not None:
+        write_plans(plan, result.plans)
+    summary: dict[str, Any] = {"left_out": result.left_out}
+    for name, file in zip(result.parts, written, strict=True):
+        part = result.parts[name]
+        found = _json(part, source / file.name if source.is_dir() else source, file, fusion[name])
+        summary.update({name: found} if len(written) > 1 else found)
+        before, after = found["bytes_before"] / 1e6, found["bytes_after"] / 1e6
+        print(f"{file}: {before:.1f} MB -> {after:.1f} MB ({before / after:.1f}x smaller), {part.seconds:.0f} s")
+        ran = fusion[name]
+        for line in [*described(part), *(ran.lines() if ran is not None else [])]:
+            print(f"  {line}")
+    done = f"wrote {', '.join(map(str, [*written, *([plan] if plan is not None else [])]))}"
+    print(done)
+    for path in written:
+        for left in unused_data(path):
+            print(f"warning: {left} is not read by {path}; remove it if nothing else reads it", file=sys.stderr)
+    write_report(report, summary, f"{done} all the same")
+
+
+def _settings(words: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE of the command line."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--set {word}: wanted NAME=VALUE; python -m samq_onnx.methods lists the names")
+        found[name] = value
+    return found
+
+
+def _site_bits(path: Path | None) -> object:
+    if path is None:
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); wanted site -> role -> bits") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -234,21 +140,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", type=output_path, help="output file, or folder when MODEL is one")
     parser.add_argument("--calib", type=Path, help="folder of calibration images (default: a few bundled ones)")
     parser.add_argument("--encoder", type=Path, help="float encoder, needed to calibrate a decoder alone")
-    parser.add_argument("--bits", choices=sorted(BITS, reverse=True), default="w8a8")
+    parser.add_argument("--bits", default="w8a8", metavar="wXaY", help="of weights and activations, each 2 to 8")
+    parser.add_argument(
+        "--decoder-bits", metavar="wXaY", help="of a decoder (default: what the method makes of --bits)"
+    )
+    parser.add_argument("--strict", action="store_true", help="the same width in every quantized layer of both parts")
+    parser.add_argument("--site-bits", type=Path, metavar="FILE", help="JSON of other widths: site -> role -> bits")
     parser.add_argument("--method", choices=sorted(METHODS), default=DEFAULT_METHOD)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the method; may be repeated"
+    )
+    parser.add_argument("--target", choices=sorted(TARGETS), default="samq", help="what runs it (default: %(default)s)")
+    parser.add_argument("--stats", type=output_path, metavar="FILE", help="keep statistics there, and use them again")
+    parser.add_argument("--plan-out", type=check_writable, metavar="PLAN", help="write the plan to this file")
     add_strict(parser)
     add_limit(parser)
-    parser.add_argument("--json", type=check_writable, help="write the report, with the whole plan, to this file")
+    parser.add_argument("--json", type=check_writable, help="write the report to this file")
     return parser
 
 
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; see `quantize` and `quantize_folder`."""
+    """The command; see `samq_onnx.api`."""
     arguments = _parser().parse_args(argv)
     ort.set_default_logger_severity(3)
     source: Path = arguments.model or assets.nano_dir()
-    chosen = recipe(arguments.method, arguments.bits)
     calibration: Path | None = arguments.calib
     if calibration is None:
         calibration = assets.calibration_images()
@@ -256,27 +172,39 @@ def main(argv: Sequence[str] | None = None) -> int:
             "warning: no --calib; calibrating on a few bundled microscopy images, give a folder of your own images",
             file=sys.stderr,
         )
+    names = parts_of(source)
+    order = Order.of(
+        arguments.method, arguments.bits, arguments.target, _settings(arguments.set), arguments.decoder_bits,
+        arguments.strict, _site_bits(arguments.site_bits), names,
+    )  # fmt: skip
+    folder = source.is_dir()
+    default = (
+        Path(f"{source.name}_{order.widths}") if folder else source.with_name(f"{source.stem}_{order.widths}.onnx")
+    )
+    output: Path = arguments.output or default
+    reads = outputs(source, source)
+    plans = [arguments.plan_out, constants_path(arguments.plan_out)] if arguments.plan_out else []
+    written = outputs(source, output)
+    check_files(
+        [*reads, arguments.encoder, calibration, arguments.site_bits],
+        [*written, arguments.json, arguments.stats, *plans],
+    )
+    for path in [*([] if folder else written), *([arguments.stats] if arguments.stats else [])]:
+        check_writable(path)
     pictures = Calibration(calibration, Intake(arguments.strict_data, arguments.max_megapixels))
-    if source.is_dir():
-        if arguments.encoder:
-            raise UserError(f"{source}: is a folder, whose encoder.onnx is used; leave out --encoder")
-        output = arguments.output or Path(f"{source.name}_{arguments.bits}")
-        written = [output / ENCODER, output / DECODER]
-        check_files([source / ENCODER, source / DECODER, calibration], [arguments.json, *written])
-        report = quantize_folder(source, output, pictures, chosen)
-    else:
-        output = arguments.output or source.with_name(f"{source.stem}_{arguments.bits}.onnx")
-        written = [output]
-        check_files([source, arguments.encoder, calibration], [output, arguments.json])
-        report = quantize(source, output, pictures, chosen, encoder=arguments.encoder)
-    done = f"wrote {', '.join(map(str, written))}"
-    print(done)
-    for path in written:
-        for left in unused_data(path):
-            print(f"warning: {left} is not read by {path}; remove it if nothing else reads it", file=sys.stderr)
-    write_report(arguments.json, report, f"{done} all the same")
+    result = execute(order, source, pictures, encoder=arguments.encoder, stats=arguments.stats, say=print)
+    finish(source, output, result, arguments.json, arguments.plan_out)
+    pictures.intake.finish()
     return 0
 
+
+class _Callable(types.ModuleType):
+    """`samq_onnx.quantize` is the function of the API, although it is the module of the command too."""
+
+    __call__ = staticmethod(api.quantize)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samq_onnx.log_codes import FRACTION_BITS, code_weights, row_weights, uniform_row_codes
+from samq_onnx.codes.log import FRACTION_BITS, code_weights
+from samq_onnx.codes.row import row_weights, uniform_row_codes
 
 __all__ = [
     "attention",

@@ -17,9 +17,8 @@ import onnxruntime as ort
 from samq_onnx import ops
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
-from samq_onnx.feeds import sample_feed
+from samq_onnx.families import Role, identify
 from samq_onnx.files import check_writable, write_report
-from samq_onnx.interface import is_decoder
 from samq_onnx.inventory import check_files
 from samq_onnx.models import load_model, model_sha256, tap
 from samq_onnx.passes.aside import defaults_aside
@@ -88,12 +87,13 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
     comparable = _comparable(model, quantized)
     if model.metadata_props.get("samq_onnx.float_model.sha256") != model_sha256(reference):
         raise UserError(f"{quantized} was not made from {reference}; give the float model it came from")
-    if encoder is not None and not is_decoder(original):
-        raise UserError(f"{reference}: is no SAM decoder; leave out --encoder")
+    part = identify(original, str(reference))
+    if part.role is not Role.DECODER:
+        part.refuse_encoder(encoder)
     for one, two in ((model.graph.inputs, original.graph.inputs), (model.graph.outputs, original.graph.outputs)):
         if [(value.name, value.dtype) for value in one] != [(value.name, value.dtype) for value in two]:
             raise UserError(f"{quantized}: has other inputs or outputs than {reference}; quantize that again")
-    feed = sample_feed(original, encoder=encoder)
+    feed = part.sample_feed(encoder=encoder)
     with defaults_aside(original):
         raise_opset(original, 4 if model.opset_imports.get("", 0) >= INT4_OPSET else 8)  # as far as it was raised
     simplify(original)

@@ -20,7 +20,7 @@ import pytest
 
 from samq_onnx import assets, bench, quantize, worker_pool
 from samq_onnx.errors import UserError
-from samq_onnx.feeds import sample_feed
+from samq_onnx.families import identify
 from samq_onnx.fusion import fusion_report
 from samq_onnx.isolate import isolated
 from samq_onnx.models import read_model
@@ -105,7 +105,7 @@ def test_operators_are_those_that_ran(report: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", list(nets.NETS))
 def test_multiply_accumulates_are_exact(folder: Path, name: str) -> None:
-    feed = sample_feed(read_model(folder / f"{name}.onnx"))
+    feed = identify(read_model(folder / f"{name}.onnx"), name).sample_feed()
     real, whole = (fusion_report(folder / file, feed) for file in (f"{name}.onnx", f"{name}_w8a8.onnx"))
     assert (real.integer_macs, real.float_macs) == (0, MACS[name])
     assert (whole.integer_macs, whole.float_macs) == (MACS[name], 0)
@@ -120,7 +120,7 @@ def test_the_count_is_that_of_the_architecture(nano: Path, tmp_path: Path) -> No
         arguments = ["--calib", str(_one_image(tmp_path)), "--method", "ptq4sam-s"]
         encoder = ["--encoder", str(nano / "encoder.onnx")] if part == "decoder" else []
         assert quantize.main([str(source), "-o", str(output), *arguments, *encoder]) == 0
-        feed = sample_feed(read_model(source))
+        feed = identify(read_model(source), part).sample_feed()
         reports = [fusion_report(file, feed, native=native) for file in (source, output) for native in (True, False)]
         totals = [one.integer_macs + one.float_macs for one in reports]
         saved = padding - 4 * 3 * d * d if part == "encoder" else 0

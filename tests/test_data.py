@@ -16,9 +16,10 @@ from PIL import Image
 
 from samq_onnx import data, images
 from samq_onnx.errors import UserError
+from samq_onnx.families.image import ImageInput
+from samq_onnx.families.ports import Port
 from samq_onnx.feeds import EncoderFeeds
 from samq_onnx.intake import Intake, Unusable
-from samq_onnx.interface import ImageInput, Port
 
 WIDTH, HEIGHT = 10, 8
 SQUARE = np.zeros((HEIGHT, WIDTH), bool)

@@ -12,7 +12,6 @@ from PIL import Image
 
 from samq_onnx import assets, demo, overlay
 from samq_onnx.evaluate import evaluate
-from samq_onnx.recipe import BITS, recipe
 
 
 @pytest.fixture
@@ -31,9 +30,8 @@ def one_image(tmp_path: Path) -> Path:
 def test_table_rows_and_pictures(
     one_image: Path, nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "BITS", {"w8a8": BITS["w8a8"]})
+    monkeypatch.setattr(demo, "QUICK", demo.QUICK[:1])
     monkeypatch.setattr(demo, "RUNS", 1)
-    monkeypatch.setattr(demo, "recipe", lambda bits: recipe("minmax", bits))
     for name in ("demo_images", "calibration_images"):
         monkeypatch.setattr(assets, name, lambda: one_image)
     output, target = tmp_path / "demo", tmp_path / "rows.json"

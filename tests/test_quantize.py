@@ -12,12 +12,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from samq_onnx import assets, data, images, ops, quantize, verify
+from samq_onnx import api, assets, data, images, ops, quantize, verify
 from samq_onnx.errors import UserError
 from samq_onnx.evaluate import overlap
+from samq_onnx.methods import DEFAULT_METHOD
 from samq_onnx.models import load_model
 from samq_onnx.predictor import SamPredictor
-from samq_onnx.recipe import DEFAULT_METHOD, recipe
 from samq_onnx.runtime import open_session
 from tests.conftest import Feed, relative_error, run_model
 
@@ -287,15 +287,14 @@ class TestWrongInput:
     def test_a_decoder_that_fails_takes_the_encoder_with_it(
         self, tmp_path: Path, nano: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def quantize_one(source: Path, output: Path, *_: object, **__: object) -> dict[str, object]:
-            if source.name == "decoder.onnx":
-                raise UserError("no")
-            output.touch()
-            return {}
+        result = api.quantize(nano, calibration, method="minmax")
 
-        monkeypatch.setattr(quantize, "quantize", quantize_one)
+        def save(*_: object) -> None:
+            raise UserError("no")
+
+        monkeypatch.setattr(result.parts["decoder"], "save", save)
         with pytest.raises(UserError, match="no"):
-            quantize.quantize_folder(nano, tmp_path / "out", calibration, recipe())
+            result.save(tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
     def test_an_output_that_is_an_input(

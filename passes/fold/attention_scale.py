@@ -14,26 +14,21 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.passes.fold.edit import (
-    FoldReport,
-    constant,
-    is_shared,
-    private_to_attention,
-    replace_constant,
-    scale_outputs,
-)
-from samq_onnx.passes.lift import Structure
+from samq_onnx.passes.fold.edit import private_to_attention, scale_outputs
+from samq_onnx.passes.graph import constant, is_shared, replace_constant
+from samq_onnx.passes.lift import Lifted
+from samq_onnx.passes.report import Report
 
 __all__ = ["fold_attention_scale"]
 
 
-def fold_attention_scale(structure: Structure) -> FoldReport:
+def fold_attention_scale(lifted: Lifted) -> Report:
     """Set ``scale`` of every attention node to 1, in place; float outputs are equal up to rounding."""
-    report = FoldReport("attention scale")
-    for site in structure.attentions:
+    report = Report("attention scale")
+    for site in lifted.attentions:
         if site.scale == 1.0:
             continue
-        reason = private_to_attention(structure, site, "q")
+        reason = private_to_attention(lifted, site, "q")
         if reason is None and site.tables and any(map(is_shared, site.tables)):
             reason = "its relative position tables are shared with another node"
         if reason is not None:

@@ -3,57 +3,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.passes.lift import AttentionSite, Linear, Projection, Structure
+from samq_onnx.passes.graph import constant, is_shared, replace_constant
+from samq_onnx.passes.lift import AttentionSite, Lifted, Linear, Projection
 from samq_onnx.passes.lift.trace import VIEW_OPS
 
-__all__ = [
-    "FoldReport",
-    "constant",
-    "is_shared",
-    "private_to_attention",
-    "reaches_only_attention",
-    "replace_constant",
-    "scale_outputs",
-    "shift_outputs",
-]
+__all__ = ["private_to_attention", "reaches_only_attention", "scale_outputs", "shift_outputs"]
 
 HARMLESS_OPS = VIEW_OPS | {"Flatten"}  # what only moves values that are edited, and does nothing else with them
-
-
-@dataclasses.dataclass
-class FoldReport:
-    """What a fold pass did: names of the sites it changed and, one sentence each, why it refused others."""
-
-    name: str
-    done: list[str] = dataclasses.field(default_factory=list)
-    refused: list[str] = dataclasses.field(default_factory=list)
-
-    def refuse(self, site: str, reason: str) -> None:
-        self.refused.append(f"{self.name} at {site}: {reason}")
-
-
-def constant(value: ir.Value) -> np.ndarray:
-    """The array held by an initializer."""
-    tensor = value.const_value
-    assert tensor is not None, f"{value.name} is not constant"
-    return tensor.numpy()
-
-
-def is_shared(value: ir.Value) -> bool:
-    """Whether more than one node reads it, or the model gives it out, so that an edit would be seen elsewhere."""
-    return len(value.uses()) > 1 or value.is_graph_output()
-
-
-def replace_constant(value: ir.Value, array: np.ndarray) -> None:
-    """Give an initializer new contents of the same dtype."""
-    old = constant(value)
-    value.const_value = ir.tensor(np.ascontiguousarray(array, dtype=old.dtype), name=value.name)
-    value.shape = ir.Shape(array.shape)
 
 
 def reaches_only_attention(value: ir.Value) -> bool:
@@ -73,7 +32,7 @@ def reaches_only_attention(value: ir.Value) -> bool:
     return True
 
 
-def private_to_attention(structure: Structure, site: AttentionSite, *operands: str) -> str | None:
+def private_to_attention(lifted: Lifted, site: AttentionSite, *operands: str) -> str | None:
     """Why the named operands (``"q"``, ``"k"``, ``"v"``) of a site cannot be edited, or None when they can.
 
     An edit of a projection's channels is invisible only if these channels reach nothing but this operand of
@@ -92,7 +51,7 @@ def private_to_attention(structure: Structure, site: AttentionSite, *operands: s
         mine = set(projection.channels.ravel().tolist())
         if len(mine) != projection.channels.size:
             return f"heads share channels of the linear that makes {operand}"
-        for other in structure.attentions:
+        for other in lifted.attentions:
             for name in ("q", "k", "v"):
                 rival: Projection | None = getattr(other, name)
                 if rival is None or rival.linear.node is not linear.node or (other is site and name == operand):

@@ -16,22 +16,23 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from samq_onnx.passes.fold.edit import FoldReport, private_to_attention, shift_outputs
-from samq_onnx.passes.lift import Structure
+from samq_onnx.passes.fold.edit import private_to_attention, shift_outputs
+from samq_onnx.passes.lift import Lifted
+from samq_onnx.passes.report import Report
 
 __all__ = ["fold_key_centre"]
 
 
-def fold_key_centre(structure: Structure, key_mean: Mapping[str, np.ndarray]) -> FoldReport:
+def fold_key_centre(lifted: Lifted, key_mean: Mapping[str, np.ndarray]) -> Report:
     """Subtract the mean key from the key bias, in place.
 
     Args:
-        structure: the lifted model.
+        lifted: the lifted model.
         key_mean: site name -> mean of K over the calibration keys, float [heads, head_dim].
     """
-    report = FoldReport("key centring")
-    for site in structure.attentions:
-        reason = private_to_attention(structure, site, "k")
+    report = Report("key centring")
+    for site in lifted.attentions:
+        reason = private_to_attention(lifted, site, "k")
         if reason is None and site.k is not None and site.k.linear.bias is None:
             reason = "the key projection has no bias to absorb the offset"
         if reason is not None:

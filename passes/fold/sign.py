@@ -18,16 +18,11 @@ import numpy as np
 from scipy.signal import find_peaks
 from scipy.stats import gaussian_kde
 
-from samq_onnx.calibrate.stats import stride
-from samq_onnx.passes.fold.edit import (
-    FoldReport,
-    constant,
-    is_shared,
-    private_to_attention,
-    replace_constant,
-    scale_outputs,
-)
-from samq_onnx.passes.lift import Structure
+from samq_onnx.passes.fold.edit import private_to_attention, scale_outputs
+from samq_onnx.passes.graph import constant, is_shared, replace_constant
+from samq_onnx.passes.lift import Lifted
+from samq_onnx.passes.report import Report
+from samq_onnx.sampling import stride
 
 __all__ = ["fold_sign", "is_bimodal"]
 
@@ -56,19 +51,19 @@ def is_bimodal(keys: np.ndarray) -> bool:
     return len(peaks) == 2
 
 
-def fold_sign(structure: Structure, key_mean: Mapping[str, np.ndarray], bimodal: Mapping[str, bool]) -> FoldReport:
+def fold_sign(lifted: Lifted, key_mean: Mapping[str, np.ndarray], bimodal: Mapping[str, bool]) -> Report:
     """Flip the channels of bimodal keys whose mean is negative, in place.
 
     Args:
-        structure: the lifted model.
+        lifted: the lifted model.
         key_mean: site name -> mean of K, float [heads, head_dim]; flipped in place along with the keys.
         bimodal: site name -> verdict of `is_bimodal` on the site's keys.
     """
-    report = FoldReport("sign (BIG)")
-    for site in structure.attentions:
+    report = Report("sign (BIG)")
+    for site in lifted.attentions:
         if not bimodal.get(site.name, False):
             continue
-        reason = private_to_attention(structure, site, "q", "k")
+        reason = private_to_attention(lifted, site, "q", "k")
         if reason is None and site.tables and any(map(is_shared, site.tables)):
             reason = "its relative position tables are shared with another node"
         if reason is not None:

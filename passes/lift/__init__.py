@@ -12,23 +12,23 @@ from samq_onnx.passes.lift.kinds import site_kinds
 from samq_onnx.passes.lift.linear import find_linears, plain_gemms
 from samq_onnx.passes.lift.norm import find_norms
 from samq_onnx.passes.lift.simplify import simplify
-from samq_onnx.passes.lift.structure import AttentionSite, Gelu, Linear, Norm, Projection, Structure
+from samq_onnx.passes.lift.structure import AttentionSite, Gelu, Lifted, Linear, Norm, Projection
 from samq_onnx.passes.lift.trace import trace_projection
 
-__all__ = ["AttentionSite", "Gelu", "Linear", "Norm", "Projection", "Structure", "lift", "simplify"]
+__all__ = ["AttentionSite", "Gelu", "Lifted", "Linear", "Norm", "Projection", "lift", "simplify"]
 
 ATTENTION_OPS = ("Attention", "AttentionRelPos")
 
 
-def lift(model: ir.Model) -> Structure:
+def lift(model: ir.Model) -> Lifted:
     """Outline every attention of a simplified model, in place, and describe the whole.
 
-    Lifting a lifted model changes nothing and finds the same structure.
+    Lifting a lifted model changes nothing and finds the same again.
     """
     graph = model.graph
     plain_gemms(graph)
     common.NameFixPass()(model)
-    structure = Structure(norms=find_norms(graph), gelus=find_gelus(graph))
+    lifted = Lifted(model, norms=find_norms(graph), gelus=find_gelus(graph))
     matches: list[Match] = []
     for node in graph:
         if node.op_type == "Softmax" and node.domain == "":
@@ -36,18 +36,18 @@ def lift(model: ir.Model) -> Structure:
             if isinstance(found, Match):
                 matches.append(found)
             else:
-                structure.refused.append(f"softmax {node.name} is not lifted: {found}")
+                lifted.refused.append(f"softmax {node.name} is not lifted: {found}")
     if matches:
         for match, kind in zip(matches, site_kinds(model, matches), strict=True):
             outline(graph, match, kind)
         model.graph.opset_imports[DOMAIN] = 1
         common.RemoveUnusedNodesPass()(model)
-    structure.linears = find_linears(graph)
-    by_output = {linear.output: linear for linear in structure.linears}
+    lifted.linears = find_linears(graph)
+    by_output = {linear.output: linear for linear in lifted.linears}
     for node in graph:
         if node.domain == DOMAIN and node.op_type in ATTENTION_OPS:
-            structure.attentions.append(_site(model, node, by_output, structure.refused))
-    return structure
+            lifted.attentions.append(_site(model, node, by_output, lifted.refused))
+    return lifted
 
 
 def _site(model: ir.Model, node: ir.Node, linears: dict[ir.Value, Linear], refused: list[str]) -> AttentionSite:

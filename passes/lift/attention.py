@@ -21,7 +21,7 @@ import re
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.passes.graph import array_of, input_of, is_constant, scalar_of
+from samq_onnx.passes.graph import array_of, input_of, is_constant, only_reader, scalar_of
 
 __all__ = ["DOMAIN", "Match", "match_attention", "outline"]
 
@@ -157,12 +157,10 @@ def _match(softmax: ir.Node) -> Match:
         raise _Refusal("its softmax is not over the last axis")
     probabilities = softmax.outputs[0]
     while True:
-        uses = tuple(probabilities.uses())
-        if len(uses) != 1 or probabilities.is_graph_output():
-            raise _Refusal("its probabilities are read more than once")
-        product, index = uses[0]
-        if product.graph is not softmax.graph:
-            raise _Refusal("its probabilities are read in a subgraph")
+        found = only_reader(probabilities)
+        if found is None:
+            raise _Refusal("its probabilities are read more than once, or in a subgraph")
+        product, index = found
         if not _passes_through(product):
             break
         probabilities = product.outputs[0]
@@ -188,10 +186,10 @@ def _match(softmax: ir.Node) -> Match:
     source, source_scale = _unscaled(transpose.inputs[0])
     tables = None
     if terms.position:
-        found = dict(_table(value, factor, q) for value, factor in terms.position)
-        if set(found) != {1, 2}:
+        by_axis = dict(_table(value, factor, q) for value, factor in terms.position)
+        if set(by_axis) != {1, 2}:
             raise _Refusal("its relative position terms do not cover rows and columns")
-        tables = (found[1], found[2])
+        tables = (by_axis[1], by_axis[2])
     scale *= q_scale * k_scale * source_scale
     if not np.finfo(np.float32).tiny <= abs(scale) <= np.finfo(np.float32).max:
         raise _Refusal("its scale is beyond what float32 holds")

@@ -10,7 +10,7 @@ import math
 
 import onnx_ir as ir
 
-from samq_onnx.passes.graph import scalar_of
+from samq_onnx.passes.graph import only_reader, scalar_of
 from samq_onnx.passes.lift.structure import Gelu
 
 __all__ = ["find_gelus"]
@@ -35,23 +35,15 @@ def _times(node: ir.Node | None, number: float) -> ir.Value | None:
     return None
 
 
-def _only_reader(value: ir.Value) -> tuple[ir.Node, int] | None:
-    """The node of the same graph that alone reads the value, and where."""
-    uses, maker = tuple(value.uses()), value.producer()
-    if len(uses) != 1 or value.is_graph_output() or maker is None or uses[0][0].graph is not maker.graph:
-        return None
-    return uses[0] if not uses[0][0].domain else None
-
-
 def _by_erf(erf: ir.Node) -> Gelu | None:
     x = _times(erf.inputs[0].producer() if erf.inputs[0] is not None else None, math.sqrt(0.5))
-    found = _only_reader(erf.outputs[0])
-    if x is None or found is None or found[0].op_type != "Add" or not _is(found[0].inputs[1 - found[1]], 1):
+    found = only_reader(erf.outputs[0], "Add")
+    if x is None or found is None or not _is(found[0].inputs[1 - found[1]], 1):
         return None
     value, missing = found[0].outputs[0], {"x", "half"}
     while missing:
-        found = _only_reader(value)
-        if found is None:
+        found = only_reader(value)
+        if found is None or found[0].domain:
             return None
         node, index = found
         other = node.inputs[1 - index] if node.op_type == "Mul" else None

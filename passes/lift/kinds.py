@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from samq_onnx.models import tap
+from samq_onnx.passes.graph import known_shape, tap
 from samq_onnx.passes.lift.attention import Match
 
 __all__ = ["site_kinds"]
@@ -25,13 +25,8 @@ Shapes = list[tuple[list[int], list[int]]]
 
 
 def _static(match: Match) -> tuple[list[int], list[int]] | None:
-    shapes = []
-    for value in (match.q, match.k):
-        dims = list(value.shape) if value.shape is not None else [None]
-        if not all(isinstance(d, int) for d in dims):
-            return None
-        shapes.append([int(d) for d in dims])  # type: ignore[arg-type]
-    return shapes[0], [shapes[1][axis] for axis in match.key_perm]
+    q, k = known_shape(match.q), known_shape(match.k)
+    return (list(q), [k[axis] for axis in match.key_perm]) if q is not None and k is not None else None
 
 
 def _measured(model: ir.Model, matches: Sequence[Match]) -> Shapes:
@@ -57,8 +52,8 @@ def _measured(model: ir.Model, matches: Sequence[Match]) -> Shapes:
     found = dict(zip(wanted, session.run(wanted, feed), strict=True))
     shapes = []
     for match in matches:
-        keys = list(found[match.transpose.outputs[0].name].shape)
-        shapes.append((list(found[match.q.name].shape), [*keys[:-2], keys[-1], keys[-2]]))
+        keys = list(found[match.transpose.outputs[0].name or ""].shape)
+        shapes.append((list(found[match.q.name or ""].shape), [*keys[:-2], keys[-1], keys[-2]]))
     return shapes
 
 

@@ -10,37 +10,33 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.passes.graph import add_constant, array_of, input_of, is_constant
+from samq_onnx.passes.graph import add_constant, array_of, input_of, is_constant, only_reader
 from samq_onnx.passes.lift.structure import Linear
 
 __all__ = ["find_linears", "plain_gemms"]
 
 
 def _separate_bias(output: ir.Value, channels: int) -> tuple[ir.Node, ir.Value] | None:
-    uses = tuple(output.uses())
-    if len(uses) != 1 or output.is_graph_output():
+    found = only_reader(output, "Add")
+    if found is None:
         return None
-    node, index = uses[0]
-    other = node.inputs[1 - index] if node.op_type == "Add" and node.domain == "" else None
-    if other is None or not is_constant(other, rank=1) or node.graph is not output.graph:
-        return None
-    assert other.const_value is not None
-    return (node, other) if other.const_value.shape[0] == channels else None
+    node, index = found
+    other = node.inputs[1 - index]
+    bias = array_of(other)
+    return (node, other) if other is not None and bias is not None and bias.shape == (channels,) else None
 
 
 def _linear(node: ir.Node) -> Linear | None:
     if node.domain != "" or node.op_type not in ("MatMul", "Gemm", "Conv") or node.inputs[0] is None:
         return None
     x, weight = node.inputs[0], node.inputs[1]
-    if is_constant(x) or weight is None or not is_constant(weight):
-        return None
-    assert weight.const_value is not None
-    if not weight.const_value.size:
+    held = array_of(weight)
+    if is_constant(x) or weight is None or held is None or not held.size:
         return None
     if node.op_type == "MatMul":
-        if len(weight.const_value.shape) != 2:
+        if held.ndim != 2:
             return None
-        found = _separate_bias(node.outputs[0], weight.const_value.numpy().shape[1])
+        found = _separate_bias(node.outputs[0], held.shape[1])
         if found is None:
             return Linear(node, None, x, weight, None, node.outputs[0], 1)
         return Linear(node, found[0], x, weight, found[1], found[0].outputs[0], 1)
@@ -59,7 +55,7 @@ def _option(node: ir.Node, name: str) -> float:
 
 
 def _columns(gemm: ir.Node, weight: np.ndarray) -> int:
-    return weight.shape[0 if _option(gemm, "transB") else 1]
+    return int(weight.shape[0 if _option(gemm, "transB") else 1])
 
 
 def _is_plain(gemm: ir.Node) -> bool:

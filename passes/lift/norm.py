@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from samq_onnx.passes.graph import array_of, input_of
+from samq_onnx.passes.graph import array_of, input_of, only_reader
 from samq_onnx.passes.lift.structure import Norm
 
 __all__ = ["epsilon_of", "find_norms"]
@@ -29,13 +29,10 @@ def _other(node: ir.Node, value: ir.Value) -> ir.Value | None:
     return next((entry for entry in node.inputs if entry is not value), None)
 
 
-def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    uses = tuple(value.uses())
-    node = uses[0][0] if len(uses) == 1 and not value.is_graph_output() else None
-    maker = value.producer()
-    if node is None or maker is None or node.graph is not maker.graph:
-        return None
-    return node if node.op_type == op_type and not node.domain else None
+def _next(node: ir.Node | None, op_type: str) -> ir.Node | None:
+    """The node of this type that alone reads the first output of ``node``."""
+    found = only_reader(node.outputs[0], op_type) if node is not None else None
+    return found[0] if found is not None else None
 
 
 def _mean(value: ir.Value | None) -> tuple[ir.Value, int] | None:
@@ -74,9 +71,9 @@ def _by_means(divide: ir.Node) -> Norm | None:
     if square is None or not _squares(square, centre.outputs[0]) or axis != mean[1] or variance is None:
         return None
     epsilon = array_of(_other(shifted, variance))
-    multiply = _only_reader(divide.outputs[0], "Mul")
+    multiply = _next(divide, "Mul")
     scale = _other(multiply, divide.outputs[0]) if multiply else None
-    add = _only_reader(multiply.outputs[0], "Add") if multiply else None
+    add = _next(multiply, "Add")
     bias = _other(add, multiply.outputs[0]) if add and multiply else None
     if add is None or scale is None or array_of(scale) is None or array_of(bias) is None or epsilon is None:
         return None

@@ -8,7 +8,9 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["AttentionSite", "Gelu", "Linear", "Norm", "Projection", "Structure"]
+from samq_onnx.passes.graph import constant
+
+__all__ = ["AttentionSite", "Gelu", "Lifted", "Linear", "Norm", "Projection"]
 
 
 @dataclasses.dataclass
@@ -36,13 +38,11 @@ class Linear:
 
     @property
     def out_features(self) -> int:
-        assert self.weight.const_value is not None
-        return self.weight.const_value.numpy().shape[self.out_axis]
+        return int(constant(self.weight).shape[self.out_axis])
 
     @property
     def in_features(self) -> int:
-        assert self.weight.const_value is not None
-        return int(self.weight.const_value.size // self.out_features)
+        return constant(self.weight).size // self.out_features
 
 
 @dataclasses.dataclass
@@ -75,6 +75,13 @@ class AttentionSite:
         return self.node.name or ""
 
     @property
+    def operand_names(self) -> tuple[str, str, str]:
+        """Names of q, k and v, as the attention reads them."""
+        q, k, v = (value.name if value is not None else None for value in self.node.inputs[:3])
+        assert q and k and v
+        return q, k, v
+
+    @property
     def kind(self) -> str:
         return self.node.attributes["kind"].as_string()
 
@@ -88,7 +95,7 @@ class AttentionSite:
 
     @property
     def head_dim(self) -> int:
-        return self._channels().shape[1]
+        return int(self._channels().shape[1])
 
     def _channels(self) -> np.ndarray:
         projection = self.q or self.k or self.v
@@ -117,9 +124,11 @@ class Gelu:
 
 
 @dataclasses.dataclass
-class Structure:
-    """Everything lifting found, in graph order; ``refused`` holds one sentence for each thing it left alone."""
+class Lifted:
+    """A model and everything lifting found in it, in graph order; ``refused`` holds one sentence for each thing it left
+    alone."""
 
+    model: ir.Model
     attentions: list[AttentionSite] = dataclasses.field(default_factory=list)
     linears: list[Linear] = dataclasses.field(default_factory=list)
     norms: list[Norm] = dataclasses.field(default_factory=list)

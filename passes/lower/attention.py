@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.ops import DOMAIN
-from samq_onnx.passes.fold.edit import constant
-from samq_onnx.passes.lift import Structure
+from samq_onnx.passes.graph import constant
+from samq_onnx.passes.lift import Lifted
 from samq_onnx.passes.lower.build import Builder, take_place
-from samq_onnx.plan import LogCodes, QuantPlan, RowCodes, Uniform
+from samq_onnx.passes.report import Report
+from samq_onnx.plan import QuantPlan
 
 __all__ = ["lower_attention"]
 
@@ -31,16 +32,10 @@ def _table_codes(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(table / scale).astype(np.int16), np.array(scale)
 
 
-def _operator(probabilities: LogCodes | Uniform | RowCodes) -> str:
-    if isinstance(probabilities, RowCodes):
-        return "LogRowAttention" if probabilities.tau else "UniformRowAttention"
-    return "QAttention" if isinstance(probabilities, LogCodes) else "UniformAttention"
-
-
-def lower_attention(structure: Structure, builder: Builder, plan: QuantPlan) -> None:
+def lower_attention(lifted: Lifted, builder: Builder, plan: QuantPlan) -> Report:
     """Replace the attention nodes of the plan, in place."""
-    graph = builder.graph
-    for site in structure.attentions:
+    graph, report = builder.graph, Report("integer attention")
+    for site in lifted.attentions:
         if site.name not in plan.attentions:
             continue
         codes = plan.attentions[site.name]
@@ -52,19 +47,19 @@ def lower_attention(structure: Structure, builder: Builder, plan: QuantPlan) -> 
             made = builder.quantize(value, params)
             inputs += [made.value, made.scale, made.zero_point]
         probabilities = codes.probabilities
-        if not isinstance(probabilities, RowCodes):
-            inputs.append(builder.constant(f"{site.name}_p_scale", np.array(probabilities.scale, np.float32)))
+        if probabilities.operand is not None:
+            inputs.append(builder.constant(f"{site.name}_p_scale", np.array(probabilities.operand, np.float32)))
         for name, table in zip(("table_h", "table_w"), site.tables or (), strict=False):
             made_codes, table_scale = _table_codes(constant(table))
             inputs.append(builder.constant(f"{site.name}_{name}", made_codes))
             inputs.append(builder.constant(f"{site.name}_{name}_scale", table_scale))
-        attributes: dict[str, int | float] = {"scale": float(site.scale), "bits": probabilities.bits}
-        if not isinstance(probabilities, Uniform) and probabilities.tau:
-            attributes["tau"] = probabilities.tau
-        op_type = _operator(probabilities) + ("RelPos" if site.tables else "")
+        attributes = {"scale": float(site.scale), **probabilities.attributes}
+        op_type = probabilities.operator + ("RelPos" if site.tables else "")
         output = node.outputs[0]
         replacement = ir.node(op_type, inputs, attributes, domain=DOMAIN, name=node.name)
         graph.insert_before(node, replacement)
         made_output = replacement.outputs[0]
         made_output.shape, made_output.type = output.shape, output.type
         take_place(graph, output, made_output, [node])
+        report.done.append(site.name)
+    return report

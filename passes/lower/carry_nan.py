@@ -17,7 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.ops import DOMAIN
+from samq_onnx.passes.graph import scalar_of
 from samq_onnx.passes.lower.build import Builder
+from samq_onnx.passes.report import Report
 
 __all__ = ["carry_nan"]
 
@@ -67,8 +69,7 @@ def _is_carried(value: ir.Value) -> bool:
     node = node.inputs[1].producer()
     while node is not None and node.op_type in ("Cast", "Sum", "ReduceSum") and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    factor = node.inputs[1].const_value if node is not None and node.op_type == "Mul" and node.inputs[1] else None
-    return factor is not None and factor.size == 1 and not factor.numpy().any()
+    return node is not None and node.op_type == "Mul" and scalar_of(node.inputs[1]) == 0
 
 
 class _Carrier:
@@ -125,9 +126,9 @@ def _place(output: ir.Value, behind: set[ir.Value]) -> tuple[ir.Value, ir.Node |
     return value, reader
 
 
-def carry_nan(builder: Builder) -> None:
+def carry_nan(builder: Builder) -> Report:
     """Add the sums, in place; nothing where no node quantizes or the outputs carry them already."""
-    graph = builder.graph
+    graph, report = builder.graph, Report("NaN carried")
     inputs, behind = [], set()
     for value in graph.inputs:
         if value.dtype in FLOATS and not value.is_initializer():
@@ -143,8 +144,10 @@ def carry_nan(builder: Builder) -> None:
         if _is_carried(value):
             continue
         carried = carrier.carried(value)
+        report.done.append(output.name or "")
         if reader is not None:
             reader.replace_input_with(0, carried)
         else:
             carried.name, value.name = value.name, f"{value.name}_quantized"
             graph.outputs[index] = carried
+    return report

@@ -19,6 +19,7 @@ import onnx_ir.passes.common as common
 from onnxscript import version_converter
 
 from samq_onnx.errors import UserError
+from samq_onnx.passes.graph import array_of
 
 __all__ = ["INT4_OPSET", "QDQ_OPSET", "raise_opset"]
 
@@ -166,10 +167,10 @@ def _upsample(_: _Raising, node: ir.Node) -> None:
 def _resize(_: _Raising, node: ir.Node) -> None:
     """Resize was Upsample: pixels lie at their corner, and the nearest is the one before, or behind if it shrinks."""
     if node.attributes.get_string("mode", "nearest") == "nearest":
-        scales = node.inputs[1].const_value if node.inputs[1] is not None else None
-        if scales is None or node.inputs[1].is_graph_input():  # type: ignore[union-attr]
+        scales = array_of(node.inputs[1])
+        if scales is None:
             raise UserError("Resize to the nearest pixel by a scale that is no constant")
-        grows, shrinks = bool((scales.numpy() > 1).any()), bool((scales.numpy() < 1).any())
+        grows, shrinks = bool((scales > 1).any()), bool((scales < 1).any())
         if grows and shrinks:
             raise UserError("Resize to the nearest pixel that grows one side and shrinks another")
         node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "ceil" if shrinks else "floor")

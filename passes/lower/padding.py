@@ -19,22 +19,19 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from samq_onnx.ops import DOMAIN
-from samq_onnx.passes.graph import array_of, is_constant
+from samq_onnx.passes.graph import array_of, is_constant, known_shape, only_reader
 from samq_onnx.passes.lower.build import Builder, take_place
 from samq_onnx.passes.lower.rows import keeps_rows
+from samq_onnx.passes.report import Report
 
 __all__ = ["pad_later"]
 
 LINEARS = frozenset({"QLinear", "QLinearQuantize", "QLinearLut"})
 
 
-def _known(value: ir.Value | None) -> bool:
-    return value is not None and value.shape is not None and value.shape.is_static()
-
-
 def _pads_rows(node: ir.Node) -> bool:
     """Whether the node is a Pad with constants that leaves the last axis alone."""
-    if node.op_type != "Pad" or node.domain or len(node.inputs) != 3 or not _known(node.inputs[0]):
+    if node.op_type != "Pad" or node.domain or len(node.inputs) != 3 or known_shape(node.inputs[0]) is None:
         return False
     mode, pads, fill = node.attributes.get("mode"), node.inputs[1], node.inputs[2]
     if (mode is not None and mode.as_string() != "constant") or pads is None or fill is None:
@@ -49,10 +46,10 @@ def _pads_rows(node: ir.Node) -> bool:
 def _views(x: ir.Value) -> list[ir.Node]:
     """The views of whole rows that make ``x``, in order, each read by the next alone; the first is the only Pad."""
     found: list[ir.Node] = []
-    while (node := x.producer()) is not None and len(x.uses()) == 1 and not x.is_graph_output():
+    while (node := x.producer()) is not None and only_reader(x) is not None:
         pads = _pads_rows(node)
         held = all(is_constant(value) for value in node.inputs[1:])
-        if not _known(x) or not held or not (pads or keeps_rows(node)):
+        if known_shape(x) is None or not held or not (pads or keeps_rows(node)):
             return []
         found.insert(0, node)
         if pads:
@@ -64,8 +61,7 @@ def _views(x: ir.Value) -> list[ir.Node]:
 
 
 def _rows(value: ir.Value | None) -> int:
-    assert value is not None and value.shape is not None
-    return math.prod(value.shape.numpy()[:-1])
+    return math.prod((known_shape(value) or ())[:-1])
 
 
 def _picked(views: list[ir.Node], count: int) -> np.ndarray:
@@ -107,12 +103,15 @@ def _move(builder: Builder, linear: ir.Node, views: list[ir.Node]) -> None:
     take_place(builder.graph, output, gathered, [linear, *views])
 
 
-def pad_later(builder: Builder) -> None:
+def pad_later(builder: Builder) -> Report:
     """Move paddings of rows from before to behind integer linears, in place."""
+    report = Report("padding behind linears")
     for node in list(builder.graph):
-        if node.domain != DOMAIN or node.op_type not in LINEARS or not _known(node.outputs[0]):
+        if node.domain != DOMAIN or node.op_type not in LINEARS or known_shape(node.outputs[0]) is None:
             continue
         x = node.inputs[0]
         views = _views(x) if x is not None else []
         if views and _rows(views[-1].outputs[0]) > _rows(views[0].inputs[0]) + 1:
+            report.done.append(node.name or "")
             _move(builder, node, views)
+    return report

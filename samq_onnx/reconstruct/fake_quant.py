@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Codes of a plan simulated in torch, with parameters that learn.
+"""The torch twins of codes, with parameters that learn.
 
 Rounding passes the gradient on (straight-through); scales and zero points get the gradients of LSQ and LSQ+
 (Esser et al. 2020, eq. 3; Bhalgat et al. 2020, eq. 5). Scales are held as logarithms, so that they stay positive.
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from samq_onnx.log_codes import row_weights
-from samq_onnx.plan import LogCodes, RowCodes, Uniform, Weight
+from samq_onnx.codes import LogCodes, ProbabilityCodes, RowCodes, UniformCodes, WeightCodes
+from samq_onnx.codes.row import row_weights
 
-__all__ = ["ActivationCodes", "ProbabilityCodes", "RowProbabilityCodes", "WeightCodes", "probability_codes"]
+__all__ = ["FakeQuantActivation", "FakeQuantWeight", "fake_quant_probabilities"]
 
 SMALLEST_PROBABILITY = 1e-30
 
@@ -53,10 +53,10 @@ class _Round(torch.autograd.Function):
         return gradients[0]
 
 
-class ActivationCodes(torch.nn.Module):
+class FakeQuantActivation(torch.nn.Module):
     """Per-tensor asymmetric codes; ``log_scale`` and ``zero`` learn."""
 
-    def __init__(self, codes: Uniform) -> None:
+    def __init__(self, codes: UniformCodes) -> None:
         super().__init__()
         self.bits = codes.bits
         self.log_scale = torch.nn.Parameter(torch.tensor(math.log(codes.scale)))
@@ -67,16 +67,16 @@ class ActivationCodes(torch.nn.Module):
         zero = _Round.apply(self.zero.clamp(0, top))
         return _Uniform.apply(x, self.log_scale.exp(), zero, 0, top)
 
-    def learned(self) -> Uniform:
+    def current(self) -> UniformCodes:
         """The codes as they are now."""
         top = 2**self.bits - 1
-        return Uniform(self.log_scale.exp().item(), int(self.zero.clamp(0, top).round().item()), self.bits)
+        return UniformCodes(self.log_scale.exp().item(), int(self.zero.clamp(0, top).round().item()), self.bits)
 
 
-class WeightCodes(torch.nn.Module):
+class FakeQuantWeight(torch.nn.Module):
     """Symmetric codes of a weight along ``out_axis``; ``weight`` and ``log_scale`` learn."""
 
-    def __init__(self, weight: np.ndarray, codes: Weight, out_axis: int) -> None:
+    def __init__(self, weight: np.ndarray, codes: WeightCodes, out_axis: int) -> None:
         super().__init__()
         self.bits = codes.bits
         shape = [1] * weight.ndim
@@ -88,22 +88,22 @@ class WeightCodes(torch.nn.Module):
         top = 2 ** (self.bits - 1)
         return _Uniform.apply(self.weight, self.log_scale.exp(), torch.zeros(()), -top, top - 1)
 
-    def learned(self) -> Weight:
+    def current(self) -> WeightCodes:
         """The codes as they are now."""
-        return Weight(tuple(self.log_scale.detach().exp().ravel().tolist()), self.bits)
+        return WeightCodes(tuple(self.log_scale.detach().exp().ravel().tolist()), self.bits)
 
 
-class RowProbabilityCodes(torch.nn.Module):
+class FakeQuantRow(torch.nn.Module):
     """Post-softmax codes relative to the largest of their row; nothing of them learns."""
 
     def __init__(self, codes: RowCodes) -> None:
         super().__init__()
-        self.codes = codes
+        self.given = codes
         if codes.tau:
             self.weights = torch.tensor(row_weights(codes.tau, codes.bits), dtype=torch.float32)
 
     def forward(self, p: torch.Tensor) -> torch.Tensor:
-        tau, top = self.codes.tau, 2**self.codes.bits - 1
+        tau, top = self.given.tau, 2**self.given.bits - 1
         with torch.no_grad():
             relative = p / p.amax(-1, keepdim=True)
             if tau:
@@ -114,37 +114,57 @@ class RowProbabilityCodes(torch.nn.Module):
             coded = weights / weights.sum(-1, keepdim=True)
         return p + (coded - p).detach()
 
-    def learned(self) -> RowCodes:
+    def current(self) -> RowCodes:
         """The codes."""
-        return self.codes
+        return self.given
 
 
-def probability_codes(codes: LogCodes | Uniform | RowCodes) -> ProbabilityCodes | RowProbabilityCodes:
-    """The module that simulates them."""
-    return RowProbabilityCodes(codes) if isinstance(codes, RowCodes) else ProbabilityCodes(codes)
-
-
-class ProbabilityCodes(torch.nn.Module):
+class FakeQuantProbabilities(torch.nn.Module):
     """Post-softmax codes of one scale, log or uniform; the scale learns, tau stays."""
 
-    def __init__(self, codes: LogCodes | Uniform) -> None:
+    def __init__(self, codes: LogCodes | UniformCodes) -> None:
         super().__init__()
-        self.codes = codes
+        self.given = codes
         self.log_scale = torch.nn.Parameter(torch.tensor(math.log(codes.scale)))
 
     def forward(self, p: torch.Tensor) -> torch.Tensor:
-        scale, top = self.log_scale.exp(), 2**self.codes.bits - 1
-        if isinstance(self.codes, Uniform):
+        scale, top = self.log_scale.exp(), 2**self.given.bits - 1
+        if isinstance(self.given, UniformCodes):
             return _Uniform.apply(p, scale, torch.zeros(()), 0, top)
-        tau = self.codes.tau
+        tau = self.given.tau
         with torch.no_grad():
             codes = (-tau * torch.log2((p / scale).clamp_min(SMALLEST_PROBABILITY))).round().clamp(0, top)
             level = torch.exp2(-codes / tau)
         return p + (level * scale - p).detach() + level * (scale - scale.detach())
 
-    def learned(self) -> LogCodes | Uniform:
+    def current(self) -> LogCodes | UniformCodes:
         """The codes as they are now."""
         scale = self.log_scale.exp().item()
-        if isinstance(self.codes, Uniform):
-            return Uniform(scale, 0, self.codes.bits)
-        return LogCodes(scale, self.codes.tau, self.codes.bits)
+        if isinstance(self.given, UniformCodes):
+            return UniformCodes(scale, 0, self.given.bits)
+        return LogCodes(scale, self.given.tau, self.given.bits)
+
+
+class FakeQuantFixed(torch.nn.Module):
+    """Post-softmax codes of any kind by their own arithmetic in numpy; nothing of them learns."""
+
+    def __init__(self, codes: ProbabilityCodes) -> None:
+        super().__init__()
+        self.given = codes
+
+    def forward(self, p: torch.Tensor) -> torch.Tensor:
+        coded = torch.from_numpy(self.given.fake_quantize(p.detach().cpu().numpy())).to(p)
+        return p + (coded - p).detach()
+
+    def current(self) -> ProbabilityCodes:
+        """The codes."""
+        return self.given
+
+
+def fake_quant_probabilities(codes: ProbabilityCodes) -> torch.nn.Module:
+    """The twin of post-softmax codes."""
+    if isinstance(codes, RowCodes):
+        return FakeQuantRow(codes)
+    if isinstance(codes, (LogCodes, UniformCodes)):
+        return FakeQuantProbabilities(codes)
+    return FakeQuantFixed(codes)

@@ -7,16 +7,17 @@ import math
 
 import numpy as np
 
-from samq_onnx.calibrate.stats import stride
-from samq_onnx.plan import Uniform
+from samq_onnx.calibrate.statistics import State, Statistic
+from samq_onnx.codes import UniformCodes
+from samq_onnx.sampling import stride
 
 __all__ = ["InputMoments"]
 
 ROWS_PER_FEED = 512  # evenly spread rows; some thousands of rows in all are many times the input width
 
 
-class InputMoments:
-    """Collects moments of x and of its quantized version x^ over rows [..., in].
+class InputMoments(Statistic):
+    """Moments of x and of its quantized version x^ over rows [..., in].
 
     Both are taken in units of a power of two near the scale of the codes: sums in float32 then hold them, however
     large or small x is.
@@ -27,7 +28,7 @@ class InputMoments:
         mean_float, mean_quantized: means, float64 [in]. rows: number of rows seen.
     """
 
-    def __init__(self, tensor: str, codes: Uniform) -> None:
+    def __init__(self, tensor: str, codes: UniformCodes) -> None:
         self.tensors = (tensor,)
         self.codes = codes
         _, self._exponent = math.frexp(codes.scale)
@@ -35,6 +36,10 @@ class InputMoments:
         self.rows = 0
         self.quantized = self.cross = np.zeros((0, 0))
         self._sum_float = self._sum_quantized = np.zeros(0)
+
+    @property
+    def key(self) -> str:
+        return f"{super().key} {self.codes}"
 
     def update(self, *arrays: np.ndarray) -> None:
         (array,) = arrays
@@ -61,3 +66,19 @@ class InputMoments:
     @property
     def mean_quantized(self) -> np.ndarray:
         return self._sum_quantized / self.rows
+
+    def state(self) -> State:
+        return {
+            "rows": np.array(self.rows),
+            "quantized": self.quantized,
+            "cross": self.cross,
+            "sum_float": self._sum_float,
+            "sum_quantized": self._sum_quantized,
+        }
+
+    def restore(self, state: State) -> None:
+        self.rows, self.quantized, self.cross = int(state["rows"]), state["quantized"], state["cross"]
+        self._sum_float, self._sum_quantized = state["sum_float"], state["sum_quantized"]
+        width = self._sum_float.size
+        if self.rows < 1 or {self.quantized.shape, self.cross.shape} != {(width, width)}:
+            raise ValueError("moments of different widths")

@@ -15,11 +15,10 @@ import onnx_ir as ir
 import torch
 
 from samq_onnx.ops import DOMAIN
-from samq_onnx.passes.fold.edit import constant, replace_constant
-from samq_onnx.passes.graph import is_constant
-from samq_onnx.passes.lift import Structure
+from samq_onnx.passes.graph import constant, is_constant, replace_constant
+from samq_onnx.passes.lift import Lifted
 from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
-from samq_onnx.reconstruct.fake_quant import ActivationCodes, RowProbabilityCodes, WeightCodes, probability_codes
+from samq_onnx.reconstruct.fake_quant import FakeQuantActivation, FakeQuantWeight, fake_quant_probabilities
 from samq_onnx.reconstruct.torch_ops import OPERATORS, attention_logits
 
 __all__ = ["Simulation"]
@@ -51,12 +50,12 @@ class Simulation(torch.nn.Module):
         unknown: operators of the part that have no torch version here; if any, it cannot run.
     """
 
-    def __init__(self, graph: ir.Graph, structure: Structure, plan: QuantPlan, outputs: Sequence[ir.Value]) -> None:
+    def __init__(self, lifted: Lifted, plan: QuantPlan, outputs: Sequence[ir.Value]) -> None:
         super().__init__()
         self.outputs = list(outputs)
-        linears = {linear.node: linear for linear in structure.linears if linear.name in plan.linears}
-        sites = {site.node: site for site in structure.attentions if site.name in plan.attentions}
-        self.nodes = _part(graph, [*linears, *sites], outputs)
+        linears = {linear.node: linear for linear in lifted.linears if linear.name in plan.linears}
+        sites = {site.node: site for site in lifted.attentions if site.name in plan.attentions}
+        self.nodes = _part(lifted.model.graph, [*linears, *sites], outputs)
         self.unknown = sorted({n.op_type for n in self.nodes if n.domain != DOMAIN and n.op_type not in OPERATORS})
         inside = set(self.nodes)
         made = {value for node in self.nodes for value in node.outputs}
@@ -69,21 +68,21 @@ class Simulation(torch.nn.Module):
         self._free: dict[ir.Value, torch.nn.Parameter] = {}
         for linear in self._linears.values():
             codes = plan.linears[linear.name]
-            self._hold(linear.x, "input", ActivationCodes(codes.input))
-            self._hold(linear.weight, "weight", WeightCodes(constant(linear.weight), codes.weight, linear.out_axis))
+            self._hold(linear.x, "input", FakeQuantActivation(codes.input))
+            self._hold(linear.weight, "weight", FakeQuantWeight(constant(linear.weight), codes.weight, linear.out_axis))
             if codes.output is not None:
-                self._hold(linear.output, "output", ActivationCodes(codes.output))
+                self._hold(linear.output, "output", FakeQuantActivation(codes.output))
         for node, site in self._sites.items():
             operands = plan.attentions[site.name]
             for name in OPERANDS:
-                self._hold(node, name, ActivationCodes(getattr(operands, name)))
-            self._hold(node, "probabilities", probability_codes(operands.probabilities))
-        learning = {value for linear in structure.linears for value in (linear.weight, linear.bias)}
-        learning |= {value for norm in structure.norms for value in (norm.scale, norm.bias)}
+                self._hold(node, name, FakeQuantActivation(getattr(operands, name)))
+            self._hold(node, "probabilities", fake_quant_probabilities(operands.probabilities))
+        learning = {value for linear in lifted.linears for value in (linear.weight, linear.bias)}
+        learning |= {value for norm in lifted.norms for value in (norm.scale, norm.bias)}
         for value in read:
             if value.const_value is None or (value, "weight") in self._modules_of:
                 continue
-            array = torch.tensor(constant(value))
+            array = torch.tensor(value.const_value.numpy())
             if value in learning and is_constant(value) and not value.is_graph_output():
                 self._free[value] = torch.nn.Parameter(array)
                 self.register_parameter(f"free{len(self._free)}", self._free[value])
@@ -107,16 +106,16 @@ class Simulation(torch.nn.Module):
 
     def weights(self) -> list[torch.nn.Parameter]:
         """Weights, biases and norms."""
-        return [*self._free.values(), *(m.weight for m in self._modules_of.values() if isinstance(m, WeightCodes))]
+        return [*self._free.values(), *(m.weight for m in self._modules_of.values() if isinstance(m, FakeQuantWeight))]
 
     def log_scales(self) -> list[torch.nn.Parameter]:
         """Logarithms of all scales."""
-        scaled = (module for module in self._modules_of.values() if not isinstance(module, RowProbabilityCodes))
-        return [module.log_scale for module in scaled]  # type: ignore[misc]
+        found = (getattr(module, "log_scale", None) for module in self._modules_of.values())
+        return [scale for scale in found if scale is not None]
 
     def zeros(self) -> list[torch.nn.Parameter]:
         """Zero points of all activations."""
-        return [module.zero for module in self._modules_of.values() if isinstance(module, ActivationCodes)]
+        return [module.zero for module in self._modules_of.values() if isinstance(module, FakeQuantActivation)]
 
     def forward(self, tensors: Mapping[ir.Value, torch.Tensor]) -> list[torch.Tensor]:
         known: dict[ir.Value, torch.Tensor] = {**self._constants, **self._free, **tensors}
@@ -144,7 +143,7 @@ class Simulation(torch.nn.Module):
         """Put what was learned into the constants of the graph and into the plan."""
         codes = self._modules_of
         for (key, role), module in codes.items():
-            if isinstance(module, WeightCodes) and role == "weight":
+            if isinstance(module, FakeQuantWeight) and role == "weight":
                 assert isinstance(key, ir.Value)
                 replace_constant(key, module.weight.detach().numpy())
         for value, parameter in self._free.items():
@@ -152,10 +151,10 @@ class Simulation(torch.nn.Module):
         for linear in self._linears.values():
             output = codes.get((linear.output, "output"))
             plan.linears[linear.name] = LinearPlan(
-                codes[linear.x, "input"].learned(),  # type: ignore[operator]
-                codes[linear.weight, "weight"].learned(),  # type: ignore[operator]
-                output.learned() if output is not None else None,  # type: ignore[operator]
+                codes[linear.x, "input"].current(),  # type: ignore[operator]
+                codes[linear.weight, "weight"].current(),  # type: ignore[operator]
+                output.current() if output is not None else None,  # type: ignore[operator]
             )
         for node, site in self._sites.items():
-            q, k, v, p = (codes[node, name].learned() for name in (*OPERANDS, "probabilities"))  # type: ignore[operator]
+            q, k, v, p = (codes[node, name].current() for name in (*OPERANDS, "probabilities"))  # type: ignore[operator]
             plan.attentions[site.name] = AttentionPlan(q, k, v, p)

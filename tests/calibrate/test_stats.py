@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samq_onnx.calibrate import ChannelMean, KeySamples, TensorStats
+from samq_onnx.calibrate.statistics import ChannelMean, KeySamples, TensorStats
 
 
 def test_histogram_grows_with_the_range_in_one_pass() -> None:
@@ -45,18 +45,16 @@ def test_samples_see_every_channel_alike(channels: int) -> None:
     assert (keys.values > 3).mean() == pytest.approx(0.25, abs=0.01)
 
 
-def test_keys_are_those_of_the_first_feed() -> None:
+def test_keys_are_those_of_one_feed() -> None:
     keys = KeySamples("k")
     keys.update(np.ones((2, 3)))
-    keys.update(np.zeros((2, 3)))
-    assert keys.values.tolist() == [1.0] * 6
+    assert keys.values.tolist() == [1.0] * 6 and keys.inputs == 1
 
 
-@pytest.mark.parametrize("axis", [-1, 1])
-def test_channel_statistics(axis: int) -> None:
+def test_channel_statistics() -> None:
     feeds = [np.random.default_rng(seed).normal(size=(2, 5, 7, 3)) + seed for seed in range(3)]
-    stats = ChannelMean("x", axis)
+    stats = ChannelMean("x")
     for feed in feeds:
         stats.update(feed)
-    rows = np.concatenate([np.moveaxis(feed, axis, -1).reshape(-1, feed.shape[axis]) for feed in feeds])
+    rows = np.concatenate([feed.reshape(-1, feed.shape[-1]) for feed in feeds])
     assert stats.mean == pytest.approx(rows.mean(axis=0))

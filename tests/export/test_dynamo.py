@@ -17,7 +17,7 @@ from samq_onnx.export.parts import Part, decoder_part, encoder_part
 from samq_onnx.export.sam import Sam
 from samq_onnx.export.trace import trace
 from samq_onnx.models import load_model
-from samq_onnx.passes.lift import Projection, Structure, lift, simplify
+from samq_onnx.passes.lift import Lifted, Projection, lift, simplify
 from tests.conftest import Feed, relative_error, run_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:# The axis name")  # the exporter's own
@@ -25,15 +25,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:# The a
 PARTS = {"encoder": encoder_part, "decoder": decoder_part}
 
 
-class Lifted(NamedTuple):
+class LiftedFile(NamedTuple):
     path: Path
     model: ir.Model
-    structure: Structure
+    structure: Lifted
 
 
 class Pair(NamedTuple):
-    torchscript: Lifted
-    dynamo: Lifted
+    torchscript: LiftedFile
+    dynamo: LiftedFile
 
 
 def export_by_dynamo(part: Part, path: Path) -> None:
@@ -53,10 +53,10 @@ def export_by_dynamo(part: Part, path: Path) -> None:
     )
 
 
-def lifted(path: Path) -> Lifted:
+def lifted(path: Path) -> LiftedFile:
     model = load_model(path)
     simplify(model)
-    return Lifted(path, model, lift(model))
+    return LiftedFile(path, model, lift(model))
 
 
 @pytest.fixture(scope="module")

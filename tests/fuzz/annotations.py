@@ -22,12 +22,11 @@ import onnx.parser
 from PIL import Image
 
 from samq_onnx import evaluate
-from samq_onnx.encoder import Encoder
+from samq_onnx.data import Calibration
 from samq_onnx.errors import UserError
-from samq_onnx.feeds import DecoderFeeds
-from samq_onnx.interface import DecoderInputs, session_inputs
+from samq_onnx.families import identify
+from samq_onnx.models import read_model
 from samq_onnx.predictor import SamPredictor
-from samq_onnx.runtime import open_session
 from tests.fuzz.target import FINE, REFUSED, Outcome, run_command
 
 __all__ = ["SECONDS", "case", "prepare"]
@@ -207,10 +206,10 @@ def _judge(
 
 def _calibrate(state: State, folder: Path) -> Outcome:
     """The annotations as prompts of a decoder's calibration."""
-    decoder = DecoderInputs(session_inputs(open_session(state.decoder)), "the decoder")
+    decoder = identify(read_model(state.decoder), "the decoder")
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            feeds = DecoderFeeds(folder, Encoder(state.encoder), decoder)
+            feeds = decoder.feeds(Calibration(folder), state.encoder, "decoder")
     except UserError as error:
         return (REFUSED if "\n" not in str(error) else "words"), str(error)
     for feed in feeds:

@@ -13,7 +13,7 @@ import pytest
 
 from samq_onnx import ops
 from samq_onnx.models import load_model
-from samq_onnx.passes.lift import Structure, lift, simplify
+from samq_onnx.passes.lift import Lifted, lift, simplify
 from tests.conftest import Feed, relative_error, run_model
 
 KINDS = {
@@ -30,7 +30,7 @@ NORMS = {"encoder": 14, "decoder": 12}
 GELUS = {"encoder": 6, "decoder": 4}
 
 
-def lifted(path: Path) -> tuple[ir.Model, Structure]:
+def lifted(path: Path) -> tuple[ir.Model, Lifted]:
     model = load_model(path)
     simplify(model)
     return model, lift(model)

@@ -12,19 +12,17 @@ import pytest
 from scipy.special import erf
 
 from samq_onnx import assets, data, images, ops
+from samq_onnx.codes import UniformCodes
 from samq_onnx.evaluate import overlap
 from samq_onnx.models import load_model
-from samq_onnx.passes.lower import linear
 from samq_onnx.passes.lower.build import Builder
-from samq_onnx.passes.lower.qlinear import _gelu_table
-from samq_onnx.passes.lower.sink import sink_views
-from samq_onnx.plan import Uniform
+from samq_onnx.passes.lower.qdq_propagation import propagate_qdq
+from samq_onnx.passes.lower.qlinear import IntegerLinears, _gelu_table
 from samq_onnx.predictor import SamPredictor
-from samq_onnx.quantize import quantize_folder
-from samq_onnx.recipe import recipe
 from samq_onnx.runtime import open_session
 from samq_onnx.verify import sqnr
 from tests.conftest import Feed, run_model
+from tests.passes.plans import quantized
 
 # Both forms round each activation to codes, at ties and after GELU to other ones: noise far below quantization's own.
 EMBEDDING_BOUND = 30.0  # dB
@@ -33,15 +31,18 @@ LOSS_BOUND = 0.04  # of mean IoU with the masks of the float model
 
 
 @pytest.fixture(scope="module")
-def both(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def both(
+    nano: Path, encoder_feed: Feed, decoder_feed: Feed, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """The quantized SAM-Nano with and without integer nodes for large linears."""
     made = {}
     for name in ("nodes", "qdq"):
         made[name] = tmp_path_factory.mktemp(name)
         with pytest.MonkeyPatch.context() as patch:
             if name == "qdq":
-                patch.setattr(linear, "takes_qlinear", lambda _: False)
-            quantize_folder(nano, made[name], assets.calibration_images(), recipe("minmax", "w8a8"))
+                patch.setattr(IntegerLinears, "takes", lambda *_: False)
+            for part, feed in (("encoder", encoder_feed), ("decoder", decoder_feed)):
+                ir.save(quantized(nano / f"{part}.onnx", [feed]).model, made[name] / f"{part}.onnx")
     return made
 
 
@@ -94,8 +95,10 @@ def test_inputs_and_outputs_stay(both: dict[str, Path], nano: Path, part: str) -
     assert list(before.output) == list(after.output)
 
 
-@pytest.mark.parametrize("codes", [Uniform(0.04, 5, 8), Uniform(0.5, 1, 4), Uniform(0.001, 170, 8), Uniform(1.5, 0, 6)])
-def test_gelu_table_reaches_every_code(codes: Uniform) -> None:
+@pytest.mark.parametrize(
+    "codes", [UniformCodes(0.04, 5, 8), UniformCodes(0.5, 1, 4), UniformCodes(0.001, 170, 8), UniformCodes(1.5, 0, 6)]
+)
+def test_gelu_table_reaches_every_code(codes: UniformCodes) -> None:
     table, low, step = _gelu_table(codes)
     y = np.linspace(-20, 60, 100_001)
     gelu = 0.5 * y * (1 + erf(y / 2**0.5))
@@ -126,7 +129,7 @@ def views_model(pad_value: float, lowest: int) -> ir.Model:
 ])  # fmt: skip
 def test_views_sink(pad_value: float, lowest: int, order: list[str]) -> None:
     before, after = views_model(pad_value, lowest), views_model(pad_value, lowest)
-    sink_views(Builder(after.graph))
+    propagate_qdq(Builder(after.graph))
     assert [node.op_type for node in after.graph] == order
     assert [value.name for value in after.graph.outputs] == ["y"]
     x = np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32)

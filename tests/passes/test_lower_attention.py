@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from samq_onnx import ops
+from samq_onnx.codes import LogCodes, RowCodes, UniformCodes
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import lift, simplify
 from samq_onnx.passes.lower.attention import lower_attention
 from samq_onnx.passes.lower.build import Builder
-from samq_onnx.plan import AttentionPlan, LogCodes, QuantPlan, RowCodes, Uniform
-from samq_onnx.recipe import recipe
+from samq_onnx.plan import AttentionPlan, QuantPlan
 
 KINDS = {
     "QAttention": LogCodes(0.9, 2, 8),
-    "UniformAttention": Uniform(1 / 255, 0, 8),
+    "UniformAttention": UniformCodes(1 / 255, 0, 8),
     "LogRowAttention": RowCodes(4, 8),
     "UniformRowAttention": RowCodes(0, 8),
 }
@@ -29,8 +29,8 @@ def test_codes_choose_the_operator(name: str, part: str, nano: Path) -> None:
     model = load_model(nano / f"{part}.onnx")
     simplify(model)
     structure = lift(model)
-    plan = QuantPlan(recipe())
-    operand = Uniform(0.1, 128, 8)
+    plan = QuantPlan()
+    operand = UniformCodes(0.1, 128, 8)
     for site in structure.attentions:
         plan.attentions[site.name] = AttentionPlan(operand, operand, operand, KINDS[name])
     lower_attention(structure, Builder(model.graph), plan)

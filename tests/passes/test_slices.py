@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from samq_onnx.passes.lower.build import Builder
-from samq_onnx.passes.lower.slices import merge_slices
+from samq_onnx.passes.lower.rewrites.slices import merge_slices
 from tests.conftest import run_model
 
 CONSTANTS = {

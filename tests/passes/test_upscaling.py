@@ -14,7 +14,7 @@ import pytest
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import simplify
 from samq_onnx.passes.lower.build import Builder
-from samq_onnx.passes.lower.upscaling import upscale_rows
+from samq_onnx.passes.lower.rewrites.upscaling import upscale_rows
 from tests.conftest import Feed, relative_error, run_model
 
 RANDOM = np.random.default_rng(0)

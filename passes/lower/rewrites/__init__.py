@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Float rewrites that lowering makes whatever the codes: the same function, only sooner computed."""

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a model over calibration inputs block by block and hand its tensors to collectors.
+
+Only one block is loaded at a time, and the single tensor that crosses to the next block waits on disk for each
+input: memory grows neither with the number of inputs nor with the depth of the model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from tqdm import tqdm
+
+from samq_onnx.calibrate.blocks import Block, cut
+from samq_onnx.errors import UserError
+from samq_onnx.progress import progress_bar
+from samq_onnx.runtime import open_session, run_session
+from samq_onnx.scratch import Scratch
+
+__all__ = ["Collector", "resident_memory", "run"]
+
+LARGEST_BLOCK = 2_000_000_000  # bytes of weights; a protobuf holds less than 2 GiB
+
+Feed = Mapping[str, np.ndarray]
+
+
+class Collector(Protocol):
+    """Something that wants to see tensors: all of ``tensors`` at once, once for each calibration input.
+
+    Attributes:
+        inputs: of so many, the first ones; of all if None.
+    """
+
+    @property
+    def tensors(self) -> tuple[str, ...]: ...
+
+    @property
+    def inputs(self) -> int | None: ...
+
+    def update(self, *arrays: np.ndarray) -> None: ...
+
+
+def run(
+    model: ir.Model,
+    feeds: Sequence[Feed],
+    collectors: Sequence[Collector],
+    *,
+    label: str,
+) -> None:
+    """Feed every calibration input through ``model`` and update ``collectors``.
+
+    Args:
+        model: float model, samq nodes allowed; not changed.
+        feeds: inputs by graph input name, fetched one at a time.
+        label: shown in front of the progress bar, which says how far it is: time left, block, memory in use.
+
+    Raises:
+        UserError: there is no input, or the model does not run, or a tensor is not finite, or a block is too large for
+            one ONNX file.
+        ValueError: a collector wants a tensor that the model does not have.
+    """
+    if not len(feeds):
+        raise UserError("there are no calibration inputs; give a folder with images")
+    if not collectors:
+        return
+    blocks = cut(model, [collector.tensors for collector in collectors])
+    feeds = feeds[: max(collector.inputs or len(feeds) for collector in collectors)]
+    bar = progress_bar(len(blocks) * len(feeds), label, "step")
+    with bar, Scratch() as scratch:
+        for number, block in enumerate(blocks, 1):
+            bar.set_postfix_str(f"block {number} of {len(blocks)}, {resident_memory()}", refresh=False)
+            _run_block(block, feeds, [collectors[index] for index in block.groups], scratch, bar)
+
+
+def _run_block(block: Block, feeds: Sequence[Feed], collectors: Sequence[Collector], scratch: Path, bar: tqdm) -> None:
+    session = _open(block.model)
+    outputs = [output.name for output in session.get_outputs()]
+    wanted = sorted({name for collector in collectors for name in collector.tensors})
+    for index in range(len(feeds)):
+        spilled = scratch / f"{index}.npy"
+        tensors: dict[str, np.ndarray] = {}
+        if block.feed_inputs:
+            feed = feeds[index]
+            tensors = {name: feed[name] for name in block.feed_inputs}
+        if block.carried_in is not None:
+            tensors[block.carried_in] = np.load(spilled, allow_pickle=False)
+            spilled.unlink()
+        made = run_session(session, tensors, f"the model on calibration input {index + 1}", outputs)
+        tensors.update(zip(outputs, made, strict=True))
+        for name in wanted:
+            with np.errstate(invalid="ignore"):  # infinities of both signs
+                total = tensors[name].sum(dtype=np.float64)
+            if not np.isfinite(total):
+                raise UserError(
+                    f"tensor {name} is not finite on calibration input {index + 1}; check the model and that image"
+                )
+        for collector in collectors:
+            if collector.inputs is None or index < collector.inputs:
+                collector.update(*(tensors[name] for name in collector.tensors))
+        if block.carried_out is not None:
+            np.save(spilled, tensors[block.carried_out], allow_pickle=False)
+        bar.update()
+
+
+def _open(model: ir.Model) -> ort.InferenceSession:
+    weights = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
+    if weights > LARGEST_BLOCK:
+        raise UserError(
+            f"{weights / 1e9:.1f} GB of the model's weights lie where it cannot be cut, 2 GB can be calibrated; "
+            "split the model"
+        )
+    options = ort.SessionOptions()
+    # idle threads would take the cores from the collectors
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return open_session(ir.to_proto(model).SerializeToString(), options=options)
+
+
+def resident_memory() -> str:
+    """Memory that this process holds, for a progress bar."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return "unknown memory"
+    return f"{pages * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB"

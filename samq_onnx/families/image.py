@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image as the only input of a file: SAM's encoders, and other networks that take one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from samq_onnx import assets, data, images
+from samq_onnx.data import Calibration
+from samq_onnx.encoder import Encoder
+from samq_onnx.families.part import Part, Role, Signature
+from samq_onnx.families.pixels import Pixels, find_pixels
+from samq_onnx.families.ports import NUMBERS, Port, fit
+from samq_onnx.feeds import EncoderFeeds
+
+__all__ = ["ImageInput", "ImagePart", "sample_image"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageInput:
+    """A square image of a fixed size.
+
+    Attributes:
+        port: [N, 3, size, size].
+        size: side of the square image. pixels: the numbers it wants.
+        note: a line about ``pixels`` where they are not SAM's usual ones or in doubt, else empty.
+    """
+
+    port: Port
+    size: int
+    pixels: Pixels = Pixels.NORMALISED
+    note: str = ""
+
+    @classmethod
+    def of(cls, signature: Signature) -> ImageInput | None:
+        """The only input of a file if it is an image [N, 3, S, S] of numbers and a fixed size, else None.
+
+        The graph tells what pixels it wants; they are SAM's usual ones if there is none.
+        """
+        port = _image_port(signature)
+        size = None if port is None else port.side(2)
+        if port is None or size is None:
+            return None
+        model, where = signature.graph(), signature.where
+        pixels, doubt = find_pixels(model, port.name) if model is not None else (Pixels.NORMALISED, "")
+        note = ""
+        if doubt:
+            note = f"{where}: {doubt}; it is fed pixels {pixels.value}: check that they fit"
+        elif pixels is not Pixels.NORMALISED:
+            note = f"{where}: normalises inside, so it is fed pixels {pixels.value}"
+        return cls(port, size, pixels, note)
+
+    def feed(self, rgb: np.ndarray, shape: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+        """The feed for an image, RGB uint8 [H, W, 3]; it fills the batch. ``shape`` is as for `preprocess`.
+
+        Raises:
+            UserError: as `samq_onnx.images.preprocess`.
+        """
+        return {self.port.name: fit(self.port, self.pixels.of_normalised(images.preprocess(rgb, self.size, shape)))}
+
+    def coords(self, coords: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Points (x, y) of an image of that height and width where they lie in the square, float32 [n, 2]."""
+        return images.to_model_coords(coords, height, width, self.size)
+
+
+def _image_port(signature: Signature) -> Port | None:
+    inputs = signature.inputs
+    if len(inputs) != 1 or inputs[0].dtype not in NUMBERS or inputs[0].shape is None or len(inputs[0].shape) != 4:
+        return None
+    batch, channels, height, width = inputs[0].shape
+    square = isinstance(height, int) and height == width and height > 0
+    return inputs[0] if channels == 3 and square and batch != 0 else None
+
+
+class ImagePart(Part):
+    """A file that takes one image.
+
+    Args:
+        outputs: role -> name.
+    """
+
+    image: ImageInput
+
+    def __init__(
+        self, family: str, role: Role, signature: Signature, image: ImageInput, outputs: Mapping[str, str]
+    ) -> None:
+        super().__init__(family, signature)
+        self.role, self.image, self._outputs = role, image, outputs
+        self.notes = (image.note,) if image.note else ()
+
+    @property
+    def outputs(self) -> Mapping[str, str]:
+        return self._outputs
+
+    def feeds(
+        self, calibration: Calibration, encoder: Encoder | str | os.PathLike[str] | None, label: str
+    ) -> EncoderFeeds:
+        self.refuse_encoder(encoder)
+        return EncoderFeeds(calibration, self.image)
+
+    def sample_feed(self, prompts: int = 1, encoder: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+        self.refuse_encoder(encoder)
+        return self.image.feed(sample_image())
+
+
+def sample_image() -> np.ndarray:
+    """A bundled image, RGB uint8 [H, W, 3]."""
+    return images.load(data.image_paths(assets.demo_images())[0])

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps that methods are made of."""
+
+from __future__ import annotations
+
+from samq_onnx.methods.steps.first_of import FirstOf
+from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
+from samq_onnx.methods.steps.keys import CentreKeys, FlipBimodalKeys
+from samq_onnx.methods.steps.ranges import Ranges
+from samq_onnx.methods.steps.reconstruct import Reconstruct
+from samq_onnx.methods.steps.select import Select
+
+__all__ = ["CentreKeys", "FirstOf", "FlipBimodalKeys", "Gptq", "GptqSettings", "Ranges", "Reconstruct", "Select"]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decide every number of the plan from statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from samq_onnx.calibrate.statistics import AttentionRows, Statistic, TensorStats
+from samq_onnx.codes import UniformCodes, WeightCodes
+from samq_onnx.methods.step import Step, Work
+from samq_onnx.observers import SITE_OBSERVERS, TENSOR_OBSERVERS, WEIGHT_OBSERVERS
+from samq_onnx.observers.weight import scales_for_bias, weight_scales
+from samq_onnx.passes.graph import constant
+from samq_onnx.passes.lift import AttentionSite, Linear
+from samq_onnx.passes.report import Report
+from samq_onnx.plan import AttentionPlan, LinearPlan
+
+__all__ = ["Ranges"]
+
+EVERYWHERE = "uniform"  # post-softmax codes that every target knows
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges(Step):
+    """Codes of all activations, weights and post-softmax maps.
+
+    Attributes:
+        activation, weight, probabilities: names of observers, as in `samq_onnx.observers`.
+    """
+
+    activation: str
+    weight: str
+    probabilities: str
+
+    name = "ranges"
+
+    def wants(self, work: Work) -> list[Statistic]:
+        wanted: list[Statistic] = []
+        for linear in work.linears:
+            values = (linear.x, linear.output) if linear.node.op_type == "Conv" else (linear.x,)
+            wanted += [TensorStats(value.name or "") for value in values]
+        for site in work.lifted.attentions:
+            wanted += [TensorStats(name) for name in site.operand_names]
+            wanted.append(_rows(site))
+        return wanted
+
+    def apply(self, work: Work) -> Report:
+        report = Report(self.name)
+        for linear in work.linears:
+            work.plan.linears[linear.name] = self._linear(work, linear)
+            report.done.append(linear.name)
+        kind = self.probabilities
+        if not work.takes(SITE_OBSERVERS[kind].kind):
+            if work.lifted.attentions:
+                report.refuse("all attention", f"the target does not take {kind} post-softmax codes: {EVERYWHERE} ones")
+            kind = EVERYWHERE
+        for site in work.lifted.attentions:
+            work.plan.attentions[site.name] = self._attention(work, site, kind)
+            report.done.append(site.name)
+        return report
+
+    def _uniform(self, work: Work, tensor: str, bits: int) -> UniformCodes:
+        return TENSOR_OBSERVERS[self.activation](work.found(TensorStats(tensor)), bits)
+
+    def _linear(self, work: Work, linear: Linear) -> LinearPlan:
+        assert linear.x.name and linear.output.name
+        input_bits, weight_bits, output_bits = (
+            work.scheme.bits(linear.name, role) for role in ("input", "weight", "output")
+        )
+        x = self._uniform(work, linear.x.name, input_bits)
+        scales = weight_scales(constant(linear.weight), linear.out_axis, weight_bits, WEIGHT_OBSERVERS[self.weight])
+        if linear.bias is not None:
+            scales = np.maximum(scales, scales_for_bias(constant(linear.bias), x.scale))
+        return LinearPlan(
+            input=x,
+            weight=WeightCodes(tuple(np.float32(scales).ravel().tolist()), weight_bits),
+            output=self._uniform(work, linear.output.name, output_bits) if linear.node.op_type == "Conv" else None,
+        )
+
+    def _attention(self, work: Work, site: AttentionSite, kind: str) -> AttentionPlan:
+        q, k, v = (
+            self._uniform(work, tensor, work.scheme.bits(site.name, role))
+            for tensor, role in zip(site.operand_names, "qkv", strict=True)
+        )
+        bits = work.scheme.bits(site.name, "probabilities")
+        rows = work.found(_rows(site))
+        observe = SITE_OBSERVERS[kind].observe
+        return AttentionPlan(q, k, v, observe(rows, bits, TENSOR_OBSERVERS[self.activation]))
+
+
+def _rows(site: AttentionSite) -> AttentionRows:
+    tables: Sequence[np.ndarray] | None = [constant(table) for table in site.tables] if site.tables else None
+    return AttentionRows(
+        site.operand_names, scale=site.scale, tables=(tables[0], tables[1]) if tables is not None else None
+    )

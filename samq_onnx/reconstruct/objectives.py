@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a quantized model is from its float self, by its role.
+
+* an encoder: mean squared error of the embedding, relative to its variance;
+* a decoder: masks and IoU estimates. A mask counts by its pixels on the object as much as by those off it, because
+  the object is a small part of the image:
+  balanced cross entropy + dice distance of the soft masks + squared error of the logits relative to their variance
+  + IOU_WEIGHT * squared error of the IoU estimates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import onnx_ir as ir
+import torch
+import torch.nn.functional as functional
+
+from samq_onnx.families import IOU, LOW_RES_MASKS, Part, Role
+from samq_onnx.reconstruct.reconstruction import NotReconstructable
+
+__all__ = ["Objective", "embedding_loss", "mask_loss", "objective_of"]
+
+IOU_WEIGHT = 5.0
+SMALLEST_VARIANCE = 1e-6
+
+Tensors: TypeAlias = Sequence[torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is to come near the float model, and how it is trained.
+
+    Attributes:
+        outputs: names of the outputs. loss: their distance from the float ones.
+        rate: of the weights. epochs: how often the inputs are seen.
+        batch: inputs of a step.
+    """
+
+    outputs: tuple[str, ...]
+    loss: Callable[[Tensors, Tensors], torch.Tensor]
+    rate: float
+    epochs: int
+    batch: int
+
+
+def mask_loss(made: Tensors, wanted: Tensors) -> torch.Tensor:
+    """Distance of (logits [..., masks, H, W], IoU estimates) from those of the float model."""
+    logits, wanted_logits = made[0].flatten(-2), wanted[0].flatten(-2)
+    target = wanted_logits.sigmoid()
+    soft = logits.sigmoid()
+    weight = target + target.mean(-1, keepdim=True)  # object and background weigh about the same
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    entropy = (entropy * weight).sum(-1) / weight.sum(-1)
+    overlap = (soft * target).sum(-1)
+    dice = 1 - (2 * overlap + 1) / (soft.square().sum(-1) + target.square().sum(-1) + 1)
+    error = (logits - wanted_logits).square().mean(-1) / wanted_logits.var(-1).clamp_min(SMALLEST_VARIANCE)
+    return (entropy + dice + error).mean() + IOU_WEIGHT * functional.mse_loss(made[1], wanted[1])
+
+
+def embedding_loss(made: Tensors, wanted: Tensors) -> torch.Tensor:
+    return functional.mse_loss(made[0], wanted[0]) / wanted[0].var().clamp_min(SMALLEST_VARIANCE)
+
+
+def objective_of(part: Part, model: ir.Model) -> Objective:
+    """The objective of a model by its role.
+
+    Raises:
+        NotReconstructable: there is none for its outputs.
+    """
+    weights = [value.name or "" for value in model.graph.outputs if value.is_initializer()]
+    if weights:
+        raise NotReconstructable(f"it gives out weights, {', '.join(weights)}")
+    outputs = part.outputs
+    if part.role is Role.DECODER:
+        if not {LOW_RES_MASKS, IOU} <= set(outputs):
+            raise NotReconstructable("its low-resolution masks and IoU estimates cannot be told")
+        return Objective((outputs[LOW_RES_MASKS], outputs[IOU]), mask_loss, rate=5e-5, epochs=4, batch=8)
+    if len(model.graph.outputs) == 1:
+        return Objective((model.graph.outputs[0].name or "",), embedding_loss, rate=1e-3, epochs=32, batch=2)
+    raise NotReconstructable("it is no decoder, and has other outputs than one embedding")

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folds leave what random attention networks give as it is, and folding twice is folding once."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from hypothesis import given
+from hypothesis import strategies as st
+
+from samq_onnx import ops
+from samq_onnx.models import tap
+from tests.conftest import Feed, relative_error, run_model
+from tests.properties import subjects
+from tests.properties.networks import feed_of, networks
+
+ROUNDING = 1e-5  # relative; of floats alone
+
+
+def _lifted(proto: onnx.ModelProto) -> tuple[ir.Model, subjects.Lifted]:
+    model = ir.from_proto(proto)
+    subjects.simplify(model)
+    structure = subjects.lift(model)
+    ops.add_functions(model)
+    return model, structure
+
+
+def _state(model: ir.Model) -> bytes:
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def _key_means(model: ir.Model, structure: subjects.Lifted, feed: Feed) -> dict[str, np.ndarray]:
+    """Site name -> mean of its keys [heads, head_dim]."""
+    names = {site.name: site.k.linear.output.name for site in structure.attentions if site.k is not None}
+    tapped = model.clone()
+    tapped.graph.outputs.clear()
+    wanted = [name for name in dict.fromkeys(names.values()) if name is not None]
+    tap(tapped, wanted)
+    found = dict(zip(wanted, run_model(tapped, feed), strict=True))
+    means = {}
+    for site in structure.attentions:
+        assert site.k is not None
+        keys = found[names[site.name] or ""]
+        means[site.name] = keys.reshape(-1, keys.shape[-1]).mean(axis=0, dtype=np.float64)[site.k.channels]
+    return means
+
+
+def test_folding_the_scale() -> None:
+    folded = 0
+
+    @subjects.examples(15)
+    @given(networks())
+    def holds(proto: onnx.ModelProto) -> None:
+        nonlocal folded
+        model, structure = _lifted(proto)
+        feed = feed_of(model)
+        expected = run_model(model, feed)
+        report = subjects.fold_attention_scale(structure)
+        assert len(report.done) == len(structure.attentions) and not report.refused
+        folded += len(report.done)
+        assert relative_error(expected, run_model(model, feed)) < ROUNDING
+        once = _state(model)
+        subjects.fold_attention_scale(structure)
+        assert _state(model) == once
+
+    holds()
+    assert folded >= 15
+
+
+def test_flipping_signs() -> None:
+    flipped = 0
+
+    @subjects.examples(15)
+    @given(networks(), st.integers(0, 99))
+    def holds(proto: onnx.ModelProto, seed: int) -> None:
+        nonlocal flipped
+        model, structure = _lifted(proto)
+        feed, random = feed_of(model), np.random.default_rng(seed)
+        expected = run_model(model, feed)
+        means = {site.name: random.normal(size=(site.heads, site.head_dim)) for site in structure.attentions}
+        bimodal = {name: bool(random.random() < 0.8) for name in means}
+        before = _state(model)
+        report = subjects.fold_sign(structure, means, bimodal)
+        assert set(report.done) == {name for name in means if bimodal[name]} and not report.refused
+        once = _state(model)
+        flipped += once != before
+        assert relative_error(expected, run_model(model, feed)) < ROUNDING
+        subjects.fold_sign(structure, means, bimodal)  # means that the first folding has flipped, too
+        assert _state(model) == once
+
+    holds()
+    assert flipped >= 8
+
+
+def test_centring_keys() -> None:
+    centred = 0
+
+    @subjects.examples(15)
+    @given(networks())
+    def holds(proto: onnx.ModelProto) -> None:
+        nonlocal centred
+        model, structure = _lifted(proto)
+        feed = feed_of(model)
+        expected = run_model(model, feed)
+        means = _key_means(model, structure, feed)
+        biased = {s.name for s in structure.attentions if s.k is not None and s.k.linear.bias is not None}
+        report = subjects.fold_key_centre(structure, means)
+        assert set(report.done) == biased and len(report.refused) == len(means) - len(biased)
+        assert relative_error(expected, run_model(model, feed)) < ROUNDING
+        again = _key_means(model, structure, feed)
+        for name in report.done:
+            centred += 1
+            assert np.abs(again[name]).max() < ROUNDING * max(1.0, np.abs(means[name]).max())
+
+    holds()
+    assert centred >= 8
