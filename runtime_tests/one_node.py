@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 
 from samq_onnx import ops, reference
 from samq_onnx.runtime import open_session
@@ -44,13 +45,31 @@ def build(
     return ir.to_proto(model)
 
 
+_sessions: dict[object, ort.InferenceSession] = {}
+MOST_SESSIONS = 64
+
+
+def session(
+    op: str, feed: Feed, attributes: Mapping[str, int | float], *, native: bool, constants: Collection[str] = ()
+) -> ort.InferenceSession:
+    """A session of the node; the same one for the same operator, attributes, types, ranks and constants."""
+    inputs = [(name, x.dtype.str, (x.shape, x.tobytes()) if name in constants else x.ndim) for name, x in feed.items()]
+    key = (op, native, repr(sorted(attributes.items())), tuple(inputs))
+    if key not in _sessions:
+        model = build(op, feed, attributes, constants=constants).SerializeToString()
+        made = open_session(model, native=native, threads=1)
+        if len(_sessions) == MOST_SESSIONS:
+            del _sessions[next(iter(_sessions))]  # the oldest
+        _sessions[key] = made
+    return _sessions[key]
+
+
 def run(
     op: str, feed: Feed, attributes: Mapping[str, int | float], *, native: bool, constants: Collection[str] = ()
 ) -> np.ndarray:
     """The output of the node."""
-    model = build(op, feed, attributes, constants=constants).SerializeToString()
     given = {name: x for name, x in feed.items() if name not in constants}
-    return open_session(model, native=native, threads=1).run(None, given)[0]
+    return session(op, feed, attributes, native=native, constants=constants).run(None, given)[0]
 
 
 def scalar(value: float, dtype: type = np.float32) -> np.ndarray:

@@ -193,8 +193,9 @@ void attention_in_float(Random& random, Node& node, bool empty) {
 }
 
 void linear(Random& random, Node& node, bool empty) {
-  Dims leading = random.one_of<Dims>({{size(random, empty)}, {200}, {2, size(random, empty)}, {}});
-  const int64_t rows = product(leading), depth = random.one_of<int64_t>({size(random, empty), 400}), columns = size(random, empty);
+  const bool large = random.once_in(3);  // several tasks look for the range of its codes
+  const Dims leading = large ? Dims{200} : random.one_of<Dims>({{size(random, empty)}, {2, size(random, empty)}, {}});
+  const int64_t rows = product(leading), depth = large ? 400 : size(random, empty), columns = size(random, empty);
   specification::Linear given{};
   given.rows = rows, given.depth = depth, given.columns = columns;
   given.x = node.add(joined(leading, {depth}), some_codes(random, rows * depth));
