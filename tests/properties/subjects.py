@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 from hypothesis import HealthCheck, Phase, settings
 
+from samq_onnx.families import identify
+from samq_onnx.methods import Scheme, Widths, configured
+from samq_onnx.methods.step import Feeds
 from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_sign
-from samq_onnx.passes.lift import Structure, lift, simplify
+from samq_onnx.passes.lift import Lifted, lift, simplify
 from samq_onnx.passes.lower import qlinear, views
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.padding import pad_later
+from samq_onnx.passes.lower.qdq_propagation import propagate_qdq
+from samq_onnx.passes.lower.rewrites.slices import merge_slices
 from samq_onnx.passes.lower.rows import move_rows_first
-from samq_onnx.passes.lower.sink import sink_views
-from samq_onnx.passes.lower.slices import merge_slices
 from samq_onnx.passes.lower.views import gather_views
 from samq_onnx.pipeline import quantize_model
-from samq_onnx.recipe import recipe
 
 __all__ = [
     "Builder",
-    "Structure",
+    "Lifted",
     "examples",
     "fold_attention_scale",
     "fold_key_centre",
@@ -29,13 +32,18 @@ __all__ = [
     "merge_slices",
     "move_rows_first",
     "pad_later",
+    "propagate_qdq",
     "qlinear",
-    "quantize_model",
-    "recipe",
+    "quantized",
     "simplify",
-    "sink_views",
     "views",
 ]
+
+
+def quantized(model: ir.Model, feeds: Feeds, method: str, bits: str) -> ir.Model:
+    """A float model, quantized in place by a method."""
+    part, scheme = identify(model, "network"), Scheme(Widths.parse(bits))
+    return quantize_model(model, part, feeds, configured(method), scheme, target="samq").model
 
 
 def examples(count: int, *, shrink: bool = True) -> settings:

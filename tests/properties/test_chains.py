@@ -107,7 +107,7 @@ def every_gather(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_quantizing_before_views_keeps_the_codes() -> None:
-    assert _kept(quantized_chains(), 60, subjects.sink_views) > 25
+    assert _kept(quantized_chains(), 60, subjects.propagate_qdq) > 25
 
 
 def test_gathers_keep_the_codes() -> None:
@@ -119,10 +119,10 @@ def test_merged_slices_cut_the_same() -> None:
 
 
 def test_all_passes_on_views_keep_the_codes() -> None:
-    passes = (subjects.sink_views, subjects.merge_slices, subjects.gather_views)
+    passes = (subjects.propagate_qdq, subjects.merge_slices, subjects.gather_views)
     assert _kept(quantized_chains(), 100, *passes) > 50
 
 
 def test_rows_move_past_a_linear_bit_for_bit() -> None:
-    passes = (subjects.move_rows_first, subjects.sink_views, subjects.pad_later, subjects.gather_views)
+    passes = (subjects.move_rows_first, subjects.propagate_qdq, subjects.pad_later, subjects.gather_views)
     assert _kept(linear_chains(), 80, *passes) > 40
