@@ -11,8 +11,12 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 SANITIZED_ENV = env ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD=$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)
 MINUTES ?= 1
+JOBS := $(shell nproc 2> /dev/null || echo 2)
+CMAKE := $(shell command -v cmake || echo $(BIN)/cmake)
+NATIVE := $(wildcard samq_onnx/runtime/csrc/* runtime_tests/*.cc runtime_tests/*.h)
+OLDEST := build/ort-1.20
 
-.PHONY: demo test sanitize fuzz lint clean
+.PHONY: demo test oldest sanitize fuzz lint clean
 
 $(VENV)/.base: pyproject.toml CMakeLists.txt $(wildcard samq_onnx/runtime/csrc/*)
 	$(PYTHON) -m venv $(VENV)
@@ -32,19 +36,44 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest
 
-# An environment with a library with AddressSanitizer and UndefinedBehaviorSanitizer, which falls back on .venv. What
-# runs in it must not find the sources first, which would hide the package installed there.
-$(SANITIZED)/.done: $(VENV)/.dev $(shell find samq_onnx export passes -name '*.py')
-	$(PYTHON) -m venv --without-pip $(SANITIZED)
-	printf '%s\n' "$$($(BIN)/python -c $(SITE_PACKAGES))" '$(CURDIR)' \
-		> "$$($(SANITIZED)/bin/python -c $(SITE_PACKAGES))/base.pth"
-	$(BIN)/pip --python $(SANITIZED)/bin/python install --quiet --disable-pip-version-check --no-deps \
-		--force-reinstall -Cbuild-dir=build/sanitize '-Ccmake.define.CMAKE_CXX_FLAGS=$(SANITIZERS)' .
+# The oldest ONNX Runtime that the library supports, for the test of its interface.
+oldest: $(OLDEST)/.done
+$(OLDEST)/.done: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OLDEST) onnxruntime==1.20.1
 	touch $@
 
-# The kernels' tests.
-sanitize: $(SANITIZED)/.done
-	cd $(SANITIZED) && $(SANITIZED_ENV) bin/python -m pytest --import-mode=append $(CURDIR)/runtime_tests
+$(BIN)/cmake: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check cmake
+
+# The kernels and the programs that run them without Python, with sanitizers. At -O3 those take minutes to compile.
+build/address/.done: FLAGS := $(SANITIZERS)
+build/address/.done: TARGETS := compare_tiles run_operators samq_ops count_slots
+build/thread/.done: FLAGS := -fsanitize=thread
+build/thread/.done: TARGETS := run_operators
+build/address/.done build/thread/.done: $(CMAKE) CMakeLists.txt $(NATIVE)
+	$(CMAKE) -S . -B $(@D) -DSAMQ_OPTIMIZE=-Og -DCMAKE_CXX_FLAGS='$(FLAGS) -g1' > /dev/null
+	$(CMAKE) --build $(@D) -j $(JOBS) --target $(TARGETS) -- --quiet
+	touch $@
+
+# An environment with the library of build/address, which falls back on .venv. What runs in it must not find the sources
+# first, which would hide the package installed there.
+$(SANITIZED)/.done: $(VENV)/.dev build/address/.done $(shell find samq_onnx export passes -name '*.py')
+	$(PYTHON) -m venv --without-pip $(SANITIZED)
+	set -e; packages="$$($(SANITIZED)/bin/python -c $(SITE_PACKAGES))"; rm -rf "$$packages/samq_onnx"; \
+		printf '%s\n' "$$($(BIN)/python -c $(SITE_PACKAGES))" '$(CURDIR)' > "$$packages/base.pth"; \
+		cp -r samq_onnx "$$packages"; cp -r export passes "$$packages/samq_onnx"; \
+		cp build/address/libsamq_ops.so "$$packages/samq_onnx/runtime"
+	touch $@
+
+# What runs the kernels, with sanitizers: every tile kernel, every operator in a stand-in for ONNX Runtime and in the real
+# one. Function bodies never enter the library, so they are left to `make test`.
+sanitize: $(SANITIZED)/.done build/thread/.done
+	build/address/compare_tiles 40
+	build/address/run_operators 20
+	SAMQ_ISA=avx2 build/address/run_operators 20
+	build/thread/run_operators 5
+	SAMQ_ISA=avx2 build/thread/run_operators 5
+	cd $(SANITIZED) && $(SANITIZED_ENV) bin/python -m runtime_tests.call_slots $(CURDIR)/build/address/libcount_slots.so
 
 # All targets of tests/fuzz, those of the kernels on the library with sanitizers.
 fuzz: $(SANITIZED)/.done

@@ -31,7 +31,7 @@ RUNS = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class _Row:
+class _Way:
     """A way to quantize: its title, widths, those of the decoder, and about how many seconds it takes on slow cores."""
 
     title: str
@@ -40,8 +40,8 @@ class _Row:
     seconds: int
 
 
-QUICK = (_Row("w8a8", "w8a8", None, 30), _Row("w4a8", "w4a8", "w8a8", 30))
-LEARNED = (_Row("w6a6", "w6a6", None, 200), _Row("w4a4", "w4a4", None, 500))
+QUICK = (_Way("w8a8", "w8a8", None, 30), _Way("w4a8", "w4a8", "w8a8", 30))
+LEARNED = (_Way("w6a6", "w6a6", None, 200), _Way("w4a4", "w4a4", None, 500))
 NO_LEARNING = {"encoder_learned_bits": "0", "decoder_learned_bits": "0"}
 OTHERWISE = 45  # seconds: to score and to draw, each row
 
@@ -86,17 +86,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
     output: Path = arguments.output
-    rows_made = QUICK + (LEARNED if arguments.all else ())
-    seconds = sum(row.seconds for row in rows_made) + OTHERWISE * (1 + len(rows_made))
+    ways = QUICK + (LEARNED if arguments.all else ())
+    seconds = sum(way.seconds for way in ways) + OTHERWISE * (1 + len(ways))
     print(f"this takes about {max(1, round(seconds / 60))} minutes on two slow cores", flush=True)
     source = assets.nano_dir()
     folders = {"float": source}
-    for row in rows_made:
-        folders[row.title] = output / row.title
-        print(f"quantizing SAM-Nano to {row.title} ...", flush=True)
-        settings = {} if row in LEARNED else NO_LEARNING
-        order = Order.of("samq", row.bits, "samq", settings, row.decoder_bits, parts=parts_of(source))
-        execute(order, source, Calibration(assets.calibration_images()), say=lambda line: None).save(output / row.title)
+    for way in ways:
+        folders[way.title] = output / way.title
+        print(f"quantizing SAM-Nano to {way.title} ...", flush=True)
+        settings = {} if way in LEARNED else NO_LEARNING
+        order = Order.of("samq", way.bits, "samq", settings, way.decoder_bits, parts=parts_of(source))
+        execute(order, source, Calibration(assets.calibration_images()), say=lambda line: None).save(output / way.title)
     rows: list[dict[str, Any]] = []
     for title, folder in folders.items():
         row: dict[str, Any] = {"model": title}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One model through all stages: lift -> fold -> calibrate -> (reconstruct) -> plan -> lower.
 
-Everything up to the plan is a method's steps. They are taken in groups: consecutive steps up to one that edits the graph
-share one pass over the inputs, which collects the union of what they want. From a plan and the float model alone,
-`lower_model` makes the same quantized model again.
+Everything up to the plan is a method's steps. They are taken in groups: consecutive steps up to one that edits the
+graph share one pass over the inputs, which collects the union of what they want. From a plan and the float model
+alone, `lower_model` makes the same quantized model again.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def quantize_model(
         model: the float model; its inputs and outputs stay as they are. part: its role.
         feeds: calibration inputs, graph input name -> array.
         method: what to do. scheme: with how many bits. target: what for.
-        float_feeds: makes the same inputs as the float model would get them, where ``feeds`` come from a quantized encoder.
+        float_feeds: makes the same inputs as the float model gets them, where ``feeds`` come from a quantized encoder.
         label: what progress bars call the model.
         kept: statistics of earlier runs. fed: names what is fed, for them.
         describe: metadata of the quantized model.
@@ -197,12 +197,6 @@ def _lowered(prepared: Preparation, plan: QuantPlan, reports: list[Report], labe
     lifted = prepared.lifted
     model = lifted.model
     target = TARGETS[plan.target]
-    for name, site in plan.attentions.items():
-        kind = type(site.probabilities).__name__
-        if not target.takes(site.probabilities.kind):
-            raise UserError(
-                f"{label}: target {plan.target} takes no {kind}, which the plan has for {name}; quantize for this target"
-            )
     comparable = _comparable(lifted, plan)
     reports += [Report("lift", refused=list(lifted.refused)), *target.lower(lifted, plan)]
     if not any(node.domain == ops.DOMAIN or node.op_type == "QuantizeLinear" for node in model.graph):

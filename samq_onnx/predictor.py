@@ -176,7 +176,7 @@ class SamPredictor:
         for name, output, sides in zip(self._names(), made, wanted, strict=True):
             if not output.size or output.shape[1:] != sides:
                 raise UserError(
-                    f"{self._decoder.where}: its output {name} is {list(output.shape)}, wanted {[1, *sides]} for this image; "
+                    f"{self._decoder.where}: its output {name} is {list(output.shape)}, wanted {[1, *sides]}; "
                     "check the model"
                 )
 

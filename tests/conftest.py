@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 
 from samq_onnx import assets, data, images
+from samq_onnx.families import identify
+from samq_onnx.methods import Scheme, Widths, configured
+from samq_onnx.pipeline import Outcome, quantize_model
 from samq_onnx.runtime import open_session
 from tests.fuzz import tiny
 
@@ -76,3 +79,11 @@ def decoder_feed(nano: Path, encoder_feed: Feed) -> Feed:
         "has_mask_input": np.zeros(1, np.float32),
         "orig_im_size": np.array([sample.height, sample.width], np.float32),
     }
+
+
+def quantized_outcome(
+    model: ir.Model, feeds: Sequence[Feed], method: str = "minmax", bits: str = "w8a8", target: str = "samq"
+) -> Outcome:
+    """What quantizing a graph in memory on given feeds gives."""
+    part = identify(model, "the model")
+    return quantize_model(model, part, feeds, configured(method), Scheme(Widths.parse(bits)), target=target)

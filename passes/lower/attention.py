@@ -18,6 +18,7 @@ from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.graph import constant
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.passes.lower.build import Builder, take_place
+from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
 
 __all__ = ["lower_attention"]
@@ -31,9 +32,9 @@ def _table_codes(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(table / scale).astype(np.int16), np.array(scale)
 
 
-def lower_attention(lifted: Lifted, builder: Builder, plan: QuantPlan) -> None:
+def lower_attention(lifted: Lifted, builder: Builder, plan: QuantPlan) -> Report:
     """Replace the attention nodes of the plan, in place."""
-    graph = builder.graph
+    graph, report = builder.graph, Report("integer attention")
     for site in lifted.attentions:
         if site.name not in plan.attentions:
             continue
@@ -60,3 +61,5 @@ def lower_attention(lifted: Lifted, builder: Builder, plan: QuantPlan) -> None:
         made_output = replacement.outputs[0]
         made_output.shape, made_output.type = output.shape, output.type
         take_place(graph, output, made_output, [node])
+        report.done.append(site.name)
+    return report

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from samq_onnx.codes import UniformCodes
 from samq_onnx.passes.graph import add_constant
 
-__all__ = ["FLOAT_OUTPUT", "Builder", "Codes", "take_place"]
+__all__ = ["FLOAT_OUTPUT", "UNSIGNED", "Builder", "CodeType", "Codes", "take_place"]
 
 FLOAT_OUTPUT = "samq_onnx.float_output"  # metadata of a fused node: the name of the value that it no longer gives
 
@@ -25,8 +25,29 @@ def take_place(graph: ir.Graph, old: ir.Value, made: ir.Value, nodes: Iterable[i
 
 
 @dataclasses.dataclass(frozen=True)
+class CodeType:
+    """The integers of 8 bits that hold the activation codes of a target: ``UINT8`` or ``INT8``.
+
+    The plan counts codes from 0; signed ones begin at -2^(bits - 1), and so does their zero point.
+    """
+
+    dtype: ir.DataType
+
+    def lowest(self, bits: int) -> int:
+        """The integer that stands for code 0."""
+        return -(2 ** (bits - 1)) if self.dtype == ir.DataType.INT8 else 0
+
+    def number(self, code: int, bits: int) -> np.ndarray:
+        """The integer that stands for a code, a scalar of this type."""
+        return np.array(self.lowest(bits) + code, self.dtype.numpy())
+
+
+UNSIGNED = CodeType(ir.DataType.UINT8)
+
+
+@dataclasses.dataclass(frozen=True)
 class Codes:
-    """A u8 tensor of the graph with the constants that give it meaning."""
+    """A tensor of codes of the graph with the constants that give it meaning."""
 
     value: ir.Value
     scale: ir.Value
@@ -34,10 +55,15 @@ class Codes:
 
 
 class Builder:
-    """Adds nodes and constants to a graph; equal requests share one node."""
+    """Adds nodes and constants to a graph; equal requests share one node.
 
-    def __init__(self, graph: ir.Graph) -> None:
+    Args:
+        graph: to add to. code_type: of activation codes.
+    """
+
+    def __init__(self, graph: ir.Graph, code_type: CodeType = UNSIGNED) -> None:
         self.graph = graph
+        self.code_type = code_type
         self._codes: dict[tuple[ir.Value, UniformCodes], Codes] = {}
         self._floats: dict[ir.Value, ir.Value] = {}
 
@@ -64,23 +90,23 @@ class Builder:
 
     def _scale(self, name: str | None, codes: UniformCodes) -> tuple[ir.Value, ir.Value]:
         scale = self.constant(f"{name}_scale", np.array(codes.scale, np.float32))
-        return scale, self.constant(f"{name}_zero_point", np.array(codes.zero_point, np.uint8))
+        return scale, self.constant(f"{name}_zero_point", self.code_type.number(codes.zero_point, codes.bits))
 
     def provide(self, value: ir.Value, codes: UniformCodes, made: ir.Value) -> None:
         """Let ``made`` be what `quantize` gives for ``value``."""
         self._codes[value, codes] = Codes(made, *self._scale(value.name, codes))
 
     def quantize(self, value: ir.Value, codes: UniformCodes) -> Codes:
-        """Codes u8 of a float value, made where the value is made; below 8 bits clipped inside their container."""
+        """Codes of a float value, made where the value is made; below 8 bits clipped inside their container."""
         key = (value, codes)
         if key in self._codes:
             return self._codes[key]
         scale, zero = self._scale(value.name, codes)
-        output = ir.Value(name=f"{scale.name}_codes", type=ir.TensorType(ir.DataType.UINT8), shape=value.shape)
+        output = ir.Value(name=f"{scale.name}_codes", type=ir.TensorType(self.code_type.dtype), shape=value.shape)
         last = self.node("QuantizeLinear", [value, scale, zero], output, value.producer())
         if codes.bits < 8:
-            low = self.constant(f"{value.name}_qmin", np.array(0, np.uint8))
-            high = self.constant(f"{value.name}_qmax", np.array(2**codes.bits - 1, np.uint8))
+            low = self.constant(f"{value.name}_qmin", self.code_type.number(0, codes.bits))
+            high = self.constant(f"{value.name}_qmax", self.code_type.number(2**codes.bits - 1, codes.bits))
             clipped = ir.Value(name=f"{scale.name}_clipped", type=output.type, shape=value.shape)
             self.node("Clip", [output, low, high], clipped, last)
             output = clipped

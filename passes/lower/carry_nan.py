@@ -19,6 +19,7 @@ import onnx_ir as ir
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.graph import scalar_of
 from samq_onnx.passes.lower.build import Builder
+from samq_onnx.passes.report import Report
 
 __all__ = ["carry_nan"]
 
@@ -125,9 +126,9 @@ def _place(output: ir.Value, behind: set[ir.Value]) -> tuple[ir.Value, ir.Node |
     return value, reader
 
 
-def carry_nan(builder: Builder) -> None:
+def carry_nan(builder: Builder) -> Report:
     """Add the sums, in place; nothing where no node quantizes or the outputs carry them already."""
-    graph = builder.graph
+    graph, report = builder.graph, Report("NaN carried")
     inputs, behind = [], set()
     for value in graph.inputs:
         if value.dtype in FLOATS and not value.is_initializer():
@@ -143,8 +144,10 @@ def carry_nan(builder: Builder) -> None:
         if _is_carried(value):
             continue
         carried = carrier.carried(value)
+        report.done.append(output.name or "")
         if reader is not None:
             reader.replace_input_with(0, carried)
         else:
             carried.name, value.name = value.name, f"{value.name}_quantized"
             graph.outputs[index] = carried
+    return report

@@ -16,6 +16,7 @@ from samq_onnx.ops import CODE_ATTENTION, DOMAIN
 from samq_onnx.passes.graph import known_shape, only_reader
 from samq_onnx.passes.lower.build import FLOAT_OUTPUT, Builder, take_place
 from samq_onnx.passes.lower.norm import NORM, unfuse_norm
+from samq_onnx.passes.report import Report
 
 __all__ = ["float_outputs", "fuse", "unfuse"]
 
@@ -43,34 +44,47 @@ def _alone(value: ir.Value | None, op_types: set[str]) -> ir.Node | None:
     return node if only_reader(value) is not None else None
 
 
-def _with_residual(builder: Builder, add: ir.Node) -> None:
+def _with_residual(builder: Builder, add: ir.Node, report: Report) -> None:
     a, b = add.inputs
+    reasons = {}
     for summand, residual in ((a, b), (b, a)):
-        node = _alone(summand, {LINEAR})
-        if node is None or residual is None:
+        maker = summand.producer() if summand is not None else None
+        if maker is None or maker.domain != DOMAIN or maker.op_type != LINEAR or residual is None:
             continue
-        if known_shape(summand) is not None and known_shape(residual) == known_shape(summand):
+        node, shape = _alone(summand, {LINEAR}), known_shape(summand)
+        if node is not None and shape is not None and known_shape(residual) == shape:
+            report.done.append(node.name or "")
             return _fused(builder, node, add, WITH_RESIDUAL, [residual])
+        apart = "shapes are not known" if None in (shape, known_shape(residual)) else "the other summand broadcasts"
+        reasons[maker.name or ""] = "something else reads the linear" if node is None else apart
+    for name, reason in reasons.items():
+        report.refuse(name, f"the addition behind it stays apart: {reason}")
 
 
-def _quantizing(builder: Builder, quantize: ir.Node) -> None:
+def _quantizing(builder: Builder, quantize: ir.Node, report: Report) -> None:
     x, scale, zero = quantize.inputs[:3]
     node = _alone(x, ATTENTION)
     if node is None or scale is None or zero is None or scale.shape is None or zero.dtype != ir.DataType.UINT8:
         return
     if len(scale.shape) == 0:
+        report.done.append(node.name or "")
         _fused(builder, node, quantize, f"{node.op_type}{QUANTIZING}", [scale, zero])
 
 
-def fuse(builder: Builder) -> None:
+def fuse(builder: Builder) -> Report:
     """Fuse what follows integer nodes, in place."""
+    report = Report("fusion")
     for node in list(builder.graph):
         if node.domain:
             continue
         if node.op_type == "Add":
-            _with_residual(builder, node)
+            _with_residual(builder, node, report)
         elif node.op_type == "QuantizeLinear" and len(node.inputs) > 2:
-            _quantizing(builder, node)
+            _quantizing(builder, node, report)
+    for node in builder.graph:
+        if node.domain == DOMAIN and node.op_type in ATTENTION:
+            report.refuse(node.name or "", "attention gives floats: more reads it than one quantization")
+    return report
 
 
 def float_outputs(graph: ir.Graph) -> set[str]:

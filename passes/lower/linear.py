@@ -22,7 +22,8 @@ import onnx_ir as ir
 from samq_onnx.passes.graph import constant
 from samq_onnx.passes.lift import Lifted, Linear
 from samq_onnx.passes.lower.build import Builder
-from samq_onnx.passes.lower.qlinear import Epilogues, lower_qlinear, takes_qlinear
+from samq_onnx.passes.lower.qlinear import IntegerLinears
+from samq_onnx.passes.report import Report
 from samq_onnx.plan import LinearPlan, QuantPlan
 
 __all__ = ["lower_linears"]
@@ -42,7 +43,7 @@ def _refusal(linear: Linear, unit: np.ndarray, bias_codes: np.ndarray | None) ->
     return None
 
 
-def _lower(builder: Builder, linear: Linear, plan: LinearPlan, epilogues: Epilogues) -> str | None:
+def _lower(builder: Builder, linear: Linear, plan: LinearPlan, nodes: IntegerLinears | None) -> str | None:
     node = linear.node
     scale = np.asarray(plan.weight.scale, np.float32)
     per_channel = scale.size > 1
@@ -56,8 +57,8 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan, epilogues: Epilog
         return reason
 
     codes = plan.weight.encode(constant(linear.weight), linear.out_axis)
-    many_rows = takes_qlinear(linear)
-    if many_rows and linear.out_axis == 0:
+    integer = nodes is not None and nodes.takes(linear)
+    if integer and linear.out_axis == 0:
         codes = codes.T
     name = linear.weight.name
     if plan.weight.bits <= 4:
@@ -67,12 +68,12 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan, epilogues: Epilog
     else:
         stored = builder.constant(f"{name}_int8", codes)
     x = builder.quantize(node.inputs[0] or linear.x, plan.input)
-    if many_rows:
+    if nodes is not None and integer:
         units = np.broadcast_to(bias_scale, linear.out_features).astype(np.float32)
         bias = np.zeros(linear.out_features) if bias_codes is None else bias_codes
         # sums of 32 bits may wrap around on their way
         bias = (bias - plan.input.zero_point * codes.sum(axis=0, dtype=np.float64)).astype(np.int64).astype(np.int32)
-        lower_qlinear(builder, linear, x, stored, bias, units, epilogues)
+        nodes.lower(linear, x, stored, bias, units)
         return None
     shape = (-1,) if per_channel else ()
     weight_scale = builder.constant(f"{name}_scale", scale.reshape(shape))
@@ -108,13 +109,21 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan, epilogues: Epilog
     return None
 
 
-def lower_linears(lifted: Lifted, builder: Builder, plan: QuantPlan) -> list[str]:
-    """Quantize the linears of the plan, in place; returns one sentence for each that was refused."""
-    epilogues = Epilogues(lifted, plan)
-    refused = []
+def lower_linears(lifted: Lifted, builder: Builder, plan: QuantPlan, nodes: IntegerLinears | None = None) -> Report:
+    """Quantize the linears of the plan, in place.
+
+    Args:
+        nodes: makes integer nodes of those of many rows, where the target has such nodes.
+    """
+    report = Report("linears")
     for linear in lifted.linears:
-        if linear.name in plan.linears:
-            reason = _lower(builder, linear, plan.linears[linear.name], epilogues)
-            if reason is not None:
-                refused.append(f"{linear.name} stays float: {reason}")
-    return refused
+        if linear.name not in plan.linears:
+            continue
+        reason = _lower(builder, linear, plan.linears[linear.name], nodes)
+        if reason is not None:
+            report.refuse(linear.name, f"stays float: {reason}")
+            continue
+        report.done.append(linear.name)
+        if nodes is not None and linear.x.shape is None and linear.node.op_type != "Conv":
+            report.refuse(linear.name, "stays QDQ: the number of its rows is not known")
+    return report

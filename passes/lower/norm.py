@@ -19,6 +19,8 @@ from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.graph import array_of, constant, only_reader, scalar_of
 from samq_onnx.passes.lift.norm import epsilon_of
 from samq_onnx.passes.lower.build import FLOAT_OUTPUT, Builder, take_place
+from samq_onnx.passes.lower.qlinear import has_many_rows
+from samq_onnx.passes.report import Report
 
 __all__ = ["NORM", "fuse_norms", "unfuse_norm"]
 
@@ -28,17 +30,21 @@ CLIPS = {2**bits - 1: bits for bits in range(1, CONTAINER_BITS)}
 
 
 def _norm(codes: ir.Node) -> ir.Node | None:
-    """The norm that ``codes`` alone reads, where the operator can take both."""
-    x, scale, zero = codes.inputs[:3]
-    node = x.producer() if x is not None else None
-    if x is None or node is None or node.domain or node.op_type != "LayerNormalization":
-        return None
-    further = any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
-    if only_reader(x) is None or further:
-        return None
+    """The norm that ``codes`` reads."""
+    node = codes.inputs[0].producer() if codes.inputs[0] is not None else None
+    return node if node is not None and node.op_type == "LayerNormalization" and not node.domain else None
+
+
+def _refusal(norm: ir.Node, codes: ir.Node) -> str | None:
+    """Why the operator cannot take the place of a norm and of ``codes``."""
+    if only_reader(norm.outputs[0]) is None:
+        return "something else reads it"
+    if any(value.uses() or value.is_graph_output() for value in norm.outputs[1:]):
+        return "its mean or deviation is read"
+    _, scale, zero = codes.inputs[:3]
     if not _is_number(scale, ir.DataType.FLOAT) or not _is_number(zero, ir.DataType.UINT8):
-        return None
-    return node if _over_rows(node) else None
+        return "its codes have no one scale of float32, or are not u8"
+    return None if _over_rows(norm) else "it is not over the last axis alone, with constants of float32"
 
 
 def _is_number(value: ir.Value | None, dtype: ir.DataType) -> bool:
@@ -89,13 +95,21 @@ def _fused(builder: Builder, norm: ir.Node, codes: ir.Node) -> None:
     take_place(builder.graph, output, result, [*([last] if last is not codes else []), codes, norm])
 
 
-def fuse_norms(builder: Builder) -> None:
+def fuse_norms(builder: Builder) -> Report:
     """Fuse norms with the quantization of what they give, in place."""
+    report = Report("norms that give codes")
     for node in list(builder.graph):
         if node.op_type == "QuantizeLinear" and not node.domain and len(node.inputs) > 2:
             norm = _norm(node)
-            if norm is not None:
+            if norm is None:
+                continue
+            reason, name = _refusal(norm, node), norm.name or ""
+            if reason is None:
+                report.done.append(name)
                 _fused(builder, norm, node)
+            elif has_many_rows(norm.outputs[0]):
+                report.refuse(name, f"stays float: {reason}")
+    return report
 
 
 def unfuse_norm(graph: ir.Graph, node: ir.Node) -> None:

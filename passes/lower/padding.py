@@ -22,6 +22,7 @@ from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.graph import array_of, is_constant, known_shape, only_reader
 from samq_onnx.passes.lower.build import Builder, take_place
 from samq_onnx.passes.lower.rows import keeps_rows
+from samq_onnx.passes.report import Report
 
 __all__ = ["pad_later"]
 
@@ -102,12 +103,15 @@ def _move(builder: Builder, linear: ir.Node, views: list[ir.Node]) -> None:
     take_place(builder.graph, output, gathered, [linear, *views])
 
 
-def pad_later(builder: Builder) -> None:
+def pad_later(builder: Builder) -> Report:
     """Move paddings of rows from before to behind integer linears, in place."""
+    report = Report("padding behind linears")
     for node in list(builder.graph):
         if node.domain != DOMAIN or node.op_type not in LINEARS or known_shape(node.outputs[0]) is None:
             continue
         x = node.inputs[0]
         views = _views(x) if x is not None else []
         if views and _rows(views[-1].outputs[0]) > _rows(views[0].inputs[0]) + 1:
+            report.done.append(node.name or "")
             _move(builder, node, views)
+    return report

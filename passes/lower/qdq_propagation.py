@@ -15,9 +15,11 @@ import onnx_ir as ir
 
 from samq_onnx.passes.graph import array_of, input_of, only_reader, scalar_of
 from samq_onnx.passes.lower.build import Builder, take_place
+from samq_onnx.passes.report import Report
 
 __all__ = ["propagate_qdq"]
 
+CODES = frozenset({ir.DataType.UINT8, ir.DataType.INT8})
 MOVES = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice"})
 
 
@@ -41,16 +43,16 @@ def _fill(view: ir.Node, node: ir.Node) -> ir.Value | None:
     return fill if low is not None and code is not None and high is not None and low <= code <= high else None
 
 
-def _move_up(builder: Builder, node: ir.Node) -> bool:
-    """Exchange a node with the view before it; whether that was possible."""
+def _move_up(builder: Builder, node: ir.Node) -> ir.Node | None:
+    """Exchange a node with the view before it, if that is possible; the node that stands there then."""
     moved, *constants = node.inputs[:3]
     assert moved is not None
     view = moved.producer()
     if view is None or view.domain or len(view.outputs) != 1 or only_reader(moved) is None:
-        return False
+        return None
     fill = _fill(view, node) if view.op_type == "Pad" else None
     if fill is None and view.op_type not in MOVES:
-        return False
+        return None
     source, codes = view.inputs[0], node.outputs[0]
     assert source is not None and codes.name is not None
     early = ir.Value(name=f"{codes.name}_early", type=codes.type, shape=source.shape)
@@ -63,7 +65,7 @@ def _move_up(builder: Builder, node: ir.Node) -> bool:
         view.replace_input_with(2, fill)
     moved.type = codes.type
     take_place(builder.graph, codes, moved, [node])
-    return True
+    return first
 
 
 def _moves_up(node: ir.Node) -> bool:
@@ -73,14 +75,23 @@ def _moves_up(node: ir.Node) -> bool:
     if any(scalar_of(value) is None for value in node.inputs[1:3]):
         return False
     x = node.inputs[0]
-    return node.op_type == "QuantizeLinear" or (x is not None and x.dtype == ir.DataType.UINT8)
+    return node.op_type == "QuantizeLinear" or (x is not None and x.dtype in CODES)
 
 
-def propagate_qdq(builder: Builder) -> None:
+def propagate_qdq(builder: Builder) -> Report:
     """Move every quantization with one scale, and every Clip of codes, as far up as it goes, in place."""
+    report = Report("QDQ propagation")
+    earlier: set[ir.Node] = set()  # nodes that stand for one that was moved already
     changed = True
     while changed:
         changed = False
         for node in list(builder.graph):
             if _moves_up(node):
-                changed |= _move_up(builder, node)
+                first = _move_up(builder, node)
+                if first is None:
+                    continue
+                if node not in earlier:
+                    report.done.append(node.outputs[0].name or "")
+                earlier.add(first)
+                changed = True
+    return report

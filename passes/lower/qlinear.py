@@ -29,25 +29,23 @@ from samq_onnx.passes.fold.edit import reaches_only_attention
 from samq_onnx.passes.lift import Gelu, Lifted, Linear
 from samq_onnx.passes.lift.trace import nodes_between
 from samq_onnx.passes.lower.build import Builder, Codes, take_place
+from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
 
-__all__ = ["Epilogues", "lower_qlinear", "takes_qlinear"]
+__all__ = ["IntegerLinears", "has_many_rows"]
 
 MANY_ROWS = 256  # the weight is packed in every run, which few rows would not repay
 TABLE_SIZE = 2**14
 FARTHEST_GELU = -6.0  # below it GELU is 0 for codes of any scale worth having
 
 
-def takes_qlinear(linear: Linear) -> bool:
-    """Whether the linear is a product of many rows."""
-    if linear.node.op_type not in ("MatMul", "Gemm") or linear.x.shape is None:
+def has_many_rows(value: ir.Value) -> bool:
+    """Whether a value [..., C] has many rows, or is a batch of unknown size."""
+    if value.shape is None:
         return False
-    transposed = linear.node.attributes.get("transA")
-    if transposed is not None and transposed.as_int():
-        return False
-    known = [d for d in linear.x.shape[:-1] if isinstance(d, int)]
+    known = [d for d in value.shape[:-1] if isinstance(d, int)]
     # unknown rows alone are the tokens of one prompt, unknown rows in an unknown batch those of many
-    return math.prod(known) >= MANY_ROWS or len(linear.x.shape) - 1 - len(known) > 1
+    return math.prod(known) >= MANY_ROWS or len(value.shape) - 1 - len(known) > 1
 
 
 @dataclasses.dataclass
@@ -60,52 +58,127 @@ class _Operands:
     values: list[tuple[ir.Value, UniformCodes]]
 
 
-class Epilogues:
-    """What the outputs of linears are quantized to."""
+class IntegerLinears:
+    """Puts integer nodes in the place of linears of many rows, with what follows them.
 
-    def __init__(self, lifted: Lifted, plan: QuantPlan) -> None:
+    Attributes:
+        gelus, attention: reports of the GELUs and of the operands of attention that follow.
+    """
+
+    def __init__(self, lifted: Lifted, builder: Builder, plan: QuantPlan) -> None:
+        self.gelus, self.attention = Report("tables of GELU"), Report("codes for attention")
         self._lifted = lifted
+        self._builder = builder
         self._plan = plan
         self._gelus = {gelu.x: gelu for gelu in lifted.gelus}
         self._inputs = {
             linear.node: plan.linears[linear.name].input for linear in lifted.linears if linear.name in plan.linears
         }
 
-    def gelu(self, linear: Linear) -> tuple[Gelu, UniformCodes] | None:
+    def takes(self, linear: Linear) -> bool:
+        """Whether the linear is a product of many rows."""
+        return linear.node.op_type in ("MatMul", "Gemm") and has_many_rows(linear.x)
+
+    def _gelu(self, linear: Linear) -> tuple[Gelu, UniformCodes] | None:
         """The GELU that alone reads the linear, and its codes, if linears of one plan alone read it."""
         gelu = self._gelus.get(linear.output)
-        if gelu is None or gelu.output.is_graph_output() or nodes_between(linear.output, gelu.output) is None:
+        if gelu is None:
+            return None
+        if nodes_between(linear.output, gelu.output) is None:
+            self.gelus.refuse(linear.name, "GELU stays float: something else reads what it is made of")
             return None
         codes = {self._inputs.get(node) if index == 0 else None for node, index in gelu.output.uses()}
-        only = codes.pop() if len(codes) == 1 else None
-        return (gelu, only) if only is not None else None
-
-    def operands(self, linear: Linear) -> _Operands | None:
-        """Codes of the attention operands that alone read the linear, if they take each channel once."""
-        if not reaches_only_attention(linear.output):
+        only = codes.pop() if len(codes) == 1 and not gelu.output.is_graph_output() else None
+        if only is None:
+            self.gelus.refuse(linear.name, "GELU stays float: something else reads it than linears with one plan")
             return None
+        return gelu, only
+
+    def _operands(self, linear: Linear) -> _Operands | None:
+        """Codes of the attention operands that alone read the linear, if they take each channel once."""
+        read = [
+            (site, index, name)
+            for site in self._lifted.attentions
+            for index, name in enumerate("qkv")
+            if (projection := getattr(site, name)) is not None and projection.linear.node is linear.node
+        ]
+        if not read:
+            return None
+
+        def refuse(reason: str) -> None:
+            names = ", ".join(name for _, _, name in read)
+            self.attention.refuse(linear.name, f"{names} quantized apart from their linear: {reason}")
+
+        if not reaches_only_attention(linear.output):
+            return refuse("something else reads it")
         count = linear.out_features
         made = _Operands(np.zeros(count, np.float64), np.zeros(count, np.float32), 0, [])
         taken = np.zeros(count, np.int64)
         widths = set()
-        for site in self._lifted.attentions:
-            for index, name in enumerate("qkv"):
-                projection = getattr(site, name)
-                if projection is None or projection.linear.node is not linear.node:
-                    continue
-                value = site.node.inputs[index]
-                if site.name not in self._plan.attentions or value is None:
-                    return None
-                codes: UniformCodes = getattr(self._plan.attentions[site.name], name)
-                np.add.at(taken, projection.channels.ravel(), 1)
-                made.scale[projection.channels] = codes.scale
-                made.zero_point[projection.channels] = codes.zero_point
-                made.values.append((value, codes))
-                widths.add(codes.bits)
-        if len(widths) != 1 or np.any(taken != 1) or _attention_inputs(linear.output) != len(made.values):
-            return None
+        for site, index, name in read:
+            value = site.node.inputs[index]
+            if site.name not in self._plan.attentions or value is None:
+                return refuse(f"attention {site.name} stays float")
+            channels, codes = getattr(site, name).channels, getattr(self._plan.attentions[site.name], name)
+            np.add.at(taken, channels.ravel(), 1)
+            made.scale[channels] = codes.scale
+            made.zero_point[channels] = codes.zero_point
+            made.values.append((value, codes))
+            widths.add(codes.bits)
+        if len(widths) != 1:
+            return refuse("their codes have different widths")
+        if np.any(taken != 1) or _attention_inputs(linear.output) != len(made.values):
+            return refuse("they do not take each of its channels once")
         made.bits = widths.pop()
         return made
+
+    def lower(self, linear: Linear, x: Codes, stored: ir.Value, bias: np.ndarray, scale: np.ndarray) -> None:
+        """Put the integer node in the place of a linear.
+
+        Args:
+            x: codes of its input. stored: its weight codes s8 [K, N].
+            bias: s32 [N] in units of ``scale``, with the zero point of x.
+            scale: float32 [N], what 1 of a sum stands for.
+        """
+        name, builder = linear.name, self._builder
+
+        def add(op_type: str, *arrays: np.ndarray, dtype: ir.DataType, bits: int | None = None) -> ir.Value:
+            held = [builder.constant(f"{name}_{op_type}", array) for array in (bias, *arrays)]
+            output = ir.Value(
+                name=f"{linear.output.name}_{op_type}", type=ir.TensorType(dtype), shape=linear.output.shape
+            )
+            inputs = [x.value, stored, *held]
+            attributes: dict[str, int | float] = {"bits": bits} if bits is not None else {}
+            builder.node(op_type, inputs, output, linear.output.producer(), attributes, DOMAIN)
+            return output
+
+        wide = scale.astype(np.float64)
+        found = self._gelu(linear)
+        if found is not None:
+            gelu, codes = found
+            table, low, step = _gelu_table(codes)
+            zero = np.array(-low / step, np.float32)
+            made = add("QLinearLut", (wide / step).astype(np.float32), zero, table, dtype=ir.DataType.UINT8)
+            made.shape = gelu.output.shape
+            builder.provide(gelu.output, codes, made)
+            self.gelus.done.append(name)
+            return
+        operands = self._operands(linear)
+        if operands is not None:
+            factor = (wide / operands.scale).astype(np.float32)
+            made = add("QLinearQuantize", factor, operands.zero_point, dtype=ir.DataType.UINT8, bits=operands.bits)
+            views = _views(linear.output)
+            for node, index in linear.output.uses():
+                node.replace_input_with(index, made)
+            for view in views[1:]:
+                view.type = ir.TensorType(ir.DataType.UINT8)
+            for value, codes in operands.values:
+                made_value = made if value is linear.output else value
+                builder.provide(made_value, codes, made_value)
+            self.attention.done.append(name)
+            return
+        made = add("QLinear", scale, dtype=ir.DataType.FLOAT)
+        take_place(builder.graph, linear.output, made, filter(None, (linear.bias_node, linear.node)))
 
 
 def _attention_inputs(value: ir.Value) -> int:
@@ -139,56 +212,3 @@ def _gelu_table(codes: UniformCodes) -> tuple[np.ndarray, float, float]:
     y, step = np.linspace(low, high, TABLE_SIZE, retstep=True)
     table = np.clip(np.rint(gelu(y) / codes.scale) + codes.zero_point, 0, top)
     return table.astype(np.uint8), low, float(step)
-
-
-def lower_qlinear(
-    builder: Builder,
-    linear: Linear,
-    x: Codes,
-    stored: ir.Value,
-    bias: np.ndarray,
-    scale: np.ndarray,
-    epilogues: Epilogues,
-) -> None:
-    """Put the integer node in the place of a linear.
-
-    Args:
-        x: codes of its input. stored: its weight codes s8 [K, N]. bias: s32 [N] in units of ``scale``, with the zero
-            point of x.
-        scale: float32 [N], what 1 of a sum stands for.
-    """
-    name = linear.name
-
-    def add(op_type: str, *arrays: np.ndarray, dtype: ir.DataType, bits: int | None = None) -> ir.Value:
-        held = [builder.constant(f"{name}_{op_type}", array) for array in (bias, *arrays)]
-        output = ir.Value(name=f"{linear.output.name}_{op_type}", type=ir.TensorType(dtype), shape=linear.output.shape)
-        inputs = [x.value, stored, *held]
-        attributes: dict[str, int | float] = {"bits": bits} if bits is not None else {}
-        builder.node(op_type, inputs, output, linear.output.producer(), attributes, DOMAIN)
-        return output
-
-    wide = scale.astype(np.float64)
-    found = epilogues.gelu(linear)
-    if found is not None:
-        gelu, codes = found
-        table, low, step = _gelu_table(codes)
-        zero = np.array(-low / step, np.float32)
-        made = add("QLinearLut", (wide / step).astype(np.float32), zero, table, dtype=ir.DataType.UINT8)
-        made.shape = gelu.output.shape
-        builder.provide(gelu.output, codes, made)
-        return
-    operands = epilogues.operands(linear)
-    if operands is not None:
-        factor = (wide / operands.scale).astype(np.float32)
-        made = add("QLinearQuantize", factor, operands.zero_point, dtype=ir.DataType.UINT8, bits=operands.bits)
-        views = _views(linear.output)
-        for node, index in linear.output.uses():
-            node.replace_input_with(index, made)
-        for view in views[1:]:
-            view.type = ir.TensorType(ir.DataType.UINT8)
-        for value, codes in operands.values:
-            made_value = made if value is linear.output else value
-            builder.provide(made_value, codes, made_value)
-        return
-    made = add("QLinear", scale, dtype=ir.DataType.FLOAT)
-    take_place(builder.graph, linear.output, made, filter(None, (linear.bias_node, linear.node)))

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.graph import array_of, only_reader
 from samq_onnx.passes.lower.build import Builder
+from samq_onnx.passes.report import Report
 
 __all__ = ["keeps_rows", "move_rows_first"]
 
@@ -52,8 +53,9 @@ def _views(value: ir.Value) -> list[ir.Node]:
     return found
 
 
-def move_rows_first(builder: Builder) -> None:
+def move_rows_first(builder: Builder) -> Report:
     """Move views of whole rows from behind to before square linears, in place."""
+    report = Report("rows before linears")
     for node in list(builder.graph):
         if node.domain != DOMAIN or node.op_type != "QLinear":
             continue
@@ -71,3 +73,5 @@ def move_rows_first(builder: Builder) -> None:
             view.outputs[0].type = x.type
         builder.node("QLinear", [codes, *(i for i in node.inputs[1:] if i is not None)], made, views[-1], domain=DOMAIN)
         builder.graph.remove(node, safe=True)
+        report.done.append(made.name or "")
+    return report

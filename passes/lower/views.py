@@ -7,8 +7,8 @@
 Views only move elements, so a chain of them is a list of the elements that it picks and, where it keeps runs of them
 together, a list of runs. Exact. A chain goes from a value that no view made, or that something besides views reads, to
 the next value that something besides views reads; chains may share views, as behind a Split. Takes Reshape, Squeeze,
-Unsqueeze, Flatten, Identity, Transpose, Slice, Split and Gather with constants, of u8 in known shapes. Chains that pick
-the same, as most blocks of an encoder do, share their list, of 4 bytes for each run.
+Unsqueeze, Flatten, Identity, Transpose, Slice, Split and Gather with constants, of codes in known shapes. Chains that
+pick the same, as most blocks of an encoder do, share their list, of 4 bytes for each run.
 
 From one value all chains that copy are replaced, or none, as what they share would stay. None, by measurement, where
 each copies only once, since ONNX Runtime's Transpose takes 0.5 to 0.8 of the time of the Gather, so the output of
@@ -26,6 +26,7 @@ import onnx_ir as ir
 
 from samq_onnx.passes.graph import array_of, input_of, is_constant, known_shape
 from samq_onnx.passes.lower.build import Builder, take_place
+from samq_onnx.passes.report import Report
 
 __all__ = ["gather_views"]
 
@@ -174,27 +175,32 @@ def _put(builder: Builder, maker: _Maker, chain: list[ir.Value], picked: np.ndar
     take_place(builder.graph, last, made, [])
 
 
-def _gather(builder: Builder, maker: _Maker, source: ir.Value) -> None:
-    """Replace the chains from ``source``, if that is faster."""
+def _gather(builder: Builder, maker: _Maker, source: ir.Value) -> list[str]:
+    """Replace the chains from ``source``, if that is faster; the names of their ends."""
     chains = [chain for chain in _chains(source, builder.graph) if _copies(chain)]
     if max(map(_copies, chains), default=0) < 2:
-        return
+        return []
     picked = _picked(chains)
     runs = [_run(elements, math.prod(_shape(source))) for elements in picked]
     if min(runs) < SHORTEST:
-        return
+        return []
+    ends = [chain[-1].name or "" for chain in chains]
     for chain, elements, run in zip(chains, picked, runs, strict=True):
         _put(builder, maker, chain, elements, run)
     for view in reversed(dict.fromkeys(_view(output) for chain in chains for output in chain[1:])):
         if not any(output.uses() or output.is_graph_output() for output in view.outputs):
             builder.graph.remove(view, safe=True)
+    return ends
 
 
-def gather_views(builder: Builder) -> None:
+def gather_views(builder: Builder) -> Report:
     """Replace chains of views by a Gather each, in place."""
-    graph, maker = builder.graph, _Maker(builder)
+    report, graph, maker = Report("chains of views"), builder.graph, _Maker(builder)
     made = [output for node in graph for output in node.outputs]
     for value in reversed([*graph.inputs, *made]):  # a chain's end, where others begin, is replaced after them
         node = value.producer()
-        if value.dtype == ir.DataType.UINT8 and (node is None or not _is_view(node, graph) or _ends(value, graph)):
-            _gather(builder, maker, value)
+        if value.dtype == builder.code_type.dtype and (
+            node is None or not _is_view(node, graph) or _ends(value, graph)
+        ):
+            report.done += _gather(builder, maker, value)
+    return report

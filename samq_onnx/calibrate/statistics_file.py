@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics kept in a file, so that a second method or width need not see the images again.
 
-The file is an npz without pickled objects. It belongs to float models and images, named by their hashes; what belongs to
-others is refused. An entry is named by what was fed (a decoder's embeddings come from a quantized encoder), by the
+The file is an npz without pickled objects. It belongs to float models and images, named by their hashes; what belongs
+to others is refused. An entry is named by what was fed (a decoder's embeddings come from a quantized encoder), by the
 state of the graph (folds change tensors), and by the statistic's own key.
 """
 
@@ -13,6 +13,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -108,11 +109,9 @@ class StatisticsFile:
             return
         entries = {entry: list(state) for entry, state in self._states.items()}
         header = json.dumps({"format": FORMAT, "owner": self.owner, "entries": entries})
-        arrays = {
-            f"{entry}/{number}": array
-            for entry, state in self._states.items()
-            for number, array in enumerate(state.values())
-        }
+        arrays: dict[str, Any] = {HEADER: np.array(header)}
+        for entry, state in self._states.items():
+            arrays.update({f"{entry}/{number}": array for number, array in enumerate(state.values())})
         with atomic_path(self.path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{HEADER: np.array(header)}, **arrays)
+            np.savez(file, **arrays)
         self._changed = False

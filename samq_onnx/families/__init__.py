@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an ONNX file is to SAM, and what its inputs and outputs are: each family of files is one module, found by itself.
+"""What an ONNX file is to SAM, and what its inputs and outputs are: each family is one module, found by itself.
 
 A module of this package that registers a `Family` is all that a new kind of export takes:
 

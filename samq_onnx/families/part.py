@@ -181,5 +181,5 @@ class Family(abc.ABC):
         """The part that a file is, or None if it is none of this family."""
 
     def why_no_decoder(self, signature: Signature) -> str:
-        """What a file lacks that a decoder of this family has, as a part of a sentence; empty if nothing can be said."""
+        """What a file lacks that a decoder of this family has, as a part of a sentence; empty if that is not known."""
         return ""

@@ -14,6 +14,8 @@ from samq_onnx.observers import SITE_OBSERVERS, TENSOR_OBSERVERS
 
 __all__ = ["Samq"]
 
+GPTQ = GptqSettings()
+
 
 @method("samq", paper="this package; key centring, row codes, GPTQ (Frantar et al. 2023), reconstruction by gradients")
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Samq(Method):
     decoder_bits: int = parameter(8, "activations in a decoder have at least so many bits: few bits lose the prompt")
     probabilities: str = parameter("row", "post-softmax codes", lambda: SITE_OBSERVERS)
     compensate: bool = parameter(True, "round an encoder's weights by GPTQ, and correct its biases")
-    gptq: GptqSettings = GptqSettings()
+    gptq: GptqSettings = GPTQ
     encoder_learned_bits: int = parameter(4, "an encoder's weights of at most so many bits are learned by gradients")
     decoder_learned_bits: int = parameter(6, "a decoder's weights of at most so many bits are learned by gradients")
 

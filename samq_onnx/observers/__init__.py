@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Observers: how codes follow from statistics and a width. A file of this package, or of a method, registers its own."""
+"""Observers: how codes follow from statistics and a width. A file here, or of a method, registers its own."""
 
 from __future__ import annotations
 

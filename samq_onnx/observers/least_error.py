@@ -46,7 +46,7 @@ def _errors(
 
 
 def least_error(stats: TensorStats, bits: int, norm: float) -> UniformCodes:
-    """Codes of the range that leaves the least mean |x - x^|^norm, both ends searched together, coarsely and then finely.
+    """The range that leaves the least mean |x - x^|^norm, both ends searched together, coarsely and then finely.
 
     PTQ4SAM's two-sided search walks width and shift of the range instead; the candidates are of the same kind.
     """

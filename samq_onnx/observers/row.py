@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which codes relative to the largest of a row suit a post-softmax map: log or uniform, and how fine.
 
-The kind, and tau, are chosen by the error they leave in the attention output, || (A^ - A) V ||^2, which is the objective
-of PTQ4SAM eq. 14.
+The kind, and tau, are chosen by the error they leave in the attention output, || (A^ - A) V ||^2, which is the
+objective of PTQ4SAM eq. 14.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ LARGEST_BIAS = 2.0**30
 
 @WEIGHT_OBSERVERS.add("mse")
 def mse_scales(rows: np.ndarray, bits: int) -> np.ndarray:
-    """The scale between the one that clips nothing and a fifth of it with the least mean |w - w^|^2.4, to a hundredth."""
+    """The scale from the one that clips nothing to a fifth of it with the least mean |w - w^|^2.4, to a hundredth."""
     widest = widest_scales(rows, bits)
     # in units of a power of two, which rounds nothing, powers of the errors of any weights are float32
     unit, exponent = np.frexp(widest)

@@ -51,8 +51,8 @@ def reconstruct(
         feeds: inputs of the quantized model. targets: the same inputs as the float model sees them.
 
     Raises:
-        NotReconstructable: no objective for these outputs, an operator without a gradient, too much work for this machine, or
-            numbers that float32 does not hold on the way; nothing was changed.
+        NotReconstructable: no objective for these outputs, an operator without a gradient, too much work for this
+            machine, or numbers that float32 does not hold on the way; nothing was changed.
     """
     model = lifted.model
     objective = objective_of(part, model)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,9 @@ import pytest
 from onnx import parser
 
 from samq_onnx import ops
-from samq_onnx.calibrate import TensorStats, run
+from samq_onnx.calibrate import stream
+from samq_onnx.calibrate.statistics import TensorStats
+from samq_onnx.calibrate.stream import run
 from samq_onnx.errors import UserError
 from samq_onnx.models import tap
 from samq_onnx.passes.lift import lift, simplify
@@ -125,7 +126,7 @@ def test_no_input_and_nothing_wanted(scratch: Path) -> None:
 
 
 def test_a_model_whose_weights_cannot_be_split(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["samq_onnx.calibrate.run"], "LARGEST_BLOCK", -1)
+    monkeypatch.setattr(stream, "LARGEST_BLOCK", -1)
     with pytest.raises(UserError, match="cannot be cut"):
         run(_logarithm(), [{"x": np.ones(2, np.float32)}], [Keep("y")], label="x", progress=False)
 

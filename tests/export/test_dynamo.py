@@ -25,15 +25,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:# The a
 PARTS = {"encoder": encoder_part, "decoder": decoder_part}
 
 
-class Lifted(NamedTuple):
+class LiftedFile(NamedTuple):
     path: Path
     model: ir.Model
     structure: Lifted
 
 
 class Pair(NamedTuple):
-    torchscript: Lifted
-    dynamo: Lifted
+    torchscript: LiftedFile
+    dynamo: LiftedFile
 
 
 def export_by_dynamo(part: Part, path: Path) -> None:
@@ -53,10 +53,10 @@ def export_by_dynamo(part: Part, path: Path) -> None:
     )
 
 
-def lifted(path: Path) -> Lifted:
+def lifted(path: Path) -> LiftedFile:
     model = load_model(path)
     simplify(model)
-    return Lifted(path, model, lift(model))
+    return LiftedFile(path, model, lift(model))
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from samq_onnx import ops, pipeline
+from samq_onnx import ops
 from samq_onnx.models import load_model
 from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_sign, is_bimodal
-from samq_onnx.passes.fold.edit import shift_outputs
 from samq_onnx.passes.graph import constant
 from samq_onnx.passes.lift import Lifted, lift, simplify
-from samq_onnx.recipe import recipe
 from tests.conftest import Feed, relative_error, run_model
 
 EXACT = 1e-5  # relative; float rounding only
@@ -88,19 +86,6 @@ def test_shared_projection_is_refused(part) -> None:  # type: ignore[no-untyped-
     report = fold_attention_scale(structure)
     assert site.name not in report.done
     assert any(site.name in line and "more than attention" in line for line in report.refused)
-    assert relative_error(expected, run_model(model, feed)) < EXACT
-
-
-@pytest.mark.parametrize(("method", "folds"), [("samq", "key centring"), ("ptq4sam-s", "sign (BIG)")])
-def test_keys_on_either_side_of_zero_are_centred_or_else_flipped(part, method: str, folds: str) -> None:  # type: ignore[no-untyped-def]
-    model, structure, feed, expected = part
-    random = np.random.default_rng(0)
-    for site in structure.attentions:
-        shift_outputs(site.k.linear, site.k.channels, np.where(random.random(site.k.channels.shape) < 0.46, 8.0, -8.0))
-    done = {report.name: report.done for report in pipeline._fold(model, structure, [feed], recipe(method), "keys")}
-    encoder = [site.name for site in structure.attentions if site.tables]
-    assert set(done[folds]) >= set(encoder)
-    assert all(set(done[name]).isdisjoint(done[folds]) for name in done if name not in (folds, "attention scale"))
     assert relative_error(expected, run_model(model, feed)) < EXACT
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from scipy.special import erf
 
-from samq_onnx import assets, data, images, ops
+from samq_onnx import api, assets, data, images, ops
 from samq_onnx.codes import UniformCodes
 from samq_onnx.evaluate import overlap
 from samq_onnx.models import load_model
@@ -20,8 +20,6 @@ from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.qdq_propagation import propagate_qdq
 from samq_onnx.passes.lower.qlinear import _gelu_table
 from samq_onnx.predictor import SamPredictor
-from samq_onnx.quantize import quantize_folder
-from samq_onnx.recipe import recipe
 from samq_onnx.runtime import open_session
 from samq_onnx.verify import sqnr
 from tests.conftest import Feed, run_model
@@ -41,7 +39,7 @@ def both(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
         with pytest.MonkeyPatch.context() as patch:
             if name == "qdq":
                 patch.setattr(linear, "takes_qlinear", lambda _: False)
-            quantize_folder(nano, made[name], assets.calibration_images(), recipe("minmax", "w8a8"))
+            api.quantize(nano, assets.calibration_images(), method="minmax").save(made[name])
     return made
 
 

@@ -14,7 +14,6 @@ from samq_onnx.passes.lift import lift, simplify
 from samq_onnx.passes.lower.attention import lower_attention
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.plan import AttentionPlan, QuantPlan
-from samq_onnx.recipe import recipe
 
 KINDS = {
     "QAttention": LogCodes(0.9, 2, 8),
@@ -30,7 +29,7 @@ def test_codes_choose_the_operator(name: str, part: str, nano: Path) -> None:
     model = load_model(nano / f"{part}.onnx")
     simplify(model)
     structure = lift(model)
-    plan = QuantPlan(recipe())
+    plan = QuantPlan()
     operand = UniformCodes(0.1, 128, 8)
     for site in structure.attentions:
         plan.attentions[site.name] = AttentionPlan(operand, operand, operand, KINDS[name])

@@ -14,10 +14,9 @@ import pytest
 from samq_onnx import ops, verify
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import Lifted, lift, simplify
-from samq_onnx.pipeline import Outcome, quantize_model
-from samq_onnx.recipe import recipe
+from samq_onnx.pipeline import Outcome
 from samq_onnx.runtime import open_session
-from tests.conftest import Feed, run_model
+from tests.conftest import Feed, quantized_outcome, run_model
 
 ATTENTION = """
 <ir_version: 9, opset_import: ["" : 17]>
@@ -60,7 +59,7 @@ def _lifted(path: Path) -> tuple[ir.Model, Lifted]:
 
 
 def _quantized(path: Path, feed: Feed) -> Outcome:
-    return quantize_model(load_model(path), [feed], recipe("minmax", "w8a8"))
+    return quantized_outcome(load_model(path), [feed])
 
 
 def _feed(path: Path, **given: float) -> dict[str, np.ndarray]:
@@ -176,7 +175,7 @@ def test_a_gemm_is_a_linear_layer_whatever_its_factors(
         text = text.replace(f"[{name}]", f"[{shape}]")
     path = _model(text, tmp_path)
     outcome = _quantized(path, _feed(path))
-    assert outcome.linears == 1 and not outcome.refused
+    assert len(outcome.plan.linears) == 1 and not any(report.refused for report in outcome.reports)
     assert verify.sqnr(run_model(path, _feed(path))[0], run_model(outcome.model, _feed(path))[0]) > 30
 
 
@@ -192,7 +191,7 @@ def test_a_gemm_that_adds_to_each_row_its_own_stays_float(tmp_path: Path, bias: 
     path = tmp_path / "two.onnx"
     onnx.save(model, path)
     outcome = _quantized(path, _feed(path))
-    assert outcome.linears == 1
+    assert len(outcome.plan.linears) == 1
     assert np.array_equal(run_model(path, _feed(path))[0], run_model(outcome.model, _feed(path))[0])
 
 
@@ -227,7 +226,7 @@ def test_functions_of_a_model_are_quantized_too(tmp_path: Path) -> None:
     """
     path = _model(text, tmp_path)
     outcome = _quantized(path, _feed(path))
-    assert outcome.linears == 1
+    assert len(outcome.plan.linears) == 1
     assert verify.sqnr(run_model(path, _feed(path))[0], run_model(outcome.model, _feed(path))[0]) > 30
 
 
@@ -244,7 +243,7 @@ def test_sparse_weights_are_read(tmp_path: Path) -> None:
     model.graph.initializer.remove(weight)
     onnx.save(model, path)
     outcome = _quantized(path, feed)
-    assert outcome.linears == 1
+    assert len(outcome.plan.linears) == 1
     assert verify.sqnr(expected[1], run_model(outcome.model, feed)[1]) > 30
 
 
@@ -255,7 +254,7 @@ def test_weights_that_are_given_out_or_shared_are_not_edited(tmp_path: Path, met
     for name in ("wq", "wk"):
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [8, 8]))
     onnx.save(model, path)
-    outcome = quantize_model(load_model(path), [_feed(path)], recipe(method, "w8a8"))
+    outcome = quantized_outcome(load_model(path), [_feed(path)], method)
     expected, found = run_model(path, _feed(path)), run_model(outcome.model, _feed(path))
     assert all(np.array_equal(one, two) for one, two in zip(expected[1:], found[1:], strict=True))
     assert verify.sqnr(expected[0], found[0]) > 15
@@ -271,7 +270,7 @@ flat (float[2, 2, 4] x) => (float[2, 5] y, float[4, 4] z) <float[8, 5] w>
 def test_a_value_that_is_flattened_several_times(tmp_path: Path) -> None:
     path = _model(FLAT, tmp_path)
     outcome = _quantized(path, _feed(path))
-    assert outcome.linears == 1
+    assert len(outcome.plan.linears) == 1
     expected, found = run_model(path, _feed(path)), run_model(outcome.model, _feed(path))
     np.testing.assert_array_equal(expected[1], found[1])
     assert np.abs(expected[0] - found[0]).max() < 0.05 * np.abs(expected[0]).max()

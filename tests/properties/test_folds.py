@@ -18,28 +18,28 @@ from tests.properties.networks import feed_of, networks
 ROUNDING = 1e-5  # relative; of floats alone
 
 
-def _found(proto: onnx.ModelProto) -> tuple[ir.Model, subjects.Lifted]:
+def _lifted(proto: onnx.ModelProto) -> tuple[ir.Model, subjects.Lifted]:
     model = ir.from_proto(proto)
     subjects.simplify(model)
-    lifted = subjects.lift(model)
+    structure = subjects.lift(model)
     ops.add_functions(model)
-    return model, lifted
+    return model, structure
 
 
 def _state(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
-def _key_means(model: ir.Model, lifted: subjects.Lifted, feed: Feed) -> dict[str, np.ndarray]:
+def _key_means(model: ir.Model, structure: subjects.Lifted, feed: Feed) -> dict[str, np.ndarray]:
     """Site name -> mean of its keys [heads, head_dim]."""
-    names = {site.name: site.k.linear.output.name for site in lifted.attentions if site.k is not None}
+    names = {site.name: site.k.linear.output.name for site in structure.attentions if site.k is not None}
     tapped = model.clone()
     tapped.graph.outputs.clear()
     wanted = [name for name in dict.fromkeys(names.values()) if name is not None]
     tap(tapped, wanted)
     found = dict(zip(wanted, run_model(tapped, feed), strict=True))
     means = {}
-    for site in lifted.attentions:
+    for site in structure.attentions:
         assert site.k is not None
         keys = found[names[site.name] or ""]
         means[site.name] = keys.reshape(-1, keys.shape[-1]).mean(axis=0, dtype=np.float64)[site.k.channels]
@@ -53,15 +53,15 @@ def test_folding_the_scale() -> None:
     @given(networks())
     def holds(proto: onnx.ModelProto) -> None:
         nonlocal folded
-        model, lifted = _found(proto)
+        model, structure = _lifted(proto)
         feed = feed_of(model)
         expected = run_model(model, feed)
-        report = subjects.fold_attention_scale(lifted)
-        assert len(report.done) == len(lifted.attentions) and not report.refused
+        report = subjects.fold_attention_scale(structure)
+        assert len(report.done) == len(structure.attentions) and not report.refused
         folded += len(report.done)
         assert relative_error(expected, run_model(model, feed)) < ROUNDING
         once = _state(model)
-        subjects.fold_attention_scale(lifted)
+        subjects.fold_attention_scale(structure)
         assert _state(model) == once
 
     holds()
@@ -75,18 +75,18 @@ def test_flipping_signs() -> None:
     @given(networks(), st.integers(0, 99))
     def holds(proto: onnx.ModelProto, seed: int) -> None:
         nonlocal flipped
-        model, lifted = _found(proto)
+        model, structure = _lifted(proto)
         feed, random = feed_of(model), np.random.default_rng(seed)
         expected = run_model(model, feed)
-        means = {site.name: random.normal(size=(site.heads, site.head_dim)) for site in lifted.attentions}
+        means = {site.name: random.normal(size=(site.heads, site.head_dim)) for site in structure.attentions}
         bimodal = {name: bool(random.random() < 0.8) for name in means}
         before = _state(model)
-        report = subjects.fold_sign(lifted, means, bimodal)
+        report = subjects.fold_sign(structure, means, bimodal)
         assert set(report.done) == {name for name in means if bimodal[name]} and not report.refused
         once = _state(model)
         flipped += once != before
         assert relative_error(expected, run_model(model, feed)) < ROUNDING
-        subjects.fold_sign(lifted, means, bimodal)  # means that the first folding has flipped, too
+        subjects.fold_sign(structure, means, bimodal)  # means that the first folding has flipped, too
         assert _state(model) == once
 
     holds()
@@ -100,15 +100,15 @@ def test_centring_keys() -> None:
     @given(networks())
     def holds(proto: onnx.ModelProto) -> None:
         nonlocal centred
-        model, lifted = _found(proto)
+        model, structure = _lifted(proto)
         feed = feed_of(model)
         expected = run_model(model, feed)
-        means = _key_means(model, lifted, feed)
-        biased = {s.name for s in lifted.attentions if s.k is not None and s.k.linear.bias is not None}
-        report = subjects.fold_key_centre(lifted, means)
+        means = _key_means(model, structure, feed)
+        biased = {s.name for s in structure.attentions if s.k is not None and s.k.linear.bias is not None}
+        report = subjects.fold_key_centre(structure, means)
         assert set(report.done) == biased and len(report.refused) == len(means) - len(biased)
         assert relative_error(expected, run_model(model, feed)) < ROUNDING
-        again = _key_means(model, lifted, feed)
+        again = _key_means(model, structure, feed)
         for name in report.done:
             centred += 1
             assert np.abs(again[name]).max() < ROUNDING * max(1.0, np.abs(means[name]).max())

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samq_onnx.verify import sqnr
-from tests.conftest import run_model
+from tests.conftest import quantized_outcome, run_model
 from tests.properties import subjects
 from tests.properties.networks import feed_of, networks
 
@@ -41,7 +41,7 @@ def test_kernels_and_bodies_give_the_same_bits_near_float(monkeypatch: pytest.Mo
         monkeypatch.setattr(subjects.qlinear, "MANY_ROWS", many_rows)
         feeds = [feed_of(proto, seed) for seed in range(3)]
         (expected,) = run_model(ir.from_proto(proto), feeds[0])
-        model = subjects.quantized(ir.from_proto(proto), feeds, method, bits)
+        model = quantized_outcome(ir.from_proto(proto), feeds, method, bits).model
         made.update(node.op_type for node in model.graph if node.domain)
         (native,), (body,) = (run_model(model, feeds[0], native=native) for native in (True, False))
         np.testing.assert_array_equal(native, body)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from samq_onnx.passes.graph import array_of, constant, input_of, only_reader
 from samq_onnx.passes.lower.build import Builder, take_place
+from samq_onnx.passes.report import Report
 
 __all__ = ["merge_slices"]
 
@@ -62,9 +63,12 @@ def _merge(builder: Builder, inner: ir.Node, outer: ir.Node) -> None:
     take_place(builder.graph, output, made, [outer, inner])
 
 
-def merge_slices(builder: Builder) -> None:
+def merge_slices(builder: Builder) -> Report:
     """Merge Slices that follow one another, in place."""
+    report = Report("slices")
     for node in list(builder.graph):
         inner = _inner(node)
         if inner is not None:
+            report.done.append(node.name or "")
             _merge(builder, inner, node)
+    return report

@@ -31,6 +31,7 @@ from samq_onnx.passes.lift.norm import find_norms
 from samq_onnx.passes.lift.structure import Gelu, Norm
 from samq_onnx.passes.lift.trace import nodes_between
 from samq_onnx.passes.lower.build import Builder, take_place
+from samq_onnx.passes.report import Report
 
 __all__ = ["upscale_rows"]
 
@@ -260,17 +261,23 @@ class _Rewriter:
         take_place(self._builder.graph, given, made, [masks])
 
 
-def upscale_rows(builder: Builder) -> None:
+def upscale_rows(builder: Builder) -> Report:
     """Put mask upscaling on rows, in place; what was there before stays, unused."""
-    graph = builder.graph
-    if graph.opset_imports.get("", 0) < OPSET:
-        return
+    graph, report = builder.graph, Report("mask upscaling")
+    found = [node for node in graph if _enlarges(node)]
+    if (opset := graph.opset_imports.get("", 0)) < OPSET:
+        for node in found:
+            report.refuse(node.name or "", f"stays a convolution: opset {opset} has no LayerNormalization")
+        return report
     norms = {norm.x: norm for norm in find_norms(graph)}
     gelus = {gelu.x: gelu for gelu in find_gelus(graph)}
     enlarged: set[ir.Node] = set()
-    for node in [node for node in graph if _enlarges(node)]:
-        chain = _chain(node, norms, gelus) if node not in enlarged else None
+    for node in found:
+        if node in enlarged:
+            continue
+        chain = _chain(node, norms, gelus)
         if chain is None:
+            report.refuse(node.name or "", "stays a convolution: something else lies or reads between it and the masks")
             continue
         rewriter = _Rewriter(builder, chain)
         for step in chain.steps:
@@ -280,5 +287,7 @@ def upscale_rows(builder: Builder) -> None:
                 rewriter.activate(step)
             else:
                 enlarged.add(step)
+                report.done.append(step.name or "")
                 rewriter.enlarge(step)
         rewriter.finish(chain.product, chain.masks)
+    return report

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a quantized model is for: each target is one file."""
+"""What runs a quantized model, one target a file: which codes it takes, and how a plan becomes a graph for it."""
 
 from __future__ import annotations
 
-from samq_onnx.registry import Registry
+from samq_onnx.passes.lower.targets.target import TARGETS, Target
 
-TARGETS: Registry = Registry("target", "samq_onnx.passes.lower.targets")
+__all__ = ["TARGETS", "Target"]

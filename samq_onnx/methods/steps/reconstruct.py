@@ -20,7 +20,7 @@ class Reconstruct(Step):
 
     def apply(self, work: Work) -> Report:
         report = Report(self.name)
-        # Read when torch is loaded: its threads wait without spinning, which beside other work slows them several times.
+        # Read when torch is loaded: its threads wait without spinning, which beside other work slows them manifold.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             from samq_onnx.reconstruct.trainer import reconstruct  # torch is optional

@@ -52,6 +52,8 @@ void infer_shape(ort::InferContext* context) {
   check(runtime().create_shape(&info));
   const std::unique_ptr<ort::ShapeInfo, void (*)(ort::ShapeInfo*)> owned(info, runtime().release_shape);
   check(runtime().set_dims(info, dims.data(), dims.size()));
+  std::vector<const char*> names(dims.size(), "");  // none; ONNX Runtime 1.20 wants as many as dimensions
+  check(runtime().set_symbols(info, names.data(), names.size()));
   check(runtime().infer_output(context, 0, info));
 }
 

@@ -56,6 +56,7 @@ enum ErrorCode : int32_t { kInvalidArgument = 2, kRuntimeException = 6 };
     (const InferContext*, size_t index, ShapeInfo** borrowed))                                                    \
   X(270, ShapeInferContext_SetOutputTypeShape, infer_output, Status*,                                             \
     (const InferContext*, size_t index, const ShapeInfo*))                                                        \
+  X(271, SetSymbolicDimensions, set_symbols, Status*, (ShapeInfo*, const char** names, size_t count))             \
   X(274, KernelContext_ParallelFor, parallel_for, Status*,                                                        \
     (const KernelContext*, void (*task)(void* user, size_t index), size_t total, size_t batches, void* user))
 
