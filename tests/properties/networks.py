@@ -18,7 +18,7 @@ BLOCKS = (*ATTENTIONS, "linear")
 
 @st.composite
 def networks(draw: st.DrawFn) -> onnx.ModelProto:
-    """float ``x`` [1, rows, columns, width] -> ``y`` of the same shape, by two or three blocks, an attention and an MLP among them."""
+    """float ``x`` [1, rows, columns, width] -> ``y`` of that shape, by an attention, an MLP and perhaps more."""
     heads, depth = draw(st.integers(1, 3)), draw(st.sampled_from([4, 8]))
     rows, columns = draw(st.integers(2, 4)), draw(st.integers(2, 4))
     g = Graph(heads * depth, heads, seed=draw(st.integers(0, 999)))
