@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every operator, run by the ONNX Runtime that Python finds, with its calls counted.
 
-``python -m runtime_tests.call_slots COUNTER [LIBRARY]``, COUNTER being count_slots.cc's library. Right answers show that
-functions are in the slots where ort_abi.h looks for them, and take what it says they take.
+``python -m runtime_tests.call_slots COUNTER [LIBRARY]``, COUNTER being count_slots.cc's library. Right answers show
+that functions are in the slots where ort_abi.h looks for them, and take what it says they take.
 """
 
 from __future__ import annotations

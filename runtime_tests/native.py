@@ -23,7 +23,7 @@ def need(*programs: str) -> None:
 
 
 def built(name: str, targets: list[str], *options: str) -> Path:
-    """The folder build/tiles_NAME with these targets in it, configured with ``options``; one process builds at a time."""
+    """The folder build/tiles_NAME with these targets, configured with ``options``; one process builds at a time."""
     folder = ROOT / "build" / f"tiles_{name}"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:

@@ -52,8 +52,8 @@ def _measured(model: ir.Model, matches: Sequence[Match]) -> Shapes:
     found = dict(zip(wanted, session.run(wanted, feed), strict=True))
     shapes = []
     for match in matches:
-        keys = list(found[match.transpose.outputs[0].name].shape)
-        shapes.append((list(found[match.q.name].shape), [*keys[:-2], keys[-1], keys[-2]]))
+        keys = list(found[match.transpose.outputs[0].name or ""].shape)
+        shapes.append((list(found[match.q.name or ""].shape), [*keys[:-2], keys[-1], keys[-2]]))
     return shapes
 
 

@@ -55,7 +55,7 @@ def _option(node: ir.Node, name: str) -> float:
 
 
 def _columns(gemm: ir.Node, weight: np.ndarray) -> int:
-    return weight.shape[0 if _option(gemm, "transB") else 1]
+    return int(weight.shape[0 if _option(gemm, "transB") else 1])
 
 
 def _is_plain(gemm: ir.Node) -> bool:

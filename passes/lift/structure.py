@@ -95,7 +95,7 @@ class AttentionSite:
 
     @property
     def head_dim(self) -> int:
-        return self._channels().shape[1]
+        return int(self._channels().shape[1])
 
     def _channels(self) -> np.ndarray:
         projection = self.q or self.k or self.v

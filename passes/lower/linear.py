@@ -82,7 +82,7 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan, nodes: IntegerLin
     weight_float = ir.Value(
         name=f"{weight_scale.name}_float", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(codes.shape)
     )
-    axis = {"axis": linear.out_axis} if per_channel else {}
+    axis: dict[str, int | float] = {"axis": linear.out_axis} if per_channel else {}
     builder.node("DequantizeLinear", [stored, weight_scale, weight_zero], weight_float, stored.producer(), axis)
 
     node.replace_input_with(0, builder.dequantize(x))

@@ -94,8 +94,9 @@ class IntegerLinears:
             return None
         return gelu, only
 
-    def _operands(self, linear: Linear) -> _Operands | None:
-        """Codes of the attention operands that alone read the linear, if they take each channel once."""
+    def _operands(self, linear: Linear) -> _Operands | str | None:
+        """Codes of the attention operands that alone read the linear, if they take each channel once, or what keeps
+        them from being made with it; None of a linear that makes no operands."""
         read = [
             (site, index, name)
             for site in self._lifted.attentions
@@ -105,12 +106,9 @@ class IntegerLinears:
         if not read:
             return None
 
-        def refuse(reason: str) -> None:
-            names = ", ".join(name for _, _, name in read)
-            self.attention.refuse(linear.name, f"{names} quantized apart from their linear: {reason}")
-
+        apart = ", ".join(name for _, _, name in read) + " quantized apart from their linear: "
         if not reaches_only_attention(linear.output):
-            return refuse("something else reads it")
+            return apart + "something else reads it"
         count = linear.out_features
         made = _Operands(np.zeros(count, np.float64), np.zeros(count, np.float32), 0, [])
         taken = np.zeros(count, np.int64)
@@ -118,7 +116,7 @@ class IntegerLinears:
         for site, index, name in read:
             value = site.node.inputs[index]
             if site.name not in self._plan.attentions or value is None:
-                return refuse(f"attention {site.name} stays float")
+                return apart + f"attention {site.name} stays float"
             channels, codes = getattr(site, name).channels, getattr(self._plan.attentions[site.name], name)
             np.add.at(taken, channels.ravel(), 1)
             made.scale[channels] = codes.scale
@@ -126,9 +124,9 @@ class IntegerLinears:
             made.values.append((value, codes))
             widths.add(codes.bits)
         if len(widths) != 1:
-            return refuse("their codes have different widths")
+            return apart + "their codes have different widths"
         if np.any(taken != 1) or _attention_inputs(linear.output) != len(made.values):
-            return refuse("they do not take each of its channels once")
+            return apart + "they do not take each of its channels once"
         made.bits = widths.pop()
         return made
 
@@ -164,7 +162,9 @@ class IntegerLinears:
             self.gelus.done.append(name)
             return
         operands = self._operands(linear)
-        if operands is not None:
+        if isinstance(operands, str):
+            self.attention.refuse(name, operands)
+        elif operands is not None:
             factor = (wide / operands.scale).astype(np.float32)
             made = add("QLinearQuantize", factor, operands.zero_point, dtype=ir.DataType.UINT8, bits=operands.bits)
             views = _views(linear.output)
@@ -202,7 +202,8 @@ def _gelu_table(codes: UniformCodes) -> tuple[np.ndarray, float, float]:
     """Codes of GELU(low + step i), low and step."""
 
     def gelu(y: np.ndarray) -> np.ndarray:
-        return 0.5 * y * (1 + erf(y / math.sqrt(2)))
+        made: np.ndarray = 0.5 * y * (1 + erf(y / math.sqrt(2)))
+        return made
 
     top = 2**codes.bits - 1
     far = np.linspace(FARTHEST_GELU, -1, 1001)

@@ -37,7 +37,8 @@ class LogCodes:
     def fake_quantize(self, probabilities: np.ndarray) -> np.ndarray:
         logarithm = np.log2(np.maximum(probabilities, SMALLEST) / np.float32(self.scale))
         codes = np.clip(np.rint(-self.tau * logarithm), 0, 2**self.bits - 1)
-        return np.float32(self.scale) * np.exp2(-codes / np.float32(self.tau))
+        powers: np.ndarray = np.exp2(-codes / np.float32(self.tau))
+        return np.float32(self.scale) * powers
 
     @property
     def operator(self) -> str:
@@ -59,5 +60,6 @@ def code_weights(tau: int, bits: int) -> NDArray[np.int64]:
     """
     codes = np.arange(2**bits, dtype=np.int64)
     n = -(-codes // tau)
-    table = np.rint(2.0 ** (FRACTION_BITS + np.arange(tau) / tau)).astype(np.int64)
-    return table[tau * n - codes] >> np.minimum(n, 63)
+    table: NDArray[np.int64] = np.rint(2.0 ** (FRACTION_BITS + np.arange(tau) / tau)).astype(np.int64)
+    weights: NDArray[np.int64] = table[tau * n - codes] >> np.minimum(n, 63)
+    return weights

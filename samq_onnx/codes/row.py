@@ -52,7 +52,8 @@ class RowCodes:
             distance = -np.log2(np.maximum(relative, SMALLEST))
             codes = np.minimum(np.rint(distance * np.float32(self.tau)), top).astype(np.intp)
             weights = row_weights(self.tau, self.bits).astype(np.float32)[codes]
-        return weights / weights.sum(axis=-1, keepdims=True)
+        shares: np.ndarray = weights / weights.sum(axis=-1, keepdims=True)
+        return shares
 
     @property
     def operator(self) -> str:

@@ -44,7 +44,8 @@ class UniformCodes:
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """Codes of ``x``, as floats; rounds half to even."""
-        return np.clip(np.rint(x / self.scale) + self.zero_point, 0, 2**self.bits - 1)
+        codes: np.ndarray = np.clip(np.rint(x / self.scale) + self.zero_point, 0, 2**self.bits - 1)
+        return codes
 
     def fake_quantize(self, x: np.ndarray) -> np.ndarray:
         """``x`` through its codes and back."""

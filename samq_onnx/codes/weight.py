@@ -37,8 +37,10 @@ class WeightCodes:
     def encode(self, weight: np.ndarray, out_axis: int) -> np.ndarray:
         """Codes of a float weight, int8, same shape; rounds half to even, then clamps."""
         top = 2 ** (self.bits - 1)
-        return np.clip(np.rint(weight / self._along(weight.ndim, out_axis)), -top, top - 1).astype(np.int8)
+        codes: np.ndarray = np.clip(np.rint(weight / self._along(weight.ndim, out_axis)), -top, top - 1)
+        return codes.astype(np.int8)
 
     def decode(self, codes: np.ndarray, out_axis: int) -> np.ndarray:
         """The float32 weight that codes stand for."""
-        return (codes * self._along(codes.ndim, out_axis)).astype(np.float32)
+        weight: np.ndarray = codes * self._along(codes.ndim, out_axis)
+        return weight.astype(np.float32)

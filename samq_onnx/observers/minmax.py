@@ -29,7 +29,8 @@ def avg_minmax(stats: TensorStats, bits: int) -> UniformCodes:
 def widest_scales(rows: np.ndarray, bits: int) -> np.ndarray:
     """The smallest scales that clip nothing, float32 [out], of a weight [out, in]."""
     top = 2 ** (bits - 1)
-    return np.maximum(np.maximum(rows.max(axis=1) / (top - 1), -rows.min(axis=1) / top), SMALLEST_SCALE)
+    scales: np.ndarray = np.maximum(np.maximum(rows.max(axis=1) / (top - 1), -rows.min(axis=1) / top), SMALLEST_SCALE)
+    return scales
 
 
 @WEIGHT_OBSERVERS.add("minmax")

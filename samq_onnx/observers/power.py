@@ -16,4 +16,5 @@ def power(error: np.ndarray, norm: float) -> np.ndarray:
     np.maximum(error, TINY, out=error)
     np.log(error, out=error)
     error *= np.float32(norm)
-    return np.exp(error, out=error)
+    np.exp(error, out=error)
+    return error

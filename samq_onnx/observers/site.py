@@ -36,4 +36,5 @@ def output_errors(coded: Iterable[np.ndarray], count: int, probabilities: np.nda
     _, exponent = np.frexp(np.abs(v).max())  # squares of values near one are float32, whatever v is
     moved = small_products(difference.reshape(maps, -1, keys), np.ldexp(v, -exponent))
     errors = np.square(moved, out=moved).reshape(maps, count, -1).sum(axis=(0, 2), dtype=np.float64)
-    return np.ldexp(errors, 2 * exponent)
+    scaled: np.ndarray = np.ldexp(errors, 2 * exponent)
+    return scaled

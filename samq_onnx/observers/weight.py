@@ -27,7 +27,8 @@ def mse_scales(rows: np.ndarray, bits: int) -> np.ndarray:
     rows, top = np.ldexp(rows, -exponent[:, None]), 2 ** (bits - 1)
     coarse = _best_ratio(rows, unit, np.broadcast_to(WEIGHT_RATIOS, (len(rows), len(WEIGHT_RATIOS))), top)
     fine = _best_ratio(rows, unit, np.minimum(1.0, coarse[:, None] + WEIGHT_STEPS), top)
-    return (widest * fine).astype(np.float64)
+    scales: np.ndarray = widest * fine
+    return scales.astype(np.float64)
 
 
 def weight_scales(weight: np.ndarray, out_axis: int, bits: int, observe: WeightObserver) -> np.ndarray:
@@ -53,7 +54,8 @@ def _best_ratio(rows: np.ndarray, widest: np.ndarray, ratios: np.ndarray, top: i
         part = slice(start, start + chunk_rows)
         for column in range(0, rows.shape[1], CHUNK):
             _add_errors(errors[part], rows[part, column : column + CHUNK], scales[part], top)
-    return ratios[np.arange(len(rows)), errors.argmin(axis=1)]
+    best: np.ndarray = ratios[np.arange(len(rows)), errors.argmin(axis=1)]
+    return best
 
 
 def _add_errors(errors: np.ndarray, rows: np.ndarray, scales: np.ndarray, top: int) -> None:

@@ -11,18 +11,18 @@ import onnx_ir as ir
 import pytest
 from scipy.special import erf
 
-from samq_onnx import api, assets, data, images, ops
+from samq_onnx import assets, data, images, ops
 from samq_onnx.codes import UniformCodes
 from samq_onnx.evaluate import overlap
 from samq_onnx.models import load_model
-from samq_onnx.passes.lower import linear
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.lower.qdq_propagation import propagate_qdq
-from samq_onnx.passes.lower.qlinear import _gelu_table
+from samq_onnx.passes.lower.qlinear import IntegerLinears, _gelu_table
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.runtime import open_session
 from samq_onnx.verify import sqnr
 from tests.conftest import Feed, run_model
+from tests.passes.plans import quantized
 
 # Both forms round each activation to codes, at ties and after GELU to other ones: noise far below quantization's own.
 EMBEDDING_BOUND = 30.0  # dB
@@ -31,15 +31,18 @@ LOSS_BOUND = 0.04  # of mean IoU with the masks of the float model
 
 
 @pytest.fixture(scope="module")
-def both(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def both(
+    nano: Path, encoder_feed: Feed, decoder_feed: Feed, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """The quantized SAM-Nano with and without integer nodes for large linears."""
     made = {}
     for name in ("nodes", "qdq"):
         made[name] = tmp_path_factory.mktemp(name)
         with pytest.MonkeyPatch.context() as patch:
             if name == "qdq":
-                patch.setattr(linear, "takes_qlinear", lambda _: False)
-            api.quantize(nano, assets.calibration_images(), method="minmax").save(made[name])
+                patch.setattr(IntegerLinears, "takes", lambda *_: False)
+            for part, feed in (("encoder", encoder_feed), ("decoder", decoder_feed)):
+                ir.save(quantized(nano / f"{part}.onnx", [feed]).model, made[name] / f"{part}.onnx")
     return made
 
 

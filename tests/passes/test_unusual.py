@@ -14,9 +14,9 @@ import pytest
 from samq_onnx import ops, verify
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import Lifted, lift, simplify
-from samq_onnx.pipeline import Outcome
 from samq_onnx.runtime import open_session
 from tests.conftest import Feed, quantized_outcome, run_model
+from tests.passes.plans import Lowered, quantized
 
 ATTENTION = """
 <ir_version: 9, opset_import: ["" : 17]>
@@ -58,26 +58,26 @@ def _lifted(path: Path) -> tuple[ir.Model, Lifted]:
     return model, structure
 
 
-def _quantized(path: Path, feed: Feed) -> Outcome:
-    return quantized_outcome(load_model(path), [feed])
+def _quantized(path: Path, feed: Feed) -> Lowered:
+    return quantized(path, [feed])
 
 
-def _feed(path: Path, **given: float) -> dict[str, np.ndarray]:
+def feed_of(path: Path, **given: float) -> dict[str, np.ndarray]:
     random = np.random.default_rng(1)
     session = open_session(path)
     feed = {v.name: random.standard_normal(v.shape).astype(np.float32) for v in session.get_inputs()}
     return feed | {name: np.array(value, np.float32) for name, value in given.items()}
 
 
-def _attention(folder: Path, body: str, inputs: str = "") -> Path:
+def attention(folder: Path, body: str, inputs: str = "") -> Path:
     return _model(ATTENTION.replace("BODY", body).replace("INPUTS", inputs), folder)
 
 
 def test_a_plain_attention_is_lifted(tmp_path: Path) -> None:
-    path = _attention(tmp_path, f"{PLAIN} {END}")
+    path = attention(tmp_path, f"{PLAIN} {END}")
     model, structure = _lifted(path)
     assert len(structure.attentions) == 1
-    assert np.allclose(run_model(path, _feed(path))[0], run_model(model, _feed(path))[0], atol=1e-4)
+    assert np.allclose(run_model(path, feed_of(path))[0], run_model(model, feed_of(path))[0], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -98,17 +98,26 @@ def test_a_plain_attention_is_lifted(tmp_path: Path) -> None:
     ids=["fed", "divided by 0", "times 0", "integers", "reshaped", "reshaped back", "axis 1", "axis 0"],
 )
 def test_what_is_no_attention_stays(tmp_path: Path, body: str, inputs: str) -> None:
-    path = _attention(tmp_path, body, inputs)
+    path = attention(tmp_path, body, inputs)
     model, structure = _lifted(path)
     assert not structure.attentions and structure.refused
     for scale in (0.5, 3.0):
-        feed = _feed(path, **({"scale": scale} if inputs else {}))
+        feed = feed_of(path, **({"scale": scale} if inputs else {}))
         assert np.allclose(run_model(path, feed)[0], run_model(model, feed)[0], atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("target", ["samq", "qdq"])
+def test_a_scale_with_a_default_follows_its_feed(tmp_path: Path, target: str) -> None:
+    path = attention(tmp_path, f"{PLAIN} {END}", ", float scale")
+    feed = {"x": feed_of(path)["x"]}
+    lowered = quantized(path, [feed], target).model
+    for fed in (feed, {**feed, "scale": np.array(3.0, np.float32)}):
+        assert verify.sqnr(run_model(path, fed)[0], run_model(lowered, fed)[0]) > 25
 
 
 def test_reshaped_scores_are_another_softmax(tmp_path: Path) -> None:
     body = f"{PLAIN} r = Reshape (t, folded) {END.replace('(t)', '(r)')}"
-    path = _attention(tmp_path, body.replace("y = MatMul (p, v)", "b = Reshape (p, flat) y = MatMul (b, v)"))
+    path = attention(tmp_path, body.replace("y = MatMul (p, v)", "b = Reshape (p, flat) y = MatMul (b, v)"))
     assert not _lifted(path)[1].attentions
 
 
@@ -145,10 +154,10 @@ def test_only_gelu_is_gelu(tmp_path: Path, numbers: tuple[str, str, str], inputs
         text = text.replace(name, number)
     path = _model(text, tmp_path)
     assert len(_lifted(path)[1].gelus) == found
-    feed = {name: array for name, array in _feed(path).items() if name == "x"}
-    quantized = _quantized(path, feed).model
+    feed = {name: array for name, array in feed_of(path).items() if name == "x"}
+    lowered = _quantized(path, feed).model
     for fed in (feed, {**feed, "half": np.array(0.7, np.float32)} if inputs else feed):
-        assert verify.sqnr(run_model(path, fed)[0], run_model(quantized, fed)[0]) > 25
+        assert verify.sqnr(run_model(path, fed)[0], run_model(lowered, fed)[0]) > 25
 
 
 GEMM = """
@@ -174,9 +183,9 @@ def test_a_gemm_is_a_linear_layer_whatever_its_factors(
     for name, shape in shapes.items():
         text = text.replace(f"[{name}]", f"[{shape}]")
     path = _model(text, tmp_path)
-    outcome = _quantized(path, _feed(path))
-    assert len(outcome.plan.linears) == 1 and not any(report.refused for report in outcome.reports)
-    assert verify.sqnr(run_model(path, _feed(path))[0], run_model(outcome.model, _feed(path))[0]) > 30
+    outcome = _quantized(path, feed_of(path))
+    assert len(outcome.plan.linears) == 1 and not outcome.refused
+    assert verify.sqnr(run_model(path, feed_of(path))[0], run_model(outcome.model, feed_of(path))[0]) > 30
 
 
 @pytest.mark.parametrize("bias", ["6, 1", "6, 5"])
@@ -190,9 +199,9 @@ def test_a_gemm_that_adds_to_each_row_its_own_stays_float(tmp_path: Path, bias: 
     model.graph.output.append(onnx.helper.make_tensor_value_info("end", 1, [6, 5]))
     path = tmp_path / "two.onnx"
     onnx.save(model, path)
-    outcome = _quantized(path, _feed(path))
+    outcome = _quantized(path, feed_of(path))
     assert len(outcome.plan.linears) == 1
-    assert np.array_equal(run_model(path, _feed(path))[0], run_model(outcome.model, _feed(path))[0])
+    assert np.array_equal(run_model(path, feed_of(path))[0], run_model(outcome.model, feed_of(path))[0])
 
 
 OUTSIDE = """
@@ -210,7 +219,7 @@ def test_inputs_and_outputs_stay_to_the_letter(tmp_path: Path) -> None:
     model = onnx.load(path)
     model.graph.CopyFrom(before)
     onnx.save(model, path)
-    feed = {"x": _feed(path)["x"]}
+    feed = {"x": feed_of(path)["x"]}
     made = ir.to_proto(_quantized(path, feed).model)
     assert list(made.graph.input) == list(before.input) and list(made.graph.output) == list(before.output)
     for fed in (feed, {**feed, "gain": np.array(-1, np.float32)}):
@@ -225,14 +234,14 @@ def test_functions_of_a_model_are_quantized_too(tmp_path: Path) -> None:
     <domain: "local", opset_import: ["" : 17]> layer (x, w) => (y) { z = MatMul (x, w) y = Relu (z) }
     """
     path = _model(text, tmp_path)
-    outcome = _quantized(path, _feed(path))
+    outcome = _quantized(path, feed_of(path))
     assert len(outcome.plan.linears) == 1
-    assert verify.sqnr(run_model(path, _feed(path))[0], run_model(outcome.model, _feed(path))[0]) > 30
+    assert verify.sqnr(run_model(path, feed_of(path))[0], run_model(outcome.model, feed_of(path))[0]) > 30
 
 
 def test_sparse_weights_are_read(tmp_path: Path) -> None:
     path = _model(OUTSIDE.replace(", float[8, 5] w, float[N, 5] y)", ", float[N, 5] y)"), tmp_path)
-    feed = {"x": _feed(path)["x"]}
+    feed = {"x": feed_of(path)["x"]}
     expected = run_model(path, feed)
     model = onnx.load(path)
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == "w")
@@ -249,13 +258,13 @@ def test_sparse_weights_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["minmax", "samq"])
 def test_weights_that_are_given_out_or_shared_are_not_edited(tmp_path: Path, method: str) -> None:
-    path = _attention(tmp_path, f"{PLAIN} {END}")
+    path = attention(tmp_path, f"{PLAIN} {END}")
     model = onnx.load(path)
     for name in ("wq", "wk"):
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [8, 8]))
     onnx.save(model, path)
-    outcome = quantized_outcome(load_model(path), [_feed(path)], method)
-    expected, found = run_model(path, _feed(path)), run_model(outcome.model, _feed(path))
+    outcome = quantized_outcome(load_model(path), [feed_of(path)], method)
+    expected, found = run_model(path, feed_of(path)), run_model(outcome.model, feed_of(path))
     assert all(np.array_equal(one, two) for one, two in zip(expected[1:], found[1:], strict=True))
     assert verify.sqnr(expected[0], found[0]) > 15
 
@@ -269,8 +278,8 @@ flat (float[2, 2, 4] x) => (float[2, 5] y, float[4, 4] z) <float[8, 5] w>
 
 def test_a_value_that_is_flattened_several_times(tmp_path: Path) -> None:
     path = _model(FLAT, tmp_path)
-    outcome = _quantized(path, _feed(path))
+    outcome = _quantized(path, feed_of(path))
     assert len(outcome.plan.linears) == 1
-    expected, found = run_model(path, _feed(path)), run_model(outcome.model, _feed(path))
+    expected, found = run_model(path, feed_of(path)), run_model(outcome.model, feed_of(path))
     np.testing.assert_array_equal(expected[1], found[1])
     assert np.abs(expected[0] - found[0]).max() < 0.05 * np.abs(expected[0]).max()
