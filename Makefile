@@ -12,30 +12,41 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 SANITIZED_ENV = env ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD=$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)
 MINUTES ?= 1
+WORKERS ?= 2
 JOBS := $(shell nproc 2> /dev/null || echo 2)
 CMAKE := $(shell command -v cmake || echo $(BIN)/cmake)
 NATIVE := $(wildcard samq_onnx/runtime/csrc/* runtime_tests/*.cc runtime_tests/*.h)
 OLDEST := build/ort-1.20
 
-.PHONY: demo test oldest sanitize fuzz lint clean
+.PHONY: demo test test-fast oldest sanitize fuzz lint clean
 
-$(VENV)/.base: pyproject.toml CMakeLists.txt $(wildcard samq_onnx/runtime/csrc/*)
+# One command for each environment, which resolves, and builds the library, once; Python compiles what it imports itself.
+PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard samq_onnx/runtime/csrc/*)
+
+$(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[eval,learn]'
+
+$(VENV)/.base: $(SOURCES) | $(VENV)/bin/pip
+	$(BIN)/pip $(PIP_INSTALL) $(TORCH) -e '.[eval,learn]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.base
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
-	$(BIN)/pip install --quiet --disable-pip-version-check segment-anything onnx-graphsurgeon safetensors
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[eval,learn,dev]'
-	touch $@
+$(VENV)/.dev: $(SOURCES) | $(VENV)/bin/pip
+	$(BIN)/pip $(PIP_INSTALL) $(TORCH) torchvision==0.28.0 -e '.[eval,export,dev]'
+	touch $(VENV)/.base $@
 
 demo: $(VENV)/.base
 	$(BIN)/python -m samq_onnx.demo -o demo
 
+# Workers share the cores, so each computes in one thread; a test that waits for one of a long file takes it over.
+PYTEST = env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Without the tests that learn, export or build.
+test-fast: $(VENV)/.dev
+	$(PYTEST) -m 'not slow'
 
 # The oldest ONNX Runtime that the library supports, for the test of its interface.
 oldest: $(OLDEST)/.done

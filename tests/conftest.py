@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from PIL import Image
 
-from samq_onnx import assets, data, images
+from samq_onnx import assets, data, images, quantize
 from samq_onnx.families import identify
 from samq_onnx.methods import Scheme, Widths, configured
 from samq_onnx.pipeline import Outcome, quantize_model
@@ -20,6 +26,43 @@ from samq_onnx.runtime import open_session
 from tests.fuzz import tiny
 
 Feed = Mapping[str, np.ndarray]
+
+
+def pytest_configure() -> None:
+    """Where several workers share the cores, a session that leaves its number of threads open has one."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    create = ort.InferenceSession.__init__
+
+    def init(self: Any, source: Any, sess_options: Any = None, *more: Any, **named: Any) -> None:
+        options = ort.SessionOptions() if sess_options is None else sess_options
+        options.intra_op_num_threads = options.intra_op_num_threads or 1
+        create(self, source, options, *more, **named)
+
+    ort.InferenceSession.__init__ = init  # type: ignore[method-assign]
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that ``make`` has filled, by one of all workers, before any gets it. Tests leave it as it is."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / name).exists():
+            making = root / f"{name}.making"
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir()
+            make(making)
+            making.rename(root / name)
+    return root / name
+
+
+class Quantized(NamedTuple):
+    """A quantized SAM-Nano: the folder of its two files, and the command's report."""
+
+    folder: Path
+    report: dict[str, Any]
 
 
 def run_model(model: ir.Model | Path | str, feed: Feed, *, native: bool = True) -> list[np.ndarray]:
@@ -49,6 +92,36 @@ def tiny_sam(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.save(tiny.encoder(), folder / "encoder.onnx")
     onnx.save(tiny.decoder(), folder / "decoder.onnx")
     return folder
+
+
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with two bundled images, without annotations."""
+    sources = sorted((assets.calibration_images() / "images").iterdir())[:2]
+
+    def make(folder: Path) -> None:
+        for source in sources:
+            shutil.copy(source, folder)
+
+    return made_once(tmp_path_factory, "calibration", make)
+
+
+@pytest.fixture(scope="session")
+def quantized_nano(
+    nano: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Quantized]:
+    """Method and widths -> SAM-Nano, quantized by them on two images; once for all tests."""
+
+    def quantized(method: str, bits: str) -> Quantized:
+        def make(folder: Path) -> None:
+            report = folder / "report.json"
+            arguments = [str(nano), "-o", str(folder), "--calib", str(calibration), "--json", str(report)]
+            assert quantize.main([*arguments, "--method", method, "--bits", bits]) == 0
+
+        folder = made_once(tmp_path_factory, f"nano_{method}_{bits}", make)
+        return Quantized(folder, json.loads((folder / "report.json").read_text()))
+
+    return quantized
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kills a quantizing process at planned points: ``python -m tests.killed FLOAT CALIBRATION OUTPUT FOLDER POINTS``.
+"""What a quantizing process leaves when it is killed: ``python -m tests.killed FLOAT CALIBRATION OUTPUT FOLDER``.
 
-A point is a file operation at the output that the process is about to do: it dies before it. OUTPUT is what stands
-there before each run, if there is such a folder. What is left goes to FOLDER, one folder a point; ``whole`` is that of
-a run that nobody killed, ``again`` that of one after the last that somebody did.
+A point is a file operation at the output that the process is about to do. Before every one of them, what lies there is
+copied to ``FOLDER/points``: all that a kill would leave. At a few of them, which the copies are compared with, the
+process is killed; what is left goes to ``FOLDER/killed``. Both hold one folder a point, named by its number. OUTPUT is
+what stands there before each run. ``whole`` is what a run leaves that nobody killed, ``again`` one after the last that
+somebody did.
 """
 
 from __future__ import annotations
@@ -16,40 +18,49 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from samq_onnx import quantize
+from samq_onnx import isolate, quantize
 
 __all__ = ["main"]
 
 EXCHANGE = "ctypes.dlsym"  # audit event of the call that exchanges two folders
 OPERATIONS = ("open", "os.", "shutil.", EXCHANGE)  # audit events
-AFTER = 3  # operations behind the one that makes the last output visible, which are points as well
 
 
 def _watch(place: Path, act: Callable[[str], None]) -> None:
     """Call ``act`` with the kind of each file operation in a folder before it is done, in the rest of this process."""
+    busy = False
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event.startswith(OPERATIONS):
-            names = [os.fspath(one) for one in arguments if isinstance(one, (str, os.PathLike))]
-            if "renameat2" in names or any(name.startswith(str(place)) for name in names):
-                act(event)
+        nonlocal busy
+        if busy or not event.startswith(OPERATIONS):
+            return
+        names = [os.fspath(one) for one in arguments if isinstance(one, (str, os.PathLike))]
+        if "renameat2" in names or any(name.startswith(str(place)) for name in names):
+            busy = True
+            act(event)
+            busy = False
 
     sys.addaudithook(hook)
 
 
-def _quantize(source: Path, calibration: Path, folder: Path, last: int | None) -> list[str]:
-    """Quantize to a folder in a process of its own, which dies in front of operation ``last``; what it did else."""
+def _quantize(source: Path, calibration: Path, folder: Path, act: Callable[[int], None]) -> list[str]:
+    """Quantize to a folder in a process of its own, which calls ``act`` with the number of each operation before it.
+
+    Returns:
+        What it did, nothing if it was killed.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
+        # one process reads models for all of these: none of them dies while it waits for an answer
+        isolate._server.owner = os.getpid()  # type: ignore[union-attr]
         done: list[str] = []
 
-        def act(operation: str) -> None:
-            if len(done) == last:
-                os.kill(os.getpid(), signal.SIGKILL)
+        def count(operation: str) -> None:
+            act(len(done))
             done.append(operation)
 
-        _watch(folder.parent, act)
+        _watch(folder.parent, count)
         status = quantize.main([str(source), "-o", str(folder), "--calib", str(calibration), "--method", "minmax"])
         os.write(writer, " ".join(done).encode())
         os._exit(status)
@@ -57,34 +68,31 @@ def _quantize(source: Path, calibration: Path, folder: Path, last: int | None) -
     with os.fdopen(reader) as pipe:
         said = pipe.read()
     _, status = os.waitpid(child, 0)
-    if last is None and status != 0:
+    if said and status != 0:
         raise RuntimeError(f"quantizing fails with status {status}")
     return said.split()
 
 
-def main(source: Path, calibration: Path, output: Path, folder: Path, points: int) -> None:
+def main(source: Path, calibration: Path, output: Path, folder: Path) -> None:
     """The process."""
     place = folder / "place"
+    isolate.isolated("nothing", os.getpid)
 
-    def run(last: int | None) -> list[str]:
+    def run(act: Callable[[int], None]) -> list[str]:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        if output.exists():
-            shutil.copytree(output, place / "out")
-        return _quantize(source, calibration, place / "out", last)
+        shutil.copytree(output, place / "out")
+        return _quantize(source, calibration, place / "out", act)
 
-    done = run(None)
+    done = run(lambda number: shutil.copytree(place, folder / "points" / str(number)))
     place.rename(folder / "whole")
     visible = max(index for index, operation in enumerate(done) if operation in ("os.rename", EXCHANGE))
-    end = min(len(done), visible + 1 + AFTER)
-    commit = range(max(0, end - points * 3 // 4), end)  # most of what can go wrong does there
-    spread = range(0, commit.start, max(1, commit.start // (points - len(commit))))
-    for last in sorted({*spread, *commit}):
-        run(last)
-        shutil.copytree(place, folder / str(last))
-    _quantize(source, calibration, place / "out", None)
+    for last in (visible // 2, visible, visible + 1):
+        assert not run(lambda number, last=last: os.kill(os.getpid(), signal.SIGKILL) if number == last else None)
+        shutil.copytree(place, folder / "killed" / str(last))
+    _quantize(source, calibration, place / "out", lambda number: None)
     place.rename(folder / "again")
 
 
 if __name__ == "__main__":
-    main(*(Path(word) for word in sys.argv[1:5]), points=int(sys.argv[5]))
+    main(*map(Path, sys.argv[1:]))

@@ -6,11 +6,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +26,7 @@ from samq_onnx.models import read_model
 from samq_onnx.roofline import KINDS
 from samq_onnx.worker import Memory, Worker
 from tests import nets
+from tests.conftest import Quantized
 
 # by hand: output positions x output channels x inputs of each
 MACS = {
@@ -111,15 +111,13 @@ def test_multiply_accumulates_are_exact(folder: Path, name: str) -> None:
     assert (whole.integer_macs, whole.float_macs) == (MACS[name], 0)
 
 
-def test_the_count_is_that_of_the_architecture(nano: Path, tmp_path: Path) -> None:
+def test_the_count_is_that_of_the_architecture(nano: Path, quantized_nano: Callable[[str, str], Quantized]) -> None:
     """Float and quantized, by kernels and by bodies; quantized, linears compute the padding of windows once."""
     windows, tokens, d = 25 * 49, 32 * 32, 192
     padding = 4 * (windows - tokens) * 4 * d * d  # qkv and output projection
+    made = quantized_nano("ptq4sam-s", "w8a8").folder
     for part in ("encoder", "decoder"):
-        source, output = nano / f"{part}.onnx", tmp_path / f"{part}.onnx"
-        arguments = ["--calib", str(_one_image(tmp_path)), "--method", "ptq4sam-s"]
-        encoder = ["--encoder", str(nano / "encoder.onnx")] if part == "decoder" else []
-        assert quantize.main([str(source), "-o", str(output), *arguments, *encoder]) == 0
+        source, output = nano / f"{part}.onnx", made / f"{part}.onnx"
         feed = identify(read_model(source), part).sample_feed()
         reports = [fusion_report(file, feed, native=native) for file in (source, output) for native in (True, False)]
         totals = [one.integer_macs + one.float_macs for one in reports]
@@ -132,13 +130,6 @@ def test_the_count_is_that_of_the_architecture(nano: Path, tmp_path: Path) -> No
             neck = tokens * (d * 128 + 9 * 128 * 128)
             attention = 2 * tokens * (2 * tokens + 2 * 32) * d + 4 * windows * (2 * 49 + 2 * 7) * d
             assert reports[0].float_macs == totals[0] == linears + neck + attention
-
-
-def _one_image(folder: Path) -> Path:
-    target = folder / "calib"
-    target.mkdir(exist_ok=True)
-    shutil.copy(sorted((assets.calibration_images() / "images").iterdir())[0], target)
-    return target
 
 
 class Machine:

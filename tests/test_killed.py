@@ -15,7 +15,8 @@ from samq_onnx.digest import sha256_of
 from samq_onnx.errors import UserError
 from samq_onnx.predictor import SamPredictor
 
-POINTS, FEWER_POINTS = 20, 14
+pytestmark = pytest.mark.slow
+
 PAIR = ("encoder.onnx", "decoder.onnx")
 
 
@@ -33,20 +34,31 @@ def _pair(folder: Path) -> list[str]:
     return [sha256_of(folder / name) if (folder / name).exists() else "" for name in PAIR]
 
 
-def _kill(tiny_sam: Path, one_image: Path, old: Path, folder: Path, points: int) -> list[Path]:
-    """Output folders that killed processes left."""
-    words = [str(tiny_sam), str(one_image), str(old), str(folder), str(points)]
+def _files(folder: Path) -> list[tuple[int, str]]:
+    """Depth and contents of all files, whatever their temporary names."""
+    return sorted(
+        (len(path.relative_to(folder).parts), sha256_of(path)) for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def _left(tiny_sam: Path, one_image: Path, old: Path, folder: Path) -> list[Path]:
+    """Output folders as kills leave them, at each point."""
+    words = [str(tiny_sam), str(one_image), str(old), str(folder)]
     subprocess.run([sys.executable, "-m", "tests.killed", *words], check=True, capture_output=True)
-    left = [path for path in folder.iterdir() if path.name.isdigit()]
-    assert len(left) >= points
+    killed = list((folder / "killed").iterdir())
+    assert len(killed) == 3
+    for point in killed:
+        assert _files(point) == _files(folder / "points" / point.name)
     for name in ("whole", "again"):
         assert [path.name for path in (folder / name).iterdir()] == ["out"]
     assert _pair(folder / "whole" / "out") == _pair(folder / "again" / "out")
-    return [point / "out" for point in left]
+    points = [point / "out" for point in (folder / "points").iterdir()]
+    assert len(points) >= 20
+    return points
 
 
 def test_all_is_old_or_all_is_new(tiny_sam: Path, one_image: Path, old: Path, tmp_path: Path) -> None:
-    left = _kill(tiny_sam, one_image, old, tmp_path, POINTS)
+    left = _left(tiny_sam, one_image, old, tmp_path)
     new = _pair(tmp_path / "whole" / "out")
     seen = [_pair(folder) for folder in left]
     assert _pair(old) in seen and new in seen and _pair(old) != new
@@ -61,10 +73,10 @@ def test_where_folders_cannot_be_exchanged_a_mixture_is_refused(
     shutil.copytree(old, with_folder)
     (with_folder / "inner").mkdir()
     (tmp_path / "points").mkdir()
-    left = _kill(tiny_sam, one_image, with_folder, tmp_path / "points", FEWER_POINTS)
+    left = _left(tiny_sam, one_image, with_folder, tmp_path / "points")
     whole = [_pair(old), _pair(tmp_path / "points" / "whole" / "out")]
-    mixed = [folder for folder in left if _pair(folder) not in whole]
+    mixed = {tuple(_pair(folder)): folder for folder in left if _pair(folder) not in whole}
     assert mixed
-    for folder in mixed:
+    for folder in mixed.values():
         with pytest.raises(UserError, match="different runs"):
             SamPredictor(*(folder / name for name in PAIR))

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from samq_onnx import reference
-from samq_onnx.calibrate import fake_quantize, qparams
-from samq_onnx.log_codes import FRACTION_BITS, code_weights
+from samq_onnx.codes import LogCodes, UniformCodes
+from samq_onnx.codes.log import FRACTION_BITS, code_weights
 from samq_onnx.passes.fold import is_bimodal
-from samq_onnx.plan import LogCodes, Uniform
-from samq_onnx.reconstruct.fake_quant import ActivationCodes, probability_codes
+from samq_onnx.reconstruct.fake_quant import FakeQuantActivation, fake_quant_probabilities
 
 # uniform codes of 4 bits over (-1, 2): scale 0.2, zero point 5; halves go to the even code
 UNIFORM_X = np.array([-1.2, -0.4, 0.0, 0.07, 0.5, 1.9, 3.0], np.float32)
@@ -39,24 +38,25 @@ MODES = {
 
 
 def test_range_to_scale_and_zero_point() -> None:
-    scale, zero_point = qparams(-1.0, 2.0, 4)
-    assert (scale, zero_point) == (pytest.approx(0.2), 5)
+    codes = UniformCodes.of_range(-1.0, 2.0, 4)
+    assert (codes.scale, codes.zero_point) == (pytest.approx(0.2), 5)
 
 
 def test_uniform_codes() -> None:
-    assert fake_quantize(UNIFORM_X, 0.2, 5, 4) == pytest.approx(UNIFORM_Y)
+    assert UniformCodes(0.2, 5, 4).fake_quantize(UNIFORM_X) == pytest.approx(UNIFORM_Y)
 
 
 def test_uniform_codes_of_the_simulation() -> None:
     """Away from halves: float32 does not hold 0.2, nor the logarithm that learns."""
     sure = np.array([0, 1, 2, 3, 6])
     with torch.no_grad():
-        made = ActivationCodes(Uniform(0.2, 5, 4))(torch.tensor(UNIFORM_X[sure])).numpy()
+        made = FakeQuantActivation(UniformCodes(0.2, 5, 4))(torch.tensor(UNIFORM_X[sure])).numpy()
     assert made == pytest.approx(np.array(UNIFORM_Y)[sure], abs=1e-6)
 
 
 @pytest.mark.parametrize("tau", AGQ)
 def test_agq_codes_and_their_integer_weights(tau: int) -> None:
+    assert LogCodes(AGQ_SCALE, tau, AGQ_BITS).fake_quantize(AGQ_A) == pytest.approx(AGQ[tau], rel=1e-5)
     codes = reference.log_quantize(AGQ_A, AGQ_SCALE, tau=tau, bits=AGQ_BITS)
     assert AGQ_SCALE * 2.0 ** (-codes.astype(np.float64) / tau) == pytest.approx(AGQ[tau], rel=1e-5)
     weights = code_weights(tau, AGQ_BITS)[codes] * 2.0**-FRACTION_BITS  # shifts of a table, eq. 10 to 13
@@ -66,7 +66,7 @@ def test_agq_codes_and_their_integer_weights(tau: int) -> None:
 @pytest.mark.parametrize("tau", AGQ)
 def test_agq_codes_of_the_simulation(tau: int) -> None:
     with torch.no_grad():
-        made = probability_codes(LogCodes(AGQ_SCALE, tau, AGQ_BITS))(torch.tensor(AGQ_A)).numpy()
+        made = fake_quant_probabilities(LogCodes(AGQ_SCALE, tau, AGQ_BITS))(torch.tensor(AGQ_A)).numpy()
     assert made == pytest.approx(AGQ[tau], rel=1e-5)
 
 

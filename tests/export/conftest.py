@@ -18,6 +18,7 @@ from samq_onnx.export.__main__ import main
 from samq_onnx.export.checkpoint import read_state_dict
 from samq_onnx.export.families import build
 from samq_onnx.export.sam import Sam
+from tests.conftest import made_once
 
 SIDE, TOKENS, CHANNELS = 512, 32, 128
 
@@ -32,10 +33,12 @@ class Exported(NamedTuple):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    folder = tmp_path_factory.mktemp("exported") / "new"
-    report = folder.with_suffix(".json")
-    assert main(["--model-type", "nano", "--batched", "-o", str(folder), "--json", str(report)]) == 0
-    return Exported(folder, json.loads(report.read_text()))
+    def make(folder: Path) -> None:
+        arguments = ["--model-type", "nano", "--batched", "-o", str(folder / "new"), "--json", str(folder / "new.json")]
+        assert main(arguments) == 0
+
+    folder = made_once(tmp_path_factory, "exported", make)
+    return Exported(folder / "new", json.loads((folder / "new.json").read_text()))
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,10 @@ from samq_onnx.models import load_model
 from samq_onnx.passes.lift import Lifted, Projection, lift, simplify
 from tests.conftest import Feed, relative_error, run_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:# The axis name")  # the exporter's own
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:# The axis name"),  # the exporter's own
+]
 
 PARTS = {"encoder": encoder_part, "decoder": decoder_part}
 

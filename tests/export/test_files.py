@@ -14,6 +14,8 @@ from samq_onnx.export import job, parity, write
 from samq_onnx.export.__main__ import main
 from tests.export.conftest import Exported, decoder_feed
 
+pytestmark = pytest.mark.slow
+
 INPUTS = ["image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size"]
 OUTPUTS = ["masks", "iou_predictions", "low_res_masks"]
 

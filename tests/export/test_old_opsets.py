@@ -18,6 +18,8 @@ from samq_onnx.passes.lift import lift, simplify
 from samq_onnx.passes.lower import raise_opset
 from tests.conftest import relative_error, run_model
 
+pytestmark = pytest.mark.slow
+
 SIDE, GRID, WIDTH = 64, 4, 32
 
 

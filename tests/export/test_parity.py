@@ -15,6 +15,8 @@ from samq_onnx.export.parity import Difference, reference_decoder
 from samq_onnx.export.sam import ResizeLongestSide, Sam
 from tests.export.conftest import SIDE, Exported, decoder_feed, tensors
 
+pytestmark = pytest.mark.slow
+
 RELATIVE = 1e-4  # of the largest value; float32 sums in another order
 
 
