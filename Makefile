@@ -18,7 +18,7 @@ CMAKE := $(shell command -v cmake || echo $(BIN)/cmake)
 NATIVE := $(wildcard samq_onnx/runtime/csrc/* runtime_tests/*.cc runtime_tests/*.h)
 OLDEST := build/ort-1.20
 
-.PHONY: demo test test-fast oldest sanitize fuzz lint clean
+.PHONY: demo demo-all test test-fast oldest sanitize fuzz lint clean
 
 # One command for each environment, which resolves, and builds the library, once; Python compiles what it imports itself.
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile
@@ -37,6 +37,10 @@ $(VENV)/.dev: $(SOURCES) | $(VENV)/bin/pip
 
 demo: $(VENV)/.base
 	$(BIN)/python -m samq_onnx.demo -o demo
+
+# With the widths that have to be learned.
+demo-all: $(VENV)/.base
+	$(BIN)/python -m samq_onnx.demo -o demo --all
 
 # Workers share the cores, so each computes in one thread; a test that waits for one of a long file takes it over.
 PYTEST = env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

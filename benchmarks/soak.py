@@ -23,7 +23,6 @@ import contextlib
 import ctypes
 import dataclasses
 import gc
-import io
 import statistics
 import sys
 import tempfile
@@ -39,15 +38,15 @@ import numpy as np
 import onnxruntime as ort
 
 from samq_onnx import assets, data, images
+from samq_onnx.api import DECODER, ENCODER, quantize
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
 from samq_onnx.families import identify
-from samq_onnx.files import check_distinct, check_writable, write_json
+from samq_onnx.files import check_writable, write_json
+from samq_onnx.inventory import check_files
 from samq_onnx.models import read_model
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.progress import progress_bar
-from samq_onnx.quantize import DECODER, ENCODER, quantize_folder
-from samq_onnx.recipe import recipe
 from samq_onnx.runtime import open_session
 
 SHARE, MARGIN = 0.02, 8_000_000
@@ -201,13 +200,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--encoder and --decoder belong together; give both or none")
     if not 0 < arguments.minutes < 1e6 or not 0 < arguments.threads <= 1000:
         raise UserError("--minutes must be above 0, --threads 1 to 1000")
-    check_distinct([arguments.json], [arguments.encoder, arguments.decoder])
+    check_files([arguments.encoder, arguments.decoder], [arguments.json])
     with tempfile.TemporaryDirectory(prefix="samq-soak-") as scratch:
         encoder, decoder = arguments.encoder, arguments.decoder
         if encoder is None:
             encoder, decoder = Path(scratch) / ENCODER, Path(scratch) / DECODER
-            with contextlib.redirect_stdout(io.StringIO()):
-                quantize_folder(assets.nano_dir(), Path(scratch), assets.calibration_images(), recipe("minmax"))
+            quantize(assets.nano_dir(), assets.calibration_images(), method="minmax").save(scratch)
         report = soak(encoder, decoder, arguments.minutes, arguments.threads)
     for name, count in sorted(report["jobs"].items()):
         print(f"{name:<28}{count:8d} done{report['different'].get(name, 0):8d} different")

@@ -248,11 +248,7 @@ def _quantize(state: State, random: np.random.Generator, folder: Path, name: str
     if method is None:
         at = arguments.index("--method")
         del arguments[at : at + 2]
-    bits = "w8a8" if random.random() < 0.8 else str(random.choice(["w4a8", "w4a4", "w6a6"]))
-    if bits in ("w4a8", "w4a4", "w6a6"):
-        from samq_onnx.recipe import BITS
-
-        bits = bits if bits in BITS else "w8a8"
+    bits = "w8a8" if random.random() < 0.8 else str(random.choice(["w4a8", "w4a4", "w6a6", "w2a3"]))
     kind, detail = _run(quantize.main, [*arguments, "--bits", bits], folder, ["out.onnx"])
     if kind != FINE:
         return kind, detail

@@ -25,7 +25,7 @@ from tests.passes.test_unusual import END, PLAIN, attention, feed_of
 
 PARTS = ["encoder", "decoder"]
 MASK_BOUND = 0.99  # mean IoU, of one embedding; an encoder answers one grey level of one pixel with more
-SITE_BOUND = 45.0  # dB between targets of what one quantized site makes of float activations; seen: 52 and more
+SITE_BOUND = 45.0  # dB between targets of what one quantized site makes of float activations
 INTEGER_SHARE = {"encoder": 0.95, "decoder": 0.75}  # of all MACs; the first and last layers stay float
 
 
