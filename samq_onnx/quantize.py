@@ -29,7 +29,6 @@ from samq_onnx.inventory import check_files
 from samq_onnx.methods import DEFAULT_METHOD, METHODS
 from samq_onnx.models import model_bytes
 from samq_onnx.passes.lower.targets import TARGETS
-from samq_onnx.passes.report import Report
 from samq_onnx.plan_file import constants_path, plan_to_json, write_plans
 
 __all__ = ["described", "finish", "main", "outputs"]
@@ -48,20 +47,13 @@ def described(part: Quantized) -> list[str]:
     lines.append(f"linears quantized: {len(part.plan.linears)}")
     for reason, count in Counter(part.plan.kept_float.values()).items():
         lines.append(f"linears kept float: {count}, {reason}")
+    lines.append("done: " + ", ".join(f"{len(report.done)} {report.name}" for report in part.reports if report.done))
     for report in part.reports:
-        lines += _report_lines(report)
-    return lines
-
-
-def _report_lines(report: Report) -> list[str]:
-    lines = []
-    if report.done or report.refused:
-        lines.append(f"{report.name}: {len(report.done)} done, {len(report.refused)} refused")
-    if report.facts:
-        lines.append("  " + ", ".join(f"{name} {value:.4g}" for name, value in report.facts.items()))
-    lines += [f"  {line}" for line in report.refused[:SHOWN]]
-    if len(report.refused) > SHOWN:
-        lines.append(f"  and {len(report.refused) - SHOWN} more; --json lists all of them")
+        if report.facts:
+            lines.append(f"{report.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.facts.items()))
+        lines += [f"not done: {line}" for line in report.refused[:SHOWN]]
+        if len(report.refused) > SHOWN:
+            lines.append(f"and {len(report.refused) - SHOWN} more of {report.name}; --json lists all of them")
     return lines
 
 

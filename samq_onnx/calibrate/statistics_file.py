@@ -55,7 +55,7 @@ class StatisticsFile:
             with zipfile.ZipFile(self.path) as archive:
                 size = sum(entry.file_size for entry in archive.infolist())
             if size > LARGEST:
-                raise UserError(f"{self.path}: unpacks to {size / 1e9:.0f} GB; remove it and collect statistics anew")
+                raise UserError(f"{self.path}: unpacks to {size / 1e9:.0f} GB; give another file")
             with np.load(self.path, allow_pickle=False) as archive:
                 header = json.loads(str(archive[HEADER]))
                 if header["format"] != FORMAT:
@@ -68,11 +68,11 @@ class StatisticsFile:
                     self._states[entry] = arrays
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
-                f"{self.path}: not statistics of this version ({error}); remove it to collect them anew"
+                f"{self.path}: not statistics of this version ({error}); give another file"
             ) from error
         other = sorted(name for name in {*owner, *self.owner} if owner.get(name) != self.owner.get(name))
         if other:
-            raise UserError(f"{self.path}: statistics of another {other[0]}; give another file, or remove it")
+            raise UserError(f"{self.path}: statistics of another {other[0]}; give another file")
 
     @staticmethod
     def _entry(context: str, statistic: Statistic) -> str:
@@ -93,7 +93,7 @@ class StatisticsFile:
         try:
             statistic.restore(state)
         except (KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{self.path}: damaged ({error}); remove it to collect statistics anew") from error
+            raise UserError(f"{self.path}: damaged ({error}); give another file") from error
         self.found += 1
         return True
 
