@@ -28,7 +28,15 @@ from tests.fuzz.target import FINE, REFUSED
 
 __all__ = ["main"]
 
-TARGETS = {"models": 4.0, "annotations": 1.0, "images": 1.0, "inputs": 1.0, "operators": 2.0}  # shares of the time
+TARGETS = {
+    "models": 4.0,
+    "annotations": 1.0,
+    "images": 1.0,
+    "inputs": 1.0,
+    "plans": 1.0,
+    "statistics": 1.0,
+    "operators": 2.0,
+}  # shares of the time
 SANITIZED = ("operators",)  # run by --sanitized-python where it is given
 SLOWEST_START = 180.0  # seconds to import and prepare
 MEMORY = 6 << 30  # bytes that a worker may have

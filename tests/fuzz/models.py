@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import gzip
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +24,7 @@ from PIL import Image
 from samq_onnx import evaluate, images, open_session, quantize, segment, verify
 from tests import nets
 from tests.fuzz.model_changes import CHANGES, GENTLE, damaged, externalized
-from tests.fuzz.target import FINE, REFUSED, Outcome, run_command
+from tests.fuzz.target import FINE, REFUSED, Outcome, clean_run, declared, run_command
 
 SECONDS = 60.0
 SIDE = 64
@@ -198,42 +194,6 @@ def case(state: State, random: np.random.Generator, folder: Path) -> Outcome:
     return kind, f"{command} {name} {changes}: {detail}"
 
 
-class _Scratch:
-    """Temporary files of a command, which have to be gone behind it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / "scratch"
-
-    def __enter__(self) -> None:
-        self._folder.mkdir()
-        self._before, tempfile.tempdir = tempfile.tempdir, str(self._folder)
-
-    def __exit__(self, *_: object) -> None:
-        tempfile.tempdir = self._before
-
-    def left(self) -> list[str]:
-        return sorted(name for name in os.listdir(self._folder) if name.startswith("samq-"))
-
-
-def _run(main: Any, arguments: Sequence[str], folder: Path, made: Sequence[str] = ()) -> Outcome:
-    """A command, and whether it left what it should."""
-    before = {path: path.stat(follow_symlinks=False).st_mtime_ns for path in folder.iterdir()}
-    scratch = _Scratch(folder)
-    with scratch:
-        kind, detail = run_command(main, list(arguments))
-    gc.collect()
-    if scratch.left():
-        return "dirty", f"scratch: {scratch.left()}"
-    shutil.rmtree(folder / "scratch")  # with what libraries keep
-    after = {path: path.stat(follow_symlinks=False).st_mtime_ns for path in folder.iterdir()}
-    wanted = {folder / name for name in made} if kind == FINE else set()
-    if {p: t for p, t in after.items() if p not in wanted} != {p: t for p, t in before.items() if p not in wanted}:
-        return "dirty", f"left {sorted(path.name for path in after)} ({kind} {detail})"
-    if kind == FINE and not wanted <= after.keys():
-        return "dirty", f"did not write {sorted(path.name for path in wanted - after.keys())}"
-    return kind, detail
-
-
 def _only_inputs(folder: Path) -> None:
     """Behind a refusal there is nothing to look at; large files go at once."""
     for path in folder.iterdir():
@@ -249,23 +209,17 @@ def _quantize(state: State, random: np.random.Generator, folder: Path, name: str
         at = arguments.index("--method")
         del arguments[at : at + 2]
     bits = "w8a8" if random.random() < 0.8 else str(random.choice(["w4a8", "w4a4", "w6a6", "w2a3"]))
-    kind, detail = _run(quantize.main, [*arguments, "--bits", bits], folder, ["out.onnx"])
+    kind, detail = clean_run(quantize.main, [*arguments, "--bits", bits], folder, ["out.onnx"])
     if kind != FINE:
         return kind, detail
     gentle = bits == "w8a8" and set(changes) <= GENTLE
     return _compare(folder / "model.onnx", output, state.feeds["decoder" if name == "decoder" else "image"], gentle)
 
 
-def _declared(graph: onnx.GraphProto) -> tuple[list[str], dict[str, onnx.ValueInfoProto]]:
-    """Names of inputs and outputs, and the last declaration of each: one that is given out twice may have two."""
-    values = [*graph.input, *graph.output]
-    return [value.name for value in values], {value.name: value for value in values}
-
-
 def _compare(source: Path, output: Path, known: dict[str, np.ndarray], gentle: bool) -> Outcome:
     before = onnx.load(source, load_external_data=False).graph
     after = onnx.load(output, load_external_data=False).graph
-    if _declared(before) != _declared(after):
+    if declared(before) != declared(after):
         return "silent", "inputs or outputs differ"
     held = {tensor.name for tensor in before.initializer}
     feed = {}
@@ -333,7 +287,7 @@ def _near(graph: Any, expected: list[Any], found: list[Any], gentle: bool) -> Ou
 
 def _verify(state: State, random: np.random.Generator, folder: Path, name: str, changes: list[str]) -> Outcome:
     reference = state.paths[name.removesuffix("_quantized")]
-    kind, detail = _run(verify.main, [str(folder / "model.onnx"), "--reference", str(reference)], folder)
+    kind, detail = clean_run(verify.main, [str(folder / "model.onnx"), "--reference", str(reference)], folder)
     if kind == "words" and detail.startswith("status 1: error: native kernels") and detail.count("\n") == 1:
         return FINE, detail
     return kind, detail
@@ -347,12 +301,12 @@ def _models(state: State, folder: Path, name: str) -> list[str]:
 
 def _segment(state: State, random: np.random.Generator, folder: Path, name: str, changes: list[str]) -> Outcome:
     arguments = [str(state.image), *_models(state, folder, name), "--point", "20,16", "-o", str(folder / "out.png")]
-    return _run(segment.main, arguments, folder, ["out.png"])
+    return clean_run(segment.main, arguments, folder, ["out.png"])
 
 
 def _evaluate(state: State, random: np.random.Generator, folder: Path, name: str, changes: list[str]) -> Outcome:
     arguments = [*_models(state, folder, name), "--data", str(state.data), "--prompt", "box"]
-    return _run(evaluate.main, arguments, folder)
+    return clean_run(evaluate.main, arguments, folder)
 
 
 _COMMANDS = {"quantize": _quantize, "verify": _verify, "segment": _segment, "evaluate": _evaluate}
