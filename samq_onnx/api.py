@@ -21,6 +21,7 @@ from PIL import Image
 
 from samq_onnx.calibrate.statistics_file import StatisticsFile
 from samq_onnx.data import Calibration
+from samq_onnx.documents import brief, parsed
 from samq_onnx.errors import UserError
 from samq_onnx.external import data_name
 from samq_onnx.families import Part, Role, identify
@@ -236,7 +237,7 @@ class Order:
             named = {ALONE: site_bits} if ALONE in parts else site_bits
             if set(named) - set(parts):
                 raise UserError(
-                    f"widths of sites: wanted {' and '.join(parts)}, got {sorted(set(named) - set(parts))[0]!r}"
+                    f"widths of sites: wanted {' and '.join(parts)}, got {brief(sorted(set(named) - set(parts))[0])!r}"
                 )
             sites = {name: check_site_bits(value, f"widths of sites, {name}") for name, value in named.items()}
         if strict and decoder_bits is not None:
@@ -410,7 +411,11 @@ def lower(model: str | os.PathLike[str], plans: Mapping[str, QuantPlan], target:
     source = Path(model)
     names = parts_of(source)
     if set(plans) != set(names):
-        raise UserError(f"{source}: the plan is one of {' and '.join(plans)}, wanted is one of {' and '.join(names)}")
+        raise UserError(
+            f"{source}: the plan is one of {brief(' and '.join(plans))}, wanted is one of {' and '.join(names)}"
+        )
+    if len({plan.metadata.get(PAIR) for plan in plans.values()}) > 1:
+        raise UserError(f"{source}: the plan has parts of different runs; give the plan of one run")
     parts = {}
     for name in names:
         file = source / PARTS[name] if source.is_dir() else source
@@ -436,9 +441,9 @@ def _for_target(plan: QuantPlan, target: str) -> QuantPlan:
 
 def _recipe_of(plan: QuantPlan) -> dict[str, Any]:
     try:
-        recipe = json.loads(plan.metadata.get(RECIPE, ""))
-    except (ValueError, RecursionError):
+        recipe = parsed(plan.metadata.get(RECIPE, ""))
+    except ValueError:
         recipe = None
-    if not isinstance(recipe, dict):
-        raise UserError(f"the plan does not say how it was made ({RECIPE}); quantize again")
+    if not isinstance(recipe, dict) or recipe.get("target") != plan.target:
+        raise UserError(f"the plan does not say how, and for which target, it was made ({RECIPE}); quantize again")
     return recipe

@@ -22,6 +22,7 @@ from samq_onnx import ops
 from samq_onnx.calibrate.statistics import Statistic
 from samq_onnx.calibrate.statistics_file import StatisticsFile
 from samq_onnx.calibrate.stream import run
+from samq_onnx.documents import brief
 from samq_onnx.errors import UserError
 from samq_onnx.families import Part, Role
 from samq_onnx.feeds import Selection
@@ -37,6 +38,7 @@ from samq_onnx.passes.lower.fuse import float_outputs
 from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
+from samq_onnx.plan_fit import check_bits, check_sites
 
 __all__ = ["COMPARABLE", "Outcome", "lower_model", "quantize_model"]
 
@@ -100,7 +102,9 @@ class Preparation:
         for name, array in constants.items():
             held = self._held.get(name)
             if held is None or held.shape.numpy() != array.shape or held.dtype != ir.DataType.from_numpy(array.dtype):
-                raise UserError(f"{where}: the model has no constant {name} of its shape; quantize the model again")
+                raise UserError(
+                    f"{where}: the model has no constant {brief(name)} of its shape; quantize the model again"
+                )
             replace_constant(initializers[name], array)
 
 
@@ -184,11 +188,9 @@ def lower_model(model: ir.Model, plan: QuantPlan, *, label: str = "model") -> Ou
         UserError: the plan does not fit the model, or the target.
     """
     with outputs_aside(model):
+        check_bits(plan, label)
         prepared = Preparation(model, plan.weight_bits)
-        names = {linear.name for linear in prepared.lifted.linears} | {s.name for s in prepared.lifted.attentions}
-        unknown = sorted({*plan.linears, *plan.attentions} - names)
-        if unknown:
-            raise UserError(f"{label}: the plan is of another model: there is no {unknown[0]} here")
+        check_sites(plan, prepared.lifted, label)
         prepared.move(plan.constants, label)
         return _lowered(prepared, plan, [prepared.report], label)
 
@@ -203,10 +205,10 @@ def _lowered(prepared: Preparation, plan: QuantPlan, reports: list[Report], labe
         raise UserError(_nothing(lifted, plan, reports, label))
     target.check(model)
     left = float_outputs(model.graph) | {value.name for node in model.graph for value in node.outputs}
+    model.metadata_props.update(plan.metadata)
     model.metadata_props["samq_onnx.version"] = metadata.version("samq_onnx")
     model.metadata_props[COMPARABLE] = json.dumps([name for name in comparable if name in left])
     model.metadata_props[TARGET] = plan.target
-    model.metadata_props.update(plan.metadata)
     return Outcome(model, plan, dict(Counter(site.kind for site in lifted.attentions)), reports)
 
 

@@ -8,18 +8,18 @@ Reading takes nothing on trust: what is not as it is written here is refused, wi
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import typing
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from samq_onnx.archives import read_arrays
 from samq_onnx.codes import PROBABILITY_CODES, UniformCodes, WeightCodes
 from samq_onnx.digest import sha256_of
+from samq_onnx.documents import brief, read_document
 from samq_onnx.errors import UserError
 from samq_onnx.files import atomic_path, write_json
 from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
@@ -27,7 +27,8 @@ from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
 __all__ = ["constants_path", "plan_to_json", "read_plans", "write_plans"]
 
 FORMAT = "samq_onnx.plan/1"
-LARGEST = 1 << 30  # bytes of a JSON file
+WANTED = "give what quantize --plan-out wrote"
+LONGEST_NAME = 255  # bytes of the name of a file
 LARGEST_CONSTANTS = 16 << 30  # bytes that the constants may unpack to
 
 T = TypeVar("T")
@@ -81,17 +82,11 @@ def read_plans(path: str | os.PathLike[str]) -> dict[str, QuantPlan]:
         UserError: no such file, not a plan of this version, or the constants are missing or others.
     """
     file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; give what quantize --plan-out wrote")
-    if file.stat().st_size > LARGEST:
-        raise UserError(f"{file}: larger than any plan; give what quantize --plan-out wrote")
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON ({error}); give what quantize --plan-out wrote") from error
+    document = read_document(file, WANTED)
     reader = _Reader(file)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise UserError(f"{file}: not a plan of this version; give what quantize --plan-out wrote")
+        raise UserError(f"{file}: format: not a plan of this version; {WANTED}")
+    reader.only(document, ("format", "constants", "parts"), "")
     named = reader.get(document, "parts", dict, "")
     plans = {name: reader.plan(reader.get(named, name, dict, "parts"), name) for name in named}
     if not plans:
@@ -99,12 +94,18 @@ def read_plans(path: str | os.PathLike[str]) -> dict[str, QuantPlan]:
     names = [(plan, name) for plan in plans.values() for name in plan.constants]
     if names:
         entry = reader.get(document, "constants", dict, "")
-        beside = file.with_name(Path(reader.get(entry, "file", str, "constants")).name or "-")
+        reader.only(entry, ("file", "sha256"), "constants")
+        name = reader.get(entry, "file", str, "constants")
+        if not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+            raise reader.refusal("constants.file", "no name of a file")
+        beside = file.with_name(Path(name).name or "-")
         arrays = _read_constants(beside, reader.get(entry, "sha256", str, "constants"), file)
         if len(arrays) != len(names):
             raise reader.refusal("constants", f"{beside.name} has {len(arrays)} arrays, the plan {len(names)} names")
         for (plan, name), array in zip(names, arrays, strict=True):
             plan.constants[name] = array
+    elif document.get("constants", "") is not None:
+        raise reader.refusal("constants", "wanted null, as no part names any")
     return plans
 
 
@@ -114,18 +115,19 @@ def _read_constants(path: Path, digest: str, plan: Path) -> list[np.ndarray]:
     if sha256_of(path) != digest:
         raise UserError(f"{path}: is not the file that {plan} was written with; give both as they were")
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > LARGEST_CONSTANTS:
-            raise ValueError(f"unpacks to {size / 1e9:.0f} GB")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = [archive[f"arr_{index}"] for index in range(len(archive.files))]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        held = read_arrays(path, LARGEST_CONSTANTS)
+        arrays = [held[f"arr_{index}"] for index in range(len(held))]
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path}: not the constants of a plan ({error}); quantize again") from error
     for array in arrays:
         if array.dtype != np.float32 or not np.isfinite(array).all():
             raise UserError(f"{path}: has constants that are no finite float32 numbers; quantize again")
     return arrays
+
+
+def _shown(value: object) -> str:
+    """A number or a word; of other things, what they are."""
+    return repr(value)[:40] if isinstance(value, (str, float, bool)) or value is None else type(value).__name__
 
 
 class _Reader:
@@ -135,13 +137,19 @@ class _Reader:
         self._file = file
 
     def refusal(self, place: str, problem: str) -> UserError:
-        return UserError(f"{self._file}: {place}: {problem}; give what quantize --plan-out wrote")
+        return UserError(f"{self._file}: {'.'.join(map(brief, place.split('.')))}: {problem}; {WANTED}")
+
+    def only(self, parent: Mapping[str, Any], keys: Iterable[str], place: str) -> None:
+        """Refuse what no plan says."""
+        unknown = next((key for key in parent if key not in keys), None)
+        if unknown is not None:
+            raise self.refusal(f"{place}.{unknown}".lstrip("."), "unknown")
 
     def get(self, parent: Mapping[str, Any], key: str, kind: type[T] | tuple[type, ...], place: str) -> T:
         value = parent.get(key)
         wanted = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            raise self.refusal(f"{place}.{key}".lstrip("."), f"wanted {wanted[-1].__name__}, got {str(value)[:40]!r}")
+            raise self.refusal(f"{place}.{key}".lstrip("."), f"wanted {wanted[-1].__name__}, got {_shown(value)}")
         return typing.cast(T, value)
 
     def _strings(self, parent: Mapping[str, Any], key: str, place: str) -> dict[str, str]:
@@ -152,6 +160,7 @@ class _Reader:
         linears = self.get(value, "linears", dict, place)
         attentions = self.get(value, "attentions", dict, place)
         constants = self.get(value, "constants", list, place)
+        self.only(value, [field.name for field in dataclasses.fields(QuantPlan)], place)
         if not all(isinstance(name, str) for name in constants) or len(set(constants)) != len(constants):
             raise self.refusal(f"{place}.constants", "wanted different names")
         return QuantPlan(
@@ -165,7 +174,8 @@ class _Reader:
         )
 
     def _linear(self, value: Mapping[str, Any], place: str) -> LinearPlan:
-        output = value.get("output")
+        output = value.get("output", "")
+        self.only(value, ("input", "weight", "output"), place)
         return LinearPlan(
             self._uniform(value, "input", place),
             self._weight(self.get(value, "weight", dict, place), f"{place}.weight"),
@@ -173,18 +183,21 @@ class _Reader:
         )
 
     def _attention(self, value: Mapping[str, Any], place: str) -> AttentionPlan:
+        self.only(value, (*"qkv", "probabilities"), place)
         q, k, v = (self._uniform(value, role, place) for role in "qkv")
         given: dict[str, Any] = self.get(value, "probabilities", dict, place)
         place = f"{place}.probabilities"
         kind = self.get(given, "kind", str, place)
         if kind not in PROBABILITY_CODES:
             raise self.refusal(f"{place}.kind", f"unknown {kind[:40]!r}")
-        return AttentionPlan(q, k, v, self._codes(PROBABILITY_CODES[kind], given, place))
+        numbers = {name: number for name, number in given.items() if name != "kind"}
+        return AttentionPlan(q, k, v, self._codes(PROBABILITY_CODES[kind], numbers, place))
 
     def _uniform(self, parent: Mapping[str, Any], key: str, place: str) -> UniformCodes:
         return self._codes(UniformCodes, self.get(parent, key, dict, place), f"{place}.{key}")
 
     def _weight(self, value: Mapping[str, Any], place: str) -> WeightCodes:
+        self.only(value, ("scale", "bits"), place)
         scales = self.get(value, "scale", list, place)
         if not scales or not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in scales):
             raise self.refusal(f"{place}.scale", "wanted numbers")
@@ -194,11 +207,13 @@ class _Reader:
     def _codes(self, cls: type[T], value: Mapping[str, Any], place: str) -> T:
         """Codes of the numbers that are the fields of their class."""
         hints = typing.get_type_hints(cls)
-        numbers = {}
-        for field in dataclasses.fields(typing.cast(Any, cls)):
-            kind = hints[field.name]
-            numbers[field.name] = kind(self.get(value, field.name, (int, float) if kind is float else kind, place))
-        return self._made(lambda: cls(**numbers), place)
+        names = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
+        self.only(value, names, place)
+        kinds = {name: hints[name] for name in names}
+        given = {
+            name: self.get(value, name, (int, float) if kind is float else kind, place) for name, kind in kinds.items()
+        }
+        return self._made(lambda: cls(**{name: kind(given[name]) for name, kind in kinds.items()}), place)
 
     def _made(self, make: Callable[[], T], place: str) -> T:
         try:

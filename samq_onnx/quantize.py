@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import types
@@ -20,6 +19,7 @@ from samq_onnx import api, assets
 from samq_onnx.api import DECODER, ENCODER, Order, Quantized, Result, execute, parts_of
 from samq_onnx.command import command_parser, main_guard, output_path
 from samq_onnx.data import Calibration
+from samq_onnx.documents import read_document
 from samq_onnx.errors import UserError
 from samq_onnx.external import unused_data
 from samq_onnx.files import check_writable, write_report
@@ -118,10 +118,7 @@ def _settings(words: Sequence[str]) -> dict[str, str]:
 def _site_bits(path: Path | None) -> object:
     if path is None:
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); wanted site -> role -> bits") from error
+    return read_document(path, "wanted site -> role -> bits")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -77,6 +77,22 @@ WRONG = {
     "different names": _set(f"{MODEL}|constants", ["w/1", "w/1"]),
     "is not the file": _set("constants|sha256", "0" * 64),
     "no such file": _set("constants|file", "../../etc/passwd"),
+    "no name of a file": _set("constants|file", "y" * 5000),
+    "extra: unknown": _set("extra", 1),
+    "constants.extra: unknown": _set("constants|extra", 1),
+    "model.extra: unknown": _set(f"{MODEL}|extra", 1),
+    "conv.extra: unknown": _set(f"{MODEL}|linears|conv|extra", 1),
+    "weight.extra: unknown": _set(f"{MODEL}|linears|conv|weight|extra", 1),
+    "output.extra: unknown": _set(f"{MODEL}|linears|conv|output|extra", 1),
+    "log.extra: unknown": _set(f"{MODEL}|attentions|log|extra", 1),
+    "probabilities.zero_point: unknown": _set(f"{MODEL}|attentions|log|probabilities|zero_point", 0),
+    "in float32": _set(f"{MODEL}|linears|conv|input|scale", 1e39),
+    "finite, with what its codes stand for": _set(f"{MODEL}|linears|conv|input|scale", 3e38),
+    "above 0": _set(f"{MODEL}|linears|conv|input|scale", 1e-46),
+    "too large": _set(f"{MODEL}|linears|conv|input|scale", 10**400),
+    "not JSON": _set(f"{MODEL}|metadata", {"a": "\ud800"}),
+    "no number of JSON": _set(f"{MODEL}|linears|conv|input|scale", float("nan")),
+    "...": _set(f"{MODEL}|linears", {"y" * 5000: 3}),
 }
 
 
@@ -112,3 +128,33 @@ def test_constants_of_other_numbers_are_refused(tmp_path: Path) -> None:
     constants_path(file).unlink()
     with pytest.raises(UserError, match="no such file"):
         read_plans(file)
+
+
+def test_a_plan_says_everything_once(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    write_plans(file, {"model": _plan()})
+    text = file.read_text()
+    for key in ('"bits":', '"linears":', '"parts":'):
+        file.write_text(text.replace(key, f"{key} 7, {key}", 1))
+        with pytest.raises(UserError, match=f"{key[:-1]} is there twice".replace('"', "'")):
+            read_plans(file)
+    for gone, key in ((f"{MODEL}|linears|a/b", "output"), ("", "constants")):
+        document = json.loads(text)
+        parent = document
+        for step in filter(None, gone.split("|")):
+            parent = parent[step]
+        del parent[key]
+        file.write_text(json.dumps(document))
+        with pytest.raises(UserError, match=key):
+            read_plans(file)
+
+
+def test_constants_that_no_part_names_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    write_plans(file, {"model": QuantPlan()})
+    document = json.loads(file.read_text())
+    for value in ({"file": "x", "sha256": ""}, 0, "gone"):
+        document["constants"] = value
+        file.write_text(json.dumps(document))
+        with pytest.raises(UserError, match="wanted null"):
+            read_plans(file)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from samq_onnx.archives import read_arrays
 from samq_onnx.calibrate.statistics import Statistic
+from samq_onnx.documents import brief, parsed
 from samq_onnx.errors import UserError
 from samq_onnx.files import atomic_path
 
@@ -25,7 +27,12 @@ __all__ = ["StatisticsFile"]
 
 FORMAT = "samq_onnx.statistics/1"
 HEADER = "header"
+ENTRY = re.compile("[0-9a-f]{64}")
 LARGEST = 8 << 30  # bytes that a file may unpack to
+
+
+def _finite(array: np.ndarray) -> bool:
+    return array.dtype.kind in "fiu" and bool(np.isfinite(array).all())
 
 
 class StatisticsFile:
@@ -52,27 +59,27 @@ class StatisticsFile:
 
     def _read(self) -> None:
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                size = sum(entry.file_size for entry in archive.infolist())
-            if size > LARGEST:
-                raise UserError(f"{self.path}: unpacks to {size / 1e9:.0f} GB; give another file")
-            with np.load(self.path, allow_pickle=False) as archive:
-                header = json.loads(str(archive[HEADER]))
-                if header["format"] != FORMAT:
-                    raise ValueError(f"format {header['format']}")
-                owner = dict(header["owner"])
-                for entry, fields in header["entries"].items():
-                    arrays = {field: archive[f"{entry}/{number}"] for number, field in enumerate(fields)}
-                    if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in arrays.values()):
-                        raise ValueError("numbers that are not finite")
-                    self._states[entry] = arrays
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            arrays = read_arrays(self.path, LARGEST)
+            header = parsed(str(arrays.pop(HEADER)))
+            if set(header) != {"format", "owner", "entries"} or header["format"] != FORMAT:
+                raise ValueError("another format")
+            owner = dict(header["owner"])
+            for entry, fields in header["entries"].items():
+                if ENTRY.fullmatch(entry) is None or not isinstance(fields, list) or not fields:
+                    raise ValueError("entries that are none")
+                state = {str(field): arrays.pop(f"{entry}/{number}") for number, field in enumerate(fields)}
+                if len(state) != len(fields) or not all(_finite(array) for array in state.values()):
+                    raise ValueError("fields that are no finite numbers")
+                self._states[entry] = state
+            if arrays:
+                raise ValueError("arrays that it does not name")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{self.path}: not statistics of this version ({error}); give another file"
+                f"{self.path}: not statistics of this version ({brief(error)}); give another file"
             ) from error
         other = sorted(name for name in {*owner, *self.owner} if owner.get(name) != self.owner.get(name))
         if other:
-            raise UserError(f"{self.path}: statistics of another {other[0]}; give another file")
+            raise UserError(f"{self.path}: statistics of another {brief(other[0])}; give another file")
 
     @staticmethod
     def _entry(context: str, statistic: Statistic) -> str:
@@ -93,7 +100,7 @@ class StatisticsFile:
         try:
             statistic.restore(state)
         except (KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{self.path}: damaged ({error}); give another file") from error
+            raise UserError(f"{self.path}: damaged ({brief(error)}); give another file") from error
         self.found += 1
         return True
 

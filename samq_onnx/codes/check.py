@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import math
+import numpy as np
 
 __all__ = ["MOST_BITS", "check_codes"]
 
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 MOST_BITS = 8  # codes are stored in bytes
 
 
@@ -18,5 +19,5 @@ def check_codes(bits: int, *scales: float) -> None:
     """
     if not 1 <= bits <= MOST_BITS:
         raise ValueError(f"codes of {bits} bits; wanted 1 to {MOST_BITS}")
-    if not all(math.isfinite(scale) and scale > 0 for scale in scales):
-        raise ValueError("a scale that is not above 0 and finite")
+    if not all(SMALLEST <= scale <= LARGEST / 2**bits for scale in scales):
+        raise ValueError("a scale that is not above 0 and finite, with what its codes stand for, in float32")

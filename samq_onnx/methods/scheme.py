@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 
+from samq_onnx.documents import brief
 from samq_onnx.errors import UserError
 
 __all__ = ["ATTENTION_ROLES", "LINEAR_ROLES", "Scheme", "SiteBits", "Widths", "check_site_bits"]
@@ -83,14 +84,14 @@ class Scheme:
         roles = {**dict.fromkeys(linears, LINEAR_ROLES), **dict.fromkeys(attentions, ATTENTION_ROLES)}
         for site, bits in self.sites.items():
             if site in kept:
-                raise UserError(f"site {site!r} stays float: {kept[site]}; leave it out of the widths of sites")
+                raise UserError(f"site {brief(site)!r} stays float: {kept[site]}; leave it out of the widths of sites")
             if site not in roles:
                 near = difflib.get_close_matches(site, roles, 1)
                 hint = f"did you mean {near[0]!r}" if near else "a plan (--plan-out) has all names"
-                raise UserError(f"no site has the name {site!r}; {hint}")
+                raise UserError(f"no site has the name {brief(site)!r}; {hint}")
             unknown = sorted(set(bits) - set(roles[site]))
             if unknown:
-                raise UserError(f"site {site!r} has no {unknown[0]!r}; it has {', '.join(roles[site])}")
+                raise UserError(f"site {brief(site)!r} has no {unknown[0]!r}; it has {', '.join(roles[site])}")
 
 
 def check_site_bits(value: object, where: str) -> SiteBits:
@@ -106,11 +107,11 @@ def check_site_bits(value: object, where: str) -> SiteBits:
         raise UserError(f"{where}: wanted an object, site -> role -> bits")
     for site, roles in value.items():
         if not isinstance(roles, dict):
-            raise UserError(f"{where}: {site!r}: wanted an object, role -> bits")
+            raise UserError(f"{where}: {brief(site)!r}: wanted an object, role -> bits")
         for role, bits in roles.items():
             if role not in (*LINEAR_ROLES, *ATTENTION_ROLES):
                 known = ", ".join((*LINEAR_ROLES, *ATTENTION_ROLES))
-                raise UserError(f"{where}: {site!r}: unknown role {role!r}; known are {known}")
+                raise UserError(f"{where}: {brief(site)!r}: unknown role {brief(role)!r}; known are {known}")
             if not isinstance(bits, int) or isinstance(bits, bool) or not LEAST <= bits <= MOST:
-                raise UserError(f"{where}: {site!r}, {role}: wanted {LEAST} to {MOST} bits, got {bits!r}")
+                raise UserError(f"{where}: {brief(site)!r}, {role}: wanted {LEAST} to {MOST} bits, got {brief(bits)}")
     return value

@@ -7,12 +7,14 @@ import math
 
 import numpy as np
 
-from samq_onnx.calibrate.statistics import State, Statistic
+from samq_onnx.calibrate.statistics import State, Statistic, taken
 from samq_onnx.codes import UniformCodes
 from samq_onnx.sampling import stride
 
 __all__ = ["InputMoments"]
 
+LARGEST = float(np.finfo(np.float32).max)
+ROUNDING = 1e-3  # of sums in float32
 ROWS_PER_FEED = 512  # evenly spread rows; some thousands of rows in all are many times the input width
 
 
@@ -22,14 +24,18 @@ class InputMoments(Statistic):
     Both are taken in units of a power of two near the scale of the codes: sums in float32 then hold them, however
     large or small x is.
 
+    Args:
+        width: of the rows, if it is known.
+
     Attributes:
         unit: what 1 stands for.
         quantized: sum of x^T x^, float64 [in, in]. cross: sum of x^T x, float64 [in, in].
         mean_float, mean_quantized: means, float64 [in]. rows: number of rows seen.
     """
 
-    def __init__(self, tensor: str, codes: UniformCodes) -> None:
+    def __init__(self, tensor: str, codes: UniformCodes, *, width: int | None = None) -> None:
         self.tensors = (tensor,)
+        self.width = width
         self.codes = codes
         _, self._exponent = math.frexp(codes.scale)
         self.unit = math.ldexp(1.0, self._exponent)
@@ -77,8 +83,17 @@ class InputMoments(Statistic):
         }
 
     def restore(self, state: State) -> None:
-        self.rows, self.quantized, self.cross = int(state["rows"]), state["quantized"], state["cross"]
-        self._sum_float, self._sum_quantized = state["sum_float"], state["sum_quantized"]
-        width = self._sum_float.size
-        if self.rows < 1 or {self.quantized.shape, self.cross.shape} != {(width, width)}:
-            raise ValueError("moments of different widths")
+        sums = [taken(state, name, self.width) for name in ("sum_float", "sum_quantized")]
+        width = sums[0].size
+        quantized, cross = (taken(state, name, width, width) for name in ("quantized", "cross"))
+        rows = int(taken(state, "rows", dtype=np.int64))
+        squares = np.diag(quantized)
+        bound = np.sqrt(np.maximum(squares, 0))
+        if rows < 1 or not width or sums[1].size != width or (squares < 0).any():
+            raise ValueError("moments of different widths, or of no rows")
+        if max(np.abs(quantized).max(), np.abs(cross).max(), np.abs(sums).max()) > LARGEST:
+            raise ValueError("moments that are too large")
+        if (np.abs(quantized) > np.outer(bound, bound) * (1 + ROUNDING) + ROUNDING).any():
+            raise ValueError("moments of no rows at all")
+        self.rows, self.quantized, self.cross = rows, quantized, cross
+        self._sum_float, self._sum_quantized = sums

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from samq_onnx.calibrate.statistics import AttentionRows, ChannelMean, KeySamples, Statistic, TensorStats
+from samq_onnx.calibrate.statistics import AttentionRows, ChannelMean, KeySamples, State, Statistic, TensorStats
 from samq_onnx.calibrate.statistics_file import StatisticsFile
 from samq_onnx.codes import UniformCodes
 from samq_onnx.errors import UserError
@@ -20,9 +22,9 @@ OWNER = {"model": "abc", "images": "def"}
 def _all() -> list[Statistic]:
     return [
         TensorStats("x"),
-        ChannelMean("x", 8),
+        ChannelMean("x", 8, channels=4),
         KeySamples("x"),
-        InputMoments("x", UniformCodes(0.1, 3, 4)),
+        InputMoments("x", UniformCodes(0.1, 3, 4), width=4),
         AttentionRows(("x", "x", "x"), scale=0.5, tables=None),
     ]
 
@@ -83,3 +85,86 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_nothing_new_writes_nothing(tmp_path: Path) -> None:
     StatisticsFile(tmp_path / "stats.npz", OWNER).save()
     assert not list(tmp_path.iterdir())
+
+
+def _other(name: str, value: object) -> Callable[[State], State]:
+    return lambda state: {**state, name: np.asarray(value)}
+
+
+F32 = np.float32
+DAMAGED: list[tuple[int, Callable[[State], State]]] = [
+    (0, _other("lows", [])),
+    (0, _other("lows", [[0.0, 0.0]])),
+    (0, _other("lows", [1e9])),
+    (0, _other("highs", [1e300])),
+    (0, _other("counts", 3.0)),
+    (0, _other("counts", np.ones((2, 3)))),
+    (0, _other("counts", [-1.0, 9.0])),
+    (0, _other("counts", np.ones(5000))),
+    (0, _other("counts", ["a"])),
+    (0, _other("width", [0.1])),
+    (0, _other("width", -1.0)),
+    (0, _other("first", 2**62)),
+    (0, _other("first", 0.5)),
+    (1, _other("sum", np.zeros(3))),
+    (1, _other("sum", np.full(4, 1e300))),
+    (1, _other("rows", 0)),
+    (1, _other("rows", [12])),
+    (2, _other("values", np.zeros(0, F32))),
+    (2, _other("values", np.zeros((2, 2), F32))),
+    (2, _other("values", np.zeros(4))),
+    (3, _other("quantized", np.zeros((3, 3)))),
+    (3, _other("quantized", -np.eye(4))),
+    (3, _other("cross", np.zeros((4, 3)))),
+    (3, _other("cross", np.full((4, 4), 1e300))),
+    (3, _other("quantized", np.eye(4) + 5 * np.eye(4, k=1))),
+    (3, _other("sum_float", np.zeros(5))),
+    (3, _other("rows", 0)),
+    (4, _other("map 0", np.zeros((2, 6, 6), F32))),
+    (4, _other("map 0", np.full((2, 6, 6), np.nan, F32))),
+    (4, _other("map 0", np.full((6, 6), 1 / 6, F32))),
+    (4, _other("map 0", np.full((2, 6, 6), 1 / 6))),
+    (4, _other("v 0", np.zeros((2, 5, 4), F32))),
+    (4, lambda state: {name: array for name, array in state.items() if name != "v 0"}),
+]
+
+
+@pytest.mark.parametrize("number", range(len(DAMAGED)))
+def test_what_no_statistic_holds_is_refused(number: int, tmp_path: Path) -> None:
+    which, damage = DAMAGED[number]
+    seen = _seen()[which]
+    state = damage(seen.state())
+    with pytest.raises((KeyError, ValueError)):
+        _all()[which].restore(state)
+
+
+def _written(path: Path, header: object, **arrays: np.ndarray) -> None:
+    with path.open("wb") as stream:
+        np.savez(stream, header=np.array(header if isinstance(header, str) else json.dumps(header)), **arrays)
+
+
+def test_a_file_is_what_its_header_says(tmp_path: Path) -> None:
+    file = tmp_path / "stats.npz"
+    good = {"format": "samq_onnx.statistics/1", "owner": OWNER, "entries": {"0" * 64: ["a"]}}
+    array = {f"{'0' * 64}/0": np.zeros(2)}
+    _written(file, good, **array)
+    StatisticsFile(file, OWNER)
+    headers: list[tuple[object, dict[str, np.ndarray]]] = [
+        ({**good, "extra": 1}, array),
+        ({**good, "entries": {}}, array),
+        ({**good, "entries": {"../x": ["a"]}}, {"../x/0": np.zeros(2)}),
+        ({**good, "entries": {"0" * 64: "a"}}, array),
+        ({**good, "entries": {"0" * 64: []}}, {}),
+        ({**good, "entries": {"0" * 64: ["a", "a"]}}, {**array, f"{'0' * 64}/1": np.zeros(2)}),
+        ({**good, "owner": 3}, array),
+        (json.dumps(good).replace('"owner"', '"format": 1, "owner"'), array),
+        (good, {name: np.array(["text"]) for name in array}),
+        (good, {name: np.array([np.inf]) for name in array}),
+        ([], array),
+        ("[" * 100_000, array),
+    ]
+    for header, arrays in headers:
+        _written(file, header, **arrays)
+        with pytest.raises(UserError, match="not statistics of this version") as caught:
+            StatisticsFile(file, OWNER)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000

@@ -30,7 +30,7 @@ RECIPES = (
     *(("encoder", "samq", "w6a6"), ("encoder", "omse", "w4a4"), ("encoder", "percentile", "w8a8")),
     *(("decoder", "ptq4sam-s", "w4a4"), ("decoder", "samq", "w6a6")),
 )
-SHARES = (0.15, 0.15, 0.15, 0.15, 0.15, 0.1, 0.08, 0.07)
+SHARES = (0.15, 0.17, 0.17, 0.16, 0.17, 0.12, 0.03, 0.03)
 LONGEST = 1000  # characters of a refusal
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from samq_onnx.calibrate.statistics.attention import AttentionRows
 from samq_onnx.calibrate.statistics.channel import ChannelMean
 from samq_onnx.calibrate.statistics.keys import KeySamples
-from samq_onnx.calibrate.statistics.statistic import State, Statistic
+from samq_onnx.calibrate.statistics.statistic import State, Statistic, taken
 from samq_onnx.calibrate.statistics.tensor import TensorStats
 
-__all__ = ["AttentionRows", "ChannelMean", "KeySamples", "State", "Statistic", "TensorStats"]
+__all__ = ["AttentionRows", "ChannelMean", "KeySamples", "State", "Statistic", "TensorStats", "taken"]

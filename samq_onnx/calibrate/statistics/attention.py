@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from samq_onnx.calibrate.statistics.statistic import State, Statistic
+from samq_onnx.calibrate.statistics.statistic import State, Statistic, taken
 from samq_onnx.calibrate.statistics.tensor import TensorStats
 from samq_onnx.errors import UserError
 from samq_onnx.products import small_products
@@ -15,6 +15,7 @@ __all__ = ["AttentionRows"]
 ENTRIES = 131_072  # map entries of one feed that are looked at
 KEPT = 8 << 20  # bytes of samples
 LARGEST_LOGIT = 1e35  # leaves room for sums of products, and for what integer kernels multiply it with
+ROUNDING = 0.01  # of sums of probabilities
 GOLDEN = 0.6180339887498949  # multiples of it are spread evenly modulo one, and follow no row or column of an image
 
 
@@ -110,4 +111,12 @@ class AttentionRows(Statistic):
         count = sum(name.startswith("map ") for name in state)
         if not count:
             raise ValueError("no sample of a map")
-        self.samples = [(state[f"map {index}"], state[f"v {index}"]) for index in range(count)]
+        samples = []
+        for index in range(count):
+            map_ = taken(state, f"map {index}", None, None, None, dtype=np.float32)
+            maps, _, keys = map_.shape
+            v = taken(state, f"v {index}", maps, keys, None, dtype=np.float32)
+            if not map_.size or not v.size or (map_ < 0).any() or (np.abs(map_.sum(axis=-1) - 1) > ROUNDING).any():
+                raise ValueError(f"map {index} is none of probabilities")
+            samples.append((map_, v))
+        self.samples = samples

@@ -5,16 +5,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from samq_onnx.calibrate.statistics.statistic import State, Statistic
+from samq_onnx.calibrate.statistics.statistic import State, Statistic, taken
 
 __all__ = ["ChannelMean"]
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 class ChannelMean(Statistic):
-    """Mean of each channel, along the last axis, over everything seen."""
+    """Mean of each channel, along the last axis, over everything seen.
 
-    def __init__(self, tensor: str, inputs: int | None = None) -> None:
+    Args:
+        channels: how many there are, if that is known.
+    """
+
+    def __init__(self, tensor: str, inputs: int | None = None, *, channels: int | None = None) -> None:
         self.tensors = (tensor,)
+        self.channels = channels
         self.inputs = inputs
         self._sum = np.zeros(())
         self._rows = 0
@@ -33,4 +40,7 @@ class ChannelMean(Statistic):
         return {"sum": self._sum, "rows": np.array(self._rows)}
 
     def restore(self, state: State) -> None:
-        self._sum, self._rows = state["sum"].astype(np.float64), int(state["rows"])
+        total, rows = taken(state, "sum", self.channels), int(taken(state, "rows", dtype=np.int64))
+        if rows < 1 or np.abs(total).max(initial=0) / rows > LARGEST:
+            raise ValueError("a mean that is none")
+        self._sum, self._rows = total, rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from samq_onnx.calibrate.statistics.statistic import State, Statistic
+from samq_onnx.calibrate.statistics.statistic import State, Statistic, taken
 from samq_onnx.sampling import stride
 
 __all__ = ["KeySamples"]
@@ -34,4 +34,7 @@ class KeySamples(Statistic):
         return {"values": self.values}
 
     def restore(self, state: State) -> None:
-        self.values = state["values"].astype(np.float32)
+        values = taken(state, "values", None, dtype=np.float32)
+        if not values.size:
+            raise ValueError("no keys")
+        self.values = values

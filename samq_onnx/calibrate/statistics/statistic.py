@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-__all__ = ["State", "Statistic"]
+__all__ = ["State", "Statistic", "taken"]
 
 State: TypeAlias = Mapping[str, np.ndarray]
 
@@ -45,3 +45,19 @@ class Statistic(ABC):
         Raises:
             KeyError, ValueError, TypeError: it is the state of something else.
         """
+
+
+def taken(state: State, name: str, *shape: int | None, dtype: type = np.float64) -> np.ndarray:
+    """An array of a state.
+
+    Args:
+        shape: that it has to have; None is any number. dtype: of it.
+
+    Raises:
+        KeyError, ValueError: there is none, or it is another one, or not finite.
+    """
+    array = state[name]
+    fits = array.ndim == len(shape) and all(b is None or a == b for a, b in zip(array.shape, shape, strict=True))
+    if array.dtype != dtype or not fits or not np.isfinite(array).all():
+        raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, or not finite")
+    return array

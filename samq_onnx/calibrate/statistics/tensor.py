@@ -7,12 +7,13 @@ import math
 
 import numpy as np
 
-from samq_onnx.calibrate.statistics.statistic import State, Statistic
+from samq_onnx.calibrate.statistics.statistic import State, Statistic, taken
 from samq_onnx.sampling import stride
 
 __all__ = ["TensorStats"]
 
 BINS = 4096  # at most, halved by merging neighbours when the range outgrows them
+LARGEST = float(np.finfo(np.float32).max)
 HISTOGRAM_SAMPLES = 500_000  # values of one feed that enter the histogram
 
 
@@ -79,8 +80,14 @@ class TensorStats(Statistic):
         }
 
     def restore(self, state: State) -> None:
-        self.lows, self.highs = state["lows"].tolist(), state["highs"].tolist()
-        self.width, self.first = float(state["width"]), int(state["first"])
-        self.counts = state["counts"].astype(np.float64)
-        if not self.lows or len(self.lows) != len(self.highs) or self.width <= 0 or not self.counts.sum() > 0:
+        lows, highs, counts = (taken(state, name, None) for name in ("lows", "highs", "counts"))
+        width, first = float(taken(state, "width")), int(taken(state, "first", dtype=np.int64))
+        if not lows.size or lows.size != highs.size or not 0 < counts.size <= BINS:
             raise ValueError("a range without values")
+        low, high = lows.min(), highs.max()
+        if not (lows <= highs).all() or max(-low, high) > LARGEST or not (counts >= 0).all() or not counts.sum() > 0:
+            raise ValueError("a range that is none")
+        if not 0 < width <= LARGEST or (first - 1) * width > low or (first + counts.size + 1) * width < high:
+            raise ValueError("bins of another range")
+        self.lows, self.highs, self.width, self.first = lows.tolist(), highs.tolist(), width, first
+        self.counts = counts

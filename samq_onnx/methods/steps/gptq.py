@@ -40,7 +40,8 @@ class Gptq(Step):
         return [linear for linear in work.linears if linear.node.op_type != "Conv" and not _is_shared(linear)]
 
     def _moments(self, work: Work, linear: Linear) -> InputMoments:
-        return InputMoments(linear.x.name or "", work.plan.linears[linear.name].input)
+        codes = work.plan.linears[linear.name].input
+        return InputMoments(linear.x.name or "", codes, width=linear.in_features)
 
     def wants(self, work: Work) -> list[Statistic]:
         return [self._moments(work, linear) for linear in self._products(work)]

@@ -24,7 +24,7 @@ def _sites(work: Work) -> list[AttentionSite]:
 
 def _mean(site: AttentionSite) -> ChannelMean:
     assert site.k is not None and site.k.linear.output.name
-    return ChannelMean(site.k.linear.output.name, INPUTS)
+    return ChannelMean(site.k.linear.output.name, INPUTS, channels=site.k.linear.out_features)
 
 
 def _samples(site: AttentionSite) -> KeySamples:
