@@ -42,7 +42,7 @@ def changed_document(document: dict[str, Any], random: np.random.Generator) -> t
             break
         parent, key = _place(made, random)
         value = parent[key]
-        kind = random.choice(["value", "number", "gone", "more", "name", "swap"], p=[0.35, 0.2, 0.12, 0.13, 0.1, 0.1])
+        kind = random.choice(["value", "number", "gone", "more", "name", "swap"], p=[0.25, 0.4, 0.09, 0.1, 0.08, 0.08])
         if kind == "number" and isinstance(value, (int, float)) and not isinstance(value, bool):
             step = int(random.choice([-8, -1, 1, 8]))
             parent[key] = value + step if isinstance(value, int) else value * float(random.choice(FACTORS))
