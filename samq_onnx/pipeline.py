@@ -145,7 +145,9 @@ def quantize_model(
         )
         work.run([Select()], work)
         attentions = [site.name for site in prepared.lifted.attentions]
-        scheme.check_sites([linear.name for linear in work.linears], attentions, work.plan.kept_float)
+        convolutions = [linear.name for linear in work.linears if linear.node.op_type == "Conv"]
+        products = [linear.name for linear in work.linears if linear.node.op_type != "Conv"]
+        scheme.check_sites(products, convolutions, attentions, work.plan.kept_float)
         work.run(method.steps(part, scheme), work)
         work.plan.constants = prepared.moved()
         work.plan.metadata = dict(describe or {})

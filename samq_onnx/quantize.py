@@ -118,7 +118,10 @@ def _settings(words: Sequence[str]) -> dict[str, str]:
 def _site_bits(path: Path | None) -> object:
     if path is None:
         return None
-    return read_document(path, "wanted site -> role -> bits")
+    found = read_document(path, "wanted site -> role -> bits")
+    if not isinstance(found, dict):  # null is none at all
+        raise UserError(f"{path}: wanted an object, site -> role -> bits")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -104,3 +104,15 @@ def test_a_plan_of_parts_of_different_runs_is_refused(
     assert lower.main([str(tiny_sam), "--plan", str(file), "-o", str(tmp_path / "again")]) == 2
     assert "parts of different runs" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("text", ["null", "[]", '{"a": {"q": 8}, "a": {"q": 4}}', "{", "NaN"])
+def test_files_of_widths_that_are_none_are_refused(
+    text: str, tiny_sam: Path, one_image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "sites.json"
+    file.write_text(text)
+    words = [tiny_sam / "encoder.onnx", "--calib", one_image, "-o", tmp_path / "made.onnx", "--site-bits", file]
+    assert quantize.main([str(word) for word in words]) == 2
+    assert "site -> role -> bits" in capsys.readouterr().err
+    assert not (tmp_path / "made.onnx").exists()

@@ -15,7 +15,8 @@ __all__ = ["ATTENTION_ROLES", "LINEAR_ROLES", "Scheme", "SiteBits", "Widths", "c
 
 LEAST, MOST = 2, 8
 PATTERN = re.compile(r"w(\d)a(\d)")
-LINEAR_ROLES = ("input", "weight", "output")
+PRODUCT_ROLES = ("input", "weight")
+LINEAR_ROLES = (*PRODUCT_ROLES, "output")
 ATTENTION_ROLES = ("q", "k", "v", "probabilities")
 CONV_OUTPUT_BITS = 8  # a convolution needs codes at its output to run in integers; 8 bits cost no accuracy
 
@@ -75,13 +76,26 @@ class Scheme:
         """The least bits that any weight may have."""
         return min([self.widths.weight, *(roles["weight"] for roles in self.sites.values() if "weight" in roles)])
 
-    def check_sites(self, linears: Iterable[str], attentions: Iterable[str], kept: Mapping[str, str]) -> None:
+    def check_sites(
+        self,
+        products: Iterable[str],
+        convolutions: Iterable[str],
+        attentions: Iterable[str],
+        kept: Mapping[str, str],
+    ) -> None:
         """Refuse widths of sites that there are not.
+
+        Args:
+            products: linears whose outputs have no codes. kept: linear that stays float -> why.
 
         Raises:
             UserError: names the first one.
         """
-        roles = {**dict.fromkeys(linears, LINEAR_ROLES), **dict.fromkeys(attentions, ATTENTION_ROLES)}
+        roles: dict[str, tuple[str, ...]] = {
+            **dict.fromkeys(products, PRODUCT_ROLES),
+            **dict.fromkeys(convolutions, LINEAR_ROLES),
+        }
+        roles |= dict.fromkeys(attentions, ATTENTION_ROLES)
         for site, bits in self.sites.items():
             if site in kept:
                 raise UserError(f"site {brief(site)!r} stays float: {kept[site]}; leave it out of the widths of sites")

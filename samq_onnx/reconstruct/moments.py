@@ -95,5 +95,7 @@ class InputMoments(Statistic):
             raise ValueError("moments that are too large")
         if (np.abs(quantized) > np.outer(bound, bound) * (1 + ROUNDING) + ROUNDING).any():
             raise ValueError("moments of no rows at all")
+        if (np.square(sums[1]) > rows * squares * (1 + ROUNDING) + ROUNDING).any():
+            raise ValueError("means that are larger than their moments")
         self.rows, self.quantized, self.cross = rows, quantized, cross
         self._sum_float, self._sum_quantized = sums

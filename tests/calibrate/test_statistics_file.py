@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import samq_onnx
 from samq_onnx.calibrate.statistics import AttentionRows, ChannelMean, KeySamples, State, Statistic, TensorStats
 from samq_onnx.calibrate.statistics_file import StatisticsFile
 from samq_onnx.codes import UniformCodes
 from samq_onnx.errors import UserError
+from samq_onnx.methods.steps import gptq
 from samq_onnx.reconstruct.moments import InputMoments
 
 OWNER = {"model": "abc", "images": "def"}
@@ -120,6 +122,7 @@ DAMAGED: list[tuple[int, Callable[[State], State]]] = [
     (3, _other("quantized", np.eye(4) + 5 * np.eye(4, k=1))),
     (3, _other("sum_float", np.zeros(5))),
     (3, _other("rows", 0)),
+    (3, _other("quantized", np.zeros((4, 4)))),
     (4, _other("map 0", np.zeros((2, 6, 6), F32))),
     (4, _other("map 0", np.full((2, 6, 6), np.nan, F32))),
     (4, _other("map 0", np.full((6, 6), 1 / 6, F32))),
@@ -168,3 +171,14 @@ def test_a_file_is_what_its_header_says(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="not statistics of this version") as caught:
             StatisticsFile(file, OWNER)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_moments_that_no_inputs_have_end_in_one_line(
+    tiny_sam: Path, one_image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compensate(*_: object, **__: object) -> None:
+        raise np.linalg.LinAlgError("singular")
+
+    monkeypatch.setattr(gptq, "compensate", compensate)
+    with pytest.raises(UserError, match=r"moments of \S+ are of no inputs"):
+        samq_onnx.quantize(tiny_sam / "encoder.onnx", one_image, method="samq", bits="w6a6")

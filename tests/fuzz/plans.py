@@ -223,9 +223,20 @@ def _wrong(
         return "" if _models(output) == seed.models else "the same plan gives another model"
     numbers = ("linears", "attentions", "constants")
     same = same and all(
-        part[key] == seed.document["parts"][name][key] for name, part in document["parts"].items() for key in numbers
+        _held(part[key]) == _held(seed.document["parts"][name][key])
+        for name, part in document["parts"].items()
+        for key in numbers
     )
     return "" if same or _models(output) != seed.models else "what differs in the plan is not in the model"
+
+
+def _held(document: Any) -> Any:
+    """Numbers as float32 holds them."""
+    if isinstance(document, dict):
+        return {name: _held(value) for name, value in document.items()}
+    if isinstance(document, list):
+        return [_held(value) for value in document]
+    return float(np.float32(document)) if isinstance(document, float) else document
 
 
 def _largest(document: Any) -> float:

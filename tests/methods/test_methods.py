@@ -87,14 +87,15 @@ def test_bits_of_a_site() -> None:
 
 def test_widths_of_sites_that_are_not_there_are_refused() -> None:
     scheme = Scheme(Widths(8, 8), sites={"block.1": {"q": 4}})
-    scheme.check_sites([], ["block.1"], {})
-    for linears, attentions, kept, message in (
+    scheme.check_sites([], [], ["block.1"], {})
+    for products, convolutions, kept, message in (
         (["block.2"], [], {}, "did you mean 'block.2'"),
-        (["block.1"], [], {}, "has no 'q'; it has input, weight, output"),
+        (["block.1"], [], {}, "has no 'q'; it has input, weight$"),
+        ([], ["block.1"], {}, "has no 'q'; it has input, weight, output"),
         ([], [], {"block.1": "first layer"}, "stays float: first layer"),
     ):
         with pytest.raises(UserError, match=message):
-            scheme.check_sites(linears, attentions, kept)
+            scheme.check_sites(products, convolutions, [], kept)
 
 
 @pytest.mark.parametrize(

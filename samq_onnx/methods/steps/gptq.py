@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 
 from samq_onnx.calibrate.statistics import Statistic
+from samq_onnx.errors import UserError
 from samq_onnx.methods.method import parameter
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.passes.graph import constant, is_shared, replace_constant
@@ -56,15 +57,20 @@ class Gptq(Step):
             weight = constant(linear.weight)
             bias = constant(linear.bias) if linear.bias is not None else None
             codes = work.plan.linears[linear.name].weight
-            rounded, corrected = compensate(
-                weight if linear.out_axis else weight.T,
-                bias,
-                np.array(codes.scale),
-                codes.bits,
-                moments,
-                damping=self.settings.damping,
-                ridge=self.settings.ridge,
-            )
+            try:
+                rounded, corrected = compensate(
+                    weight if linear.out_axis else weight.T,
+                    bias,
+                    np.array(codes.scale),
+                    codes.bits,
+                    moments,
+                    damping=self.settings.damping,
+                    ridge=self.settings.ridge,
+                )
+            except np.linalg.LinAlgError as error:
+                raise UserError(
+                    f"the moments of {moments.tensors[0]} are of no inputs; collect statistics again"
+                ) from error
             replace_constant(linear.weight, rounded if linear.out_axis else rounded.T)
             if linear.bias is not None and corrected is not None:
                 replace_constant(linear.bias, corrected)
