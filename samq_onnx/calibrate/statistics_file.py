@@ -67,9 +67,7 @@ class StatisticsFile:
                         raise ValueError("numbers that are not finite")
                     self._states[entry] = arrays
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{self.path}: not statistics of this version ({error}); give another file"
-            ) from error
+            raise UserError(f"{self.path}: not statistics of this version ({error}); give another file") from error
         other = sorted(name for name in {*owner, *self.owner} if owner.get(name) != self.owner.get(name))
         if other:
             raise UserError(f"{self.path}: statistics of another {other[0]}; give another file")
