@@ -42,8 +42,7 @@ def least_divergence(stats: TensorStats, bits: int) -> UniformCodes:
     An end moves no further than zero, which every range holds. A histogram with no more bins than there are codes, that
     of a constant, shows nothing of what codes merge: then the extremes are the range.
     """
-    low, high = min(stats.lows), max(stats.highs)
-    counts, centres = np.asarray(stats.counts, np.float64), np.asarray(stats.centres, np.float64)
+    low, high, counts, centres = min(stats.lows), max(stats.highs), stats.counts, stats.centres
     if len(counts) > 2**bits:
         edges = np.append(centres - stats.width / 2, centres[-1] + stats.width / 2)
         edges[0], edges[-1] = low, high
@@ -110,7 +109,8 @@ def divergences(
         there = np.where(counts[bin_] > 0, level[np.arange(len(level)), group], EMPTY * kept)
         likelihood += moved * _log(there)
         own += _times_log(counts[bin_] + moved) - _times_log(counts[bin_])
-    return (own - likelihood) / total - np.log(total / kept)
+    found: np.ndarray = (own - likelihood) / total - np.log(total / kept)
+    return found
 
 
 def _running(values: np.ndarray) -> np.ndarray:
@@ -118,7 +118,8 @@ def _running(values: np.ndarray) -> np.ndarray:
 
 
 def _log(values: np.ndarray) -> np.ndarray:
-    return np.log(np.where(values > 0, values, 1.0))
+    logarithms: np.ndarray = np.log(np.where(values > 0, values, 1.0))
+    return logarithms
 
 
 def _times_log(values: np.ndarray) -> np.ndarray:
