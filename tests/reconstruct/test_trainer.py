@@ -56,8 +56,7 @@ def _planned(bits: str, feeds: list[Mapping[str, np.ndarray]], decoder: Part) ->
     widths = dataclasses.replace(Widths.parse(bits), activation=8)
     prepared = Preparation(load_model(assets.nano_dir() / "decoder.onnx"), widths.weight)
     work = begin(prepared, decoder, feeds, Scheme(widths), target="samq", label="decoder")
-    work.run([Select()], work)
-    work.run([Ranges("l4", "mse", "row")], work)
+    work.run([Select(), Ranges("l4", "mse", "row")], work)
     return work
 
 
