@@ -123,7 +123,8 @@ def _log(values: np.ndarray) -> np.ndarray:
 
 
 def _times_log(values: np.ndarray) -> np.ndarray:
-    return values * _log(values)
+    products: np.ndarray = values * _log(values)
+    return products
 
 
 @method("kl", paper="Migacz, 8-bit inference with TensorRT, GTC 2017")
