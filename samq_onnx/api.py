@@ -338,7 +338,7 @@ def execute(
     files = [source / PARTS[name] for name in names] if source.is_dir() else [source]
     if source.is_dir():
         if encoder is not None:
-            raise UserError(f"{source}: is a folder, whose encoder.onnx is used; leave out the encoder")
+            raise UserError(f"{source}: is a folder, whose encoder.onnx is used; leave out --encoder")
         SamPredictor(*files)  # refuses what does not fit together
         made_from = [*map(model_sha256, files), _calibration_sha256(calibration, calibration.images)]
         run.pair = pair_hash({"made_from": made_from, "recipe": order.recipe(), "version": version("samq_onnx")})

@@ -42,7 +42,7 @@ def test_table_rows_and_pictures(
     for row, folder in zip(rows, (nano, output / "w8a8"), strict=True):
         files = [folder / "encoder.onnx", folder / "decoder.onnx"]
         for prompt in ("box", "point"):
-            assert row[f"{prompt}_iou"] == evaluate(*files, one_image, prompt, progress=False)["mean_iou"] > 0.2
+            assert row[f"{prompt}_iou"] == evaluate(*files, one_image, prompt, progress=False)["mean_iou"] > 0.35
         assert row["megabytes"] == pytest.approx(sum(file.stat().st_size for file in files) / 1e6)
         assert row["seconds"] > 0 and (row["images"], row["instances"]) == (1, 3)
 

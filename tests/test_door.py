@@ -174,7 +174,7 @@ def test_weights_behind_links_are_read(tmp_path: Path, layout: str) -> None:
     arguments = ["--calib", str(assets.calibration_images()), "--method", "minmax"]
     assert quantize.main([str(source), "-o", str(output), *arguments]) == 0
     assert verify.main([str(output), "--reference", str(source)]) == 0
-    assert verify.sqnr(expected, open_session(output).run(None, FEED)[0]) > 20
+    assert verify.sqnr(expected, open_session(output).run(None, FEED)[0]) > 33
     assert model_sha256(source) in {entry.value for entry in onnx.load(output).metadata_props}
 
 

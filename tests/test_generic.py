@@ -52,7 +52,7 @@ def test_a_network_without_attention_is_quantized_whole(quantized: Quantized) ->
 
     image = images.preprocess(images.load(data.image_paths(assets.demo_images())[0]), nets.SIDE)
     expected, found = (run_model(path, {"image": image})[0] for path in (quantized.source, quantized.output))
-    assert verify.sqnr(expected, found) > 25
+    assert verify.sqnr(expected, found) > 35
 
 
 def test_an_old_opset_is_raised(tmp_path: Path) -> None:

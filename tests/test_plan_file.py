@@ -60,7 +60,7 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 MODEL = "parts|model"
 WRONG = {
-    "format": _set("format", "samq_onnx.plan/0"),
+    "of this version": _set("format", "samq_onnx.plan/0"),
     "parts": _set("parts", {}),
     "linears": _set(f"{MODEL}|linears", []),
     "a/b.input.scale: wanted": _set(f"{MODEL}|linears|a/b|input|scale", "1"),

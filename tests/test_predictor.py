@@ -40,7 +40,7 @@ def test_shapes_and_number_of_masks(predictor: SamPredictor) -> None:
 def test_a_box_and_a_point_find_the_object(predictor: SamPredictor) -> None:
     truth = INSTANCE.mask()
     assert overlap(predictor.best(box=BOX).mask, truth)[0] > 0.6
-    assert max(overlap(mask, truth)[0] for mask in predictor.predict(POINT, np.ones(1))[0]) > 0.4
+    assert max(overlap(mask, truth)[0] for mask in predictor.predict(POINT, np.ones(1))[0]) > 0.46
 
 
 def test_best_is_mask_0_of_a_box_and_the_best_of_three_of_a_point(predictor: SamPredictor) -> None:
@@ -57,7 +57,7 @@ def test_coordinates_are_those_of_the_original_image(nano: Path, predictor: SamP
     larger = SamPredictor(nano / "encoder.onnx", nano / "decoder.onnx")
     larger.set_image(np.array(Image.fromarray(rgb).resize((2 * SAMPLE.width, 2 * SAMPLE.height))))
     mask = larger.best(box=2 * BOX).mask[::2, ::2]
-    assert overlap(mask, predictor.best(box=BOX).mask)[0] > 0.9
+    assert overlap(mask, predictor.best(box=BOX).mask)[0] > 0.96
 
 
 def test_the_feed_is_the_one_of_segment_anything(nano: Path, predictor: SamPredictor) -> None:

@@ -70,19 +70,21 @@ def run(
     if not collectors:
         return
     blocks = cut(model, [collector.tensors for collector in collectors])
-    feeds = feeds[: max(collector.inputs or len(feeds) for collector in collectors)]
-    bar = progress_bar(len(blocks) * len(feeds), label, "step")
+    count = min(len(feeds), max(collector.inputs or len(feeds) for collector in collectors))
+    bar = progress_bar(len(blocks) * count, label, "step")
     with bar, Scratch() as scratch:
         for number, block in enumerate(blocks, 1):
             bar.set_postfix_str(f"block {number} of {len(blocks)}, {resident_memory()}", refresh=False)
-            _run_block(block, feeds, [collectors[index] for index in block.groups], scratch, bar)
+            _run_block(block, feeds, count, [collectors[index] for index in block.groups], scratch, bar)
 
 
-def _run_block(block: Block, feeds: Sequence[Feed], collectors: Sequence[Collector], scratch: Path, bar: tqdm) -> None:
+def _run_block(
+    block: Block, feeds: Sequence[Feed], count: int, collectors: Sequence[Collector], scratch: Path, bar: tqdm
+) -> None:
     session = _open(block.model)
     outputs = [output.name for output in session.get_outputs()]
     wanted = sorted({name for collector in collectors for name in collector.tensors})
-    for index in range(len(feeds)):
+    for index in range(count):
         spilled = scratch / f"{index}.npy"
         tensors: dict[str, np.ndarray] = {}
         if block.feed_inputs:

@@ -26,6 +26,8 @@ Feed = Mapping[str, np.ndarray]
 class Keep:
     """A collector that keeps what it is shown."""
 
+    inputs = None
+
     def __init__(self, *tensors: str) -> None:
         self.tensors = tensors
         self.seen: list[tuple[np.ndarray, ...]] = []
@@ -83,7 +85,7 @@ def test_blocks_see_what_the_whole_encoder_computes(nano: Path, encoder_feed: Fe
     collectors = [Keep(name) for name in names]
     triples = [Keep(*names[-3:])]
     counted = Counted(feeds)
-    run(model, counted, [*collectors, *triples], label="encoder", progress=False)
+    run(model, counted, [*collectors, *triples], label="encoder")
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
     assert counted.fetched == len(feeds)  # images are read once, not once for each block
     for index, feed in enumerate(feeds):
@@ -99,7 +101,7 @@ def test_blocks_see_what_the_whole_encoder_computes(nano: Path, encoder_feed: Fe
 def test_blocks_see_what_the_whole_decoder_computes(nano: Path, decoder_feed: Feed, scratch: Path) -> None:
     model, names = _lifted(nano / "decoder.onnx")
     collectors = [Keep(name) for name in names]
-    run(model, [decoder_feed], collectors, label="decoder", progress=False)
+    run(model, [decoder_feed], collectors, label="decoder")
     expected = _whole(model, names, decoder_feed)
     for collector in collectors:
         reference = expected[collector.tensors[0]]
@@ -116,23 +118,23 @@ def _logarithm() -> ir.Model:
 def test_a_tensor_that_is_not_finite_is_named(bad: float, scratch: Path) -> None:
     feeds = [{"x": np.ones(2, np.float32)}, {"x": np.array([1.0, bad], np.float32)}]
     with pytest.raises(UserError, match="tensor logarithm is not finite on calibration input 2"):
-        run(_logarithm(), feeds, [Keep("logarithm")], label="x", progress=False)
+        run(_logarithm(), feeds, [Keep("logarithm")], label="x")
 
 
 def test_no_input_and_nothing_wanted(scratch: Path) -> None:
     with pytest.raises(UserError, match="no calibration inputs"):
-        run(_logarithm(), [], [Keep("y")], label="x", progress=False)
-    run(_logarithm(), [{"x": np.ones(2, np.float32)}], [], label="x", progress=False)
+        run(_logarithm(), [], [Keep("y")], label="x")
+    run(_logarithm(), [{"x": np.ones(2, np.float32)}], [], label="x")
 
 
 def test_a_model_whose_weights_cannot_be_split(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "LARGEST_BLOCK", -1)
     with pytest.raises(UserError, match="cannot be cut"):
-        run(_logarithm(), [{"x": np.ones(2, np.float32)}], [Keep("y")], label="x", progress=False)
+        run(_logarithm(), [{"x": np.ones(2, np.float32)}], [Keep("y")], label="x")
 
 
 def test_an_input_of_the_graph_as_a_tensor(scratch: Path) -> None:
     stats, both = TensorStats("x"), Keep("x", "y")
-    run(_logarithm(), [{"x": np.array([1.0, 3.0], np.float32)}], [stats, both], label="x", progress=False)
+    run(_logarithm(), [{"x": np.array([1.0, 3.0], np.float32)}], [stats, both], label="x")
     assert (stats.lows, stats.highs) == ([1.0], [3.0])
     assert both.seen[0][0].tolist() == [1.0, 3.0] and both.seen[0][1] == pytest.approx([0.0, np.log(3)])

@@ -108,7 +108,7 @@ def test_a_decoder_whose_outputs_are_not_known_is_refused(
 ) -> None:
     work = _planned("w8a8", feeds[:1], decoder)
     before = plan_to_json(work.plan)
-    monkeypatch.setattr(type(decoder), "outputs", {})
+    monkeypatch.setitem(decoder.__dict__, "outputs", {})
     with pytest.raises(NotReconstructable, match="cannot be told"):
         trainer.reconstruct(work.lifted, work.plan, decoder, feeds, feeds, label="decoder")
     assert plan_to_json(work.plan) == before

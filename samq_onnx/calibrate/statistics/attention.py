@@ -13,7 +13,7 @@ from samq_onnx.products import small_products
 __all__ = ["AttentionRows"]
 
 ENTRIES = 131_072  # map entries of one feed that are looked at
-KEPT = 8 << 20  # bytes of samples
+KEPT = 16 << 20  # bytes of samples
 LARGEST_LOGIT = 1e35  # leaves room for sums of products, and for what integer kernels multiply it with
 ROUNDING = 0.01  # of sums of probabilities
 GOLDEN = 0.6180339887498949  # multiples of it are spread evenly modulo one, and follow no row or column of an image

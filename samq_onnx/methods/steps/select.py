@@ -39,6 +39,7 @@ class Select(Step):
     """
 
     name = "select"
+    edits = True  # no tensor, but which linears the steps behind it ask about
 
     def apply(self, work: Work) -> Report:
         masks = work.part.role in (Role.DECODER, Role.WHOLE)
