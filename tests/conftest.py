@@ -42,6 +42,11 @@ def pytest_configure() -> None:
     ort.InferenceSession.__init__ = init  # type: ignore[method-assign]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: one that begins last would keep the other workers waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder that ``make`` has filled, by one of all workers, before any gets it. Tests leave it as it is."""
     root = factory.getbasetemp()
