@@ -111,18 +111,18 @@ def test_quantizing_before_views_keeps_the_codes() -> None:
 
 
 def test_gathers_keep_the_codes() -> None:
-    assert _kept(quantized_chains(), 60, subjects.gather_views) > 12
+    assert _kept(quantized_chains(), 60, subjects.gather_views) > 8
 
 
 def test_merged_slices_cut_the_same() -> None:
-    assert _kept(slice_chains(), 40, subjects.merge_slices) > 10
+    assert _kept(slice_chains(), 40, subjects.merge_slices) > 5
 
 
 def test_all_passes_on_views_keep_the_codes() -> None:
     passes = (subjects.propagate_qdq, subjects.merge_slices, subjects.gather_views)
-    assert _kept(quantized_chains(), 100, *passes) > 50
+    assert _kept(quantized_chains(), 100, *passes) > 30
 
 
 def test_rows_move_past_a_linear_bit_for_bit() -> None:
     passes = (subjects.move_rows_first, subjects.propagate_qdq, subjects.pad_later, subjects.gather_views)
-    assert _kept(linear_chains(), 80, *passes) > 40
+    assert _kept(linear_chains(), 80, *passes) > 30
