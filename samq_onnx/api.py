@@ -39,6 +39,7 @@ from samq_onnx.pipeline import lower_model, quantize_model
 from samq_onnx.plan import QuantPlan
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.progress import silent
+from samq_onnx.runtime import open_session
 from samq_onnx.samples import Sample
 from samq_onnx.scratch import Scratch
 
@@ -68,18 +69,18 @@ class Quantized:
         sample: one of these inputs.
     """
 
-    model: ir.Model
-    plan: QuantPlan
-    reports: list[Report]
+    model: ir.Model = dataclasses.field(repr=False)
+    plan: QuantPlan = dataclasses.field(repr=False)
+    reports: list[Report] = dataclasses.field(repr=False)
     sites: dict[str, int]
     recipe: dict[str, Any]
     notes: tuple[str, ...] = ()
     feeds: int = 0
     seconds: float = 0.0
-    sample: Mapping[str, np.ndarray] | None = None
+    sample: Mapping[str, np.ndarray] | None = dataclasses.field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> FusionReport | None:
-        """Write the model, completely or not at all; it replaces a file only if ONNX Runtime loads and runs it.
+        """Write the model, completely or not at all; it replaces a file only if ONNX Runtime loads it.
 
         Returns:
             What ran in integers and what in float; None where no input is known.
@@ -91,7 +92,10 @@ class Quantized:
             weights = sum(v.const_value.nbytes for v in self.model.graph.initializers.values() if v.const_value)
             external = data_name(temporary.name) if weights > ONE_FILE_LIMIT else None
             ir.save(self.model, temporary, external_data=external)
-            return fusion_report(temporary, self.sample) if self.sample is not None else None
+            if self.sample is None:
+                open_session(temporary)
+                return None
+            return fusion_report(temporary, self.sample)
 
 
 @dataclasses.dataclass
@@ -183,9 +187,12 @@ def _calibration(images: Images) -> Iterator[Calibration]:
     if isinstance(images, (str, os.PathLike, Calibration)):
         yield Calibration.of(images)
         return
+    if not isinstance(images, Iterable) or not (pictures := list(images)):
+        raise UserError("no images to calibrate on; give a folder, or pictures, uint8 [H, W, 3] each")
     with Scratch() as folder:
-        for number, pixels in enumerate(images):
-            if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
+        for number, pixels in enumerate(pictures):
+            fits = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)
+            if not fits or not pixels.size:
                 raise UserError(f"image {number}: wanted RGB of type uint8, [H, W, 3]; or give a folder")
             Image.fromarray(pixels).save(folder / f"{number:06}.png")
         yield Calibration(folder)
@@ -230,6 +237,8 @@ class Order:
         Raises:
             UserError: a method, parameter, width, target or site that cannot be.
         """
+        if settings is not None and not isinstance(settings, Mapping):
+            raise UserError(f"settings: wanted name -> value, got {settings!r}")
         sites: dict[str, SiteBits] = {}
         if site_bits is not None:
             if not isinstance(site_bits, dict):
@@ -277,6 +286,8 @@ class _Run:
         model = load_model(source)
         check_float(model, source)
         part = identify(model, os.fspath(source))
+        if name == ALONE and order.decoder_widths is not None and part.role is not Role.DECODER:
+            raise UserError(f"{source}: is no SAM decoder; leave out --decoder-bits")
         scheme = order.scheme(name, part)
         recipe = _recipe(order.method, scheme, order.target)
         self.say(f"{source}: {order.method.name} {str(scheme.widths).upper()}")
@@ -418,6 +429,7 @@ def lower(model: str | os.PathLike[str], plans: Mapping[str, QuantPlan], target:
         raise UserError(f"{source}: the plan has parts of different runs; give the plan of one run")
     parts = {}
     for name in names:
+        started = time.perf_counter()
         file = source / PARTS[name] if source.is_dir() else source
         plan = plans[name]
         if plan.metadata.get(FLOAT_HASH) != model_sha256(file):
@@ -428,7 +440,8 @@ def lower(model: str | os.PathLike[str], plans: Mapping[str, QuantPlan], target:
         read.metadata_props.pop(PAIR, None)
         outcome = lower_model(read, plan, label=os.fspath(file))
         recipe = _recipe_of(plan)
-        parts[name] = Quantized(outcome.model, plan, outcome.reports, outcome.sites, recipe)
+        seconds = time.perf_counter() - started
+        parts[name] = Quantized(outcome.model, plan, outcome.reports, outcome.sites, recipe, seconds=seconds)
     return Result(parts)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from samq_onnx import api
+from samq_onnx.callable_module import make_callable
 from samq_onnx.command import command_parser, main_guard, output_path
 from samq_onnx.files import check_writable
 from samq_onnx.inventory import check_files
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     finish(source, output, api.lower(source, read_plans(arguments.plan), arguments.target), arguments.json)
     return 0
 
+
+make_callable(__name__, api.lower)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -61,18 +61,19 @@ def plan_to_json(plan: QuantPlan) -> dict[str, Any]:
     }
 
 
-def write_plans(path: Path, plans: Mapping[str, QuantPlan]) -> None:
+def write_plans(path: str | os.PathLike[str], plans: Mapping[str, QuantPlan]) -> None:
     """Write plans, by the name of their model; the constants first, so that a plan never names what is not there."""
+    file = Path(path)
     arrays = [array for plan in plans.values() for array in plan.constants.values()]
     digest = None
     if arrays:
-        with atomic_path(constants_path(path)) as temporary:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, *arrays)
+        with atomic_path(constants_path(file)) as temporary:
+            with temporary.open("wb") as stream:
+                np.savez_compressed(stream, *arrays)
             digest = sha256_of(temporary)
-    constants = {"file": constants_path(path).name, "sha256": digest} if digest else None
+    constants = {"file": constants_path(file).name, "sha256": digest} if digest else None
     parts = {name: plan_to_json(plan) for name, plan in plans.items()}
-    write_json(path, {"format": FORMAT, "constants": constants, "parts": parts})
+    write_json(file, {"format": FORMAT, "constants": constants, "parts": parts})
 
 
 def read_plans(path: str | os.PathLike[str]) -> dict[str, QuantPlan]:

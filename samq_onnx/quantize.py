@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import os
 import sys
-import types
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import onnxruntime as ort
 
 from samq_onnx import api, assets
 from samq_onnx.api import DECODER, ENCODER, Order, Quantized, Result, execute, parts_of
+from samq_onnx.callable_module import make_callable
 from samq_onnx.command import command_parser, main_guard, output_path
 from samq_onnx.data import Calibration
 from samq_onnx.documents import read_document
@@ -190,13 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Callable(types.ModuleType):
-    """`samq_onnx.quantize` is the function of the API, although it is the module of the command too."""
-
-    __call__ = staticmethod(api.quantize)
-
-
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, api.quantize)
 
 if __name__ == "__main__":
     sys.exit(main())

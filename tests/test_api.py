@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,44 @@ def test_strict_is_one_width_everywhere(tiny_sam: Path, one_image: Path) -> None
             assert {codes.bits for codes in (site.q, site.k, site.v, site.probabilities)} == {5}
     wide = samq_onnx.quantize(tiny_sam, one_image, method="samq", bits="w7a5", decoder_bits="w6a6").plans["decoder"]
     assert {linear.input.bits for linear in wide.linears.values()} == {6}
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"bits": 8}, "unknown width 8"),
+        ({"settings": ["a"]}, "settings: wanted name -> value"),
+        ({"target": "gpu"}, "unknown target 'gpu'; choose one of qdq, samq"),
+        ({"images": []}, "no images to calibrate on"),
+        ({"images": None}, "no images to calibrate on"),
+        ({"images": [np.zeros((0, 4, 3), np.uint8)]}, "image 0: wanted RGB"),
+    ],
+)
+def test_wrong_arguments_are_named(named: dict[str, Any], message: str, tiny_sam: Path, one_image: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        samq_onnx.quantize(tiny_sam, **({"images": one_image, "method": "minmax"} | named))
+
+
+def test_plans_in_python(planned: dict[str, QuantPlan], tiny_sam: Path, tmp_path: Path) -> None:
+    samq_onnx.write_plans(tmp_path / "plan.json", planned)
+    for target in ("samq", "qdq"):
+        samq_onnx.lower(tiny_sam, samq_onnx.read_plans(tmp_path / "plan.json"), target).save(tmp_path / target)
+        assert all((tmp_path / target / name).is_file() for name in FILES)
+    assert list(inspect.signature(samq_onnx.lower).parameters) == ["model", "plans", "target"]
+
+
+def test_a_model_that_does_not_load_replaces_nothing(
+    planned: dict[str, QuantPlan], tiny_sam: Path, tmp_path: Path
+) -> None:
+    result = samq_onnx.lower(tiny_sam, planned)
+    result.save(tmp_path)
+    before = _bytes(tmp_path)
+    next(iter(result.parts["decoder"].model.graph)).op_type = "NoSuchOperator"
+    with pytest.raises(UserError):
+        result.save(tmp_path)
+    assert _bytes(tmp_path) == before
+
+
+def test_widths_of_a_decoder_for_what_is_none_are_refused(tiny_sam: Path, one_image: Path) -> None:
+    with pytest.raises(UserError, match="leave out --decoder-bits"):
+        samq_onnx.quantize(tiny_sam / "encoder.onnx", one_image, method="minmax", decoder_bits="w8a8")

@@ -134,8 +134,3 @@ class Lifted:
     norms: list[Norm] = dataclasses.field(default_factory=list)
     gelus: list[Gelu] = dataclasses.field(default_factory=list)
     refused: list[str] = dataclasses.field(default_factory=list)
-
-    @property
-    def is_sam(self) -> bool:
-        """Whether the attention sites are those of SAM's encoder or decoder."""
-        return any(site.kind != "generic" for site in self.attentions)

@@ -10,8 +10,7 @@ attention are quantized per output channel with the codes of the operand that th
 (Reshape, Transpose, Split, ...) run on codes. GELU goes through a table over y = low + step i; outside it GELU's codes
 do not change.
 
-Takes MatMul and Gemm whose input has `MANY_ROWS` rows or more, or is a batch of unknown size; refuses others, among
-them transposed inputs and activations that are read as float too: they stay QDQ.
+Takes MatMul and Gemm whose input has `MANY_ROWS` rows or more, or is a batch of unknown size; others stay QDQ.
 """
 
 from __future__ import annotations

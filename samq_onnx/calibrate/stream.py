@@ -85,14 +85,14 @@ def _run_block(
     outputs = [output.name for output in session.get_outputs()]
     wanted = sorted({name for collector in collectors for name in collector.tensors})
     for index in range(count):
-        spilled = scratch / f"{index}.npy"
+        carried = scratch / f"{index}.npy"
         tensors: dict[str, np.ndarray] = {}
         if block.feed_inputs:
             feed = feeds[index]
             tensors = {name: feed[name] for name in block.feed_inputs}
         if block.carried_in is not None:
-            tensors[block.carried_in] = np.load(spilled, allow_pickle=False)
-            spilled.unlink()
+            tensors[block.carried_in] = np.load(carried, allow_pickle=False)
+            carried.unlink()
         made = run_session(session, tensors, f"the model on calibration input {index + 1}", outputs)
         tensors.update(zip(outputs, made, strict=True))
         for name in wanted:
@@ -106,7 +106,7 @@ def _run_block(
             if collector.inputs is None or index < collector.inputs:
                 collector.update(*(tensors[name] for name in collector.tensors))
         if block.carried_out is not None:
-            np.save(spilled, tensors[block.carried_out], allow_pickle=False)
+            np.save(carried, tensors[block.carried_out], allow_pickle=False)
         bar.update()
 
 

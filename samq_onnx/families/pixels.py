@@ -61,10 +61,10 @@ def find_pixels(model: ir.Model, name: str) -> tuple[Pixels, str]:
         black, one, white = _medians(model, image, end)
     except Exception as error:  # ONNX Runtime raises errors of any kind
         return Pixels.NORMALISED, f"does arithmetic on its image that does not run alone ({type(error).__name__})"
-    return _judge(black, one - black, white - black)
+    return _told_by(black, one - black, white - black)
 
 
-def _judge(offset: float, unit: float, span: float) -> tuple[Pixels, str]:
+def _told_by(offset: float, unit: float, span: float) -> tuple[Pixels, str]:
     """By what 0 becomes, and how far 1 and 255 are from it then."""
     unit, span = abs(unit), abs(span)
     if abs(span / 255 - 1) < NEAR and abs(offset) < NEAR:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -57,20 +58,23 @@ def method(name: str, *, paper: str) -> Callable[[Chosen], Chosen]:
     return register
 
 
-def parameter(default: Any, help: str, choices: Callable[[], typing.Iterable[str]] | None = None) -> Any:
-    """A field of a method: its default, what it does, and what it may be, where that is a name."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def parameter(
+    default: Any, help: str, choices: Callable[[], typing.Iterable[str]] | None = None, most: float = math.inf
+) -> Any:
+    """A field of a method: its default, what it does, what it may be where that is a name, and a number's largest."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "most": most})
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """A parameter as the command line has it: dotted ``name``, type, ``default``, ``help`` and choices."""
+    """A parameter as the command line has it; its name is dotted, a number is from 0 to ``most``."""
 
     name: str
     type: type
     default: Any
     help: str
     choices: Callable[[], typing.Iterable[str]] | None
+    most: float = math.inf
 
 
 def parameters(cls: type) -> Iterator[Parameter]:
@@ -81,8 +85,8 @@ def parameters(cls: type) -> Iterator[Parameter]:
             for inner in parameters(type(field.default)):
                 yield dataclasses.replace(inner, name=f"{field.name}.{inner.name}")
         else:
-            choices = field.metadata.get("choices")
-            yield Parameter(field.name, hints[field.name], field.default, field.metadata.get("help", ""), choices)
+            told = field.metadata
+            yield Parameter(field.name, hints[field.name], field.default, told["help"], told["choices"], told["most"])
 
 
 def _parsed(known: Parameter, text: str) -> Any:
@@ -97,10 +101,8 @@ def _parsed(known: Parameter, text: str) -> Any:
     except ValueError:
         kind = {int: "a whole number", float: "a number"}.get(known.type, known.type.__name__)
         raise UserError(f"{known.name}: wanted {kind}, got {text!r}") from None
-    if isinstance(value, float) and not 0 <= value < float("inf"):
-        raise UserError(f"{known.name}: wanted a finite number from 0 on, got {text!r}")
-    if isinstance(value, int) and value < 0:
-        raise UserError(f"{known.name}: wanted a number from 0 on, got {text!r}")
+    if isinstance(value, (int, float)) and not (0 <= value <= known.most and math.isfinite(value)):
+        raise UserError(f"{known.name}: wanted a number from 0 to {known.most:g}, got {text!r}")
     if known.choices is not None and value not in (names := sorted(known.choices())):
         raise UserError(f"{known.name}: no {text!r}; choose one of {', '.join(names)}")
     return value

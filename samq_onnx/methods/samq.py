@@ -20,7 +20,7 @@ GPTQ = GptqSettings()
 @method("samq", paper="this package; key centring, row codes, GPTQ (Frantar et al. 2023), reconstruction by gradients")
 @dataclasses.dataclass(frozen=True)
 class Samq(Method):
-    """Centred keys, post-softmax codes relative to their row, weights compensated or reconstructed."""
+    """Centred keys, post-softmax codes relative to their row, weights by GPTQ and bias correction or reconstructed."""
 
     activation: str = parameter("omse", "ranges of activations in an encoder", lambda: TENSOR_OBSERVERS)
     decoder_activation: str = parameter(
@@ -28,12 +28,16 @@ class Samq(Method):
         "ranges in a decoder, whose rare foreground lies at the ends that least error cuts",
         lambda: TENSOR_OBSERVERS,
     )
-    decoder_bits: int = parameter(8, "activations in a decoder have at least so many bits: few bits lose the prompt")
+    decoder_bits: int = parameter(8, "activations of a decoder have at least so many bits; few lose the prompt", most=8)
     probabilities: str = parameter("row", "post-softmax codes", lambda: SITE_OBSERVERS)
     compensate: bool = parameter(True, "round an encoder's weights by GPTQ, and correct its biases")
     gptq: GptqSettings = GPTQ
-    encoder_learned_bits: int = parameter(4, "an encoder's weights of at most so many bits are learned by gradients")
-    decoder_learned_bits: int = parameter(6, "a decoder's weights of at most so many bits are learned by gradients")
+    encoder_learned_bits: int = parameter(
+        4, "weights of an encoder of at most so many bits are learned by gradients", most=8
+    )
+    decoder_learned_bits: int = parameter(
+        6, "weights of a decoder of at most so many bits are learned by gradients", most=8
+    )
 
     def widths(self, part: Part, widths: Widths) -> Widths:
         if part.role is not Role.DECODER:

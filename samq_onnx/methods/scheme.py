@@ -38,7 +38,7 @@ class Widths:
         Raises:
             UserError: it says none from 2 to 8.
         """
-        found = PATTERN.fullmatch(text.lower())
+        found = PATTERN.fullmatch(str(text).lower())
         widths = [int(number) for number in found.groups()] if found else []
         if not widths or min(widths) < LEAST or max(widths) > MOST:
             raise UserError(f"unknown width {text!r}; give wXaY, X bits of weights and Y of activations, each 2 to 8")

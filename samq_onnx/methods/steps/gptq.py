@@ -24,8 +24,12 @@ __all__ = ["Gptq", "GptqSettings"]
 class GptqSettings:
     """Parameters of `Gptq`."""
 
-    damping: float = parameter(DAMPING, "added to the diagonal of the inputs' covariance, as a share of its mean")
-    ridge: float = parameter(RIDGE, "how strongly weights are held to the float ones, as a share of the mean variance")
+    damping: float = parameter(
+        DAMPING, "added to the diagonal of the inputs' covariance, as a share of its mean", most=1e6
+    )
+    ridge: float = parameter(
+        RIDGE, "how strongly weights are held to the float ones, as a share of the mean variance", most=1e6
+    )
 
 
 class Gptq(Step):
