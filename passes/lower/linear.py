@@ -116,9 +116,11 @@ def lower_linears(lifted: Lifted, builder: Builder, plan: QuantPlan, nodes: Inte
         nodes: makes integer nodes of those of many rows, where the target has such nodes.
     """
     report = Report("linears")
+    few = 0
     for linear in lifted.linears:
         if linear.name not in plan.linears:
             continue
+        few += nodes is not None and not nodes.takes(linear)
         reason = _lower(builder, linear, plan.linears[linear.name], nodes)
         if reason is not None:
             report.refuse(linear.name, f"stays float: {reason}")
@@ -126,4 +128,6 @@ def lower_linears(lifted: Lifted, builder: Builder, plan: QuantPlan, nodes: Inte
         report.done.append(linear.name)
         if nodes is not None and linear.x.shape is None and linear.node.op_type != "Conv":
             report.refuse(linear.name, "stays QDQ: the number of its rows is not known")
+    if nodes is not None:
+        report.facts["as QDQ, for their few rows or as convolutions"] = few
     return report
