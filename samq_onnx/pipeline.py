@@ -271,7 +271,7 @@ def _check_finite(lifted: Lifted) -> None:
     values = [value for linear in lifted.linears for value in (linear.weight, linear.bias)]
     values += [value for norm in lifted.norms for value in (norm.scale, norm.bias)]
     for value in values:
-        if value is not None and value.const_value is not None and not np.isfinite(constant(value)).all():
+        if value is not None and value.const_value is not None and not np.isfinite(value.const_value.numpy()).all():
             raise UserError(f"weights {value.name} are not all finite numbers; export the model again")
 
 

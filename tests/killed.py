@@ -2,10 +2,10 @@
 """What a quantizing process leaves when it is killed: ``python -m tests.killed FLOAT CALIBRATION OUTPUT FOLDER``.
 
 A point is a file operation at the output that the process is about to do. Before every one of them, what lies there is
-copied to ``FOLDER/points``: all that a kill would leave. At a few of them, which the copies are compared with, the
-process is killed; what is left goes to ``FOLDER/killed``. Both hold one folder a point, named by its number. OUTPUT is
-what stands there before each run. ``whole`` is what a run leaves that nobody killed, ``again`` one after the last that
-somebody did.
+copied to ``FOLDER/points``: all that a kill would leave. At `KILLS` of them and more, which the copies are compared
+with, the process is killed; what is left goes to ``FOLDER/killed``. Both hold one folder a point, named by its number.
+OUTPUT is what stands there before each run. ``whole`` is what a run leaves that nobody killed, ``again`` one after the
+last that somebody did.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 
 from samq_onnx import isolate, quantize
 
-__all__ = ["main"]
+__all__ = ["KILLS", "main"]
 
 EXCHANGE = "ctypes.dlsym"  # audit event of the call that exchanges two folders
 OPERATIONS = ("open", "os.", "shutil.", EXCHANGE)  # audit events
+KILLS = 20
 
 
 def _watch(place: Path, act: Callable[[str], None]) -> None:
@@ -87,7 +88,7 @@ def main(source: Path, calibration: Path, output: Path, folder: Path) -> None:
     done = run(lambda number: shutil.copytree(place, folder / "points" / str(number)))
     place.rename(folder / "whole")
     visible = max(index for index, operation in enumerate(done) if operation in ("os.rename", EXCHANGE))
-    for last in (visible // 2, visible, visible + 1):
+    for last in sorted({*range(0, visible, max(1, visible // KILLS)), visible, visible + 1}):
         assert not run(lambda number, last=last: os.kill(os.getpid(), signal.SIGKILL) if number == last else None)
         shutil.copytree(place, folder / "killed" / str(last))
     _quantize(source, calibration, place / "out", lambda number: None)

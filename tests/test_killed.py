@@ -14,6 +14,7 @@ from samq_onnx import quantize
 from samq_onnx.digest import sha256_of
 from samq_onnx.errors import UserError
 from samq_onnx.predictor import SamPredictor
+from tests.killed import KILLS
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,7 @@ def _left(tiny_sam: Path, one_image: Path, old: Path, folder: Path) -> list[Path
     words = [str(tiny_sam), str(one_image), str(old), str(folder)]
     subprocess.run([sys.executable, "-m", "tests.killed", *words], check=True, capture_output=True)
     killed = list((folder / "killed").iterdir())
-    assert len(killed) == 3
+    assert len(killed) >= KILLS
     for point in killed:
         assert _files(point) == _files(folder / "points" / point.name)
     for name in ("whole", "again"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,31 +21,34 @@ from samq_onnx.methods import DEFAULT_METHOD
 from samq_onnx.models import load_model
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.runtime import open_session
-from tests.conftest import Feed, relative_error, run_model
+from tests.conftest import Feed, Quantized, relative_error, run_model
 
-
-@pytest.fixture(scope="module")
-def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two bundled images, without annotations."""
-    folder = tmp_path_factory.mktemp("calib")
-    for path in sorted((assets.calibration_images() / "images").iterdir())[:2]:
-        shutil.copy(path, folder)
-    return folder
+# what is measured, less a margin: dB of the encoder, share of pixels where masks disagree, dB of the decoder
+LIMITS = {
+    ("w8a8", DEFAULT_METHOD): (24, 0.005, 40),
+    ("w4a4", DEFAULT_METHOD): (7, 0.02, 20),
+    ("w4a4", "ptq4sam-s"): (12, 0.02, 20),
+}
 
 
 @pytest.fixture(
     scope="module",
-    params=[("w8a8", DEFAULT_METHOD), ("w4a4", DEFAULT_METHOD), ("w4a4", "ptq4sam-s")],
+    params=[
+        ("w8a8", DEFAULT_METHOD),
+        pytest.param(("w4a4", DEFAULT_METHOD), marks=pytest.mark.slow),
+        ("w4a4", "ptq4sam-s"),
+    ],
     ids="-".join,
 )
-def quantized(request: pytest.FixtureRequest, nano: Path, calibration: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    """(folder, report) of a quantized SAM-Nano."""
+def quantized(request: pytest.FixtureRequest, quantized_nano: Callable[[str, str], Quantized]) -> Quantized:
+    """A quantized SAM-Nano, its folder and report."""
     bits, method = request.param
-    folder = tmp_path_factory.mktemp(bits)
-    report = folder / "report.json"
-    arguments = [str(nano), "-o", str(folder), "--calib", str(calibration), "--bits", bits, "--method", method]
-    assert quantize.main([*arguments, "--json", str(report)]) == 0
-    return folder, json.loads(report.read_text())
+    return quantized_nano(method, bits)
+
+
+def _limits(report: dict[str, Any]) -> tuple[float, float, float]:
+    recipe = report["encoder"]["recipe"]
+    return LIMITS[f"w{recipe['weight_bits']}a{recipe['activation_bits']}", recipe["method"]]
 
 
 def test_inputs_and_outputs_stay_to_the_letter(quantized, nano: Path) -> None:  # type: ignore[no-untyped-def]
@@ -56,12 +61,11 @@ def test_inputs_and_outputs_stay_to_the_letter(quantized, nano: Path) -> None:  
 
 def test_quantized_decoder_stays_near_float(quantized, nano: Path, decoder_feed: Feed) -> None:  # type: ignore[no-untyped-def]
     folder, report = quantized
-    wide = report["decoder"]["recipe"]["weight_bits"] == 8
     expected = run_model(nano / "decoder.onnx", decoder_feed)
     actual = run_model(folder / "decoder.onnx", decoder_feed)
     assert (expected[0].shape, expected[1].shape) == (actual[0].shape, actual[1].shape)
     disagree = np.mean((expected[0] > 0) != (actual[0] > 0))
-    assert disagree < (0.01 if wide else 0.05)
+    assert disagree < _limits(report)[1]
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
@@ -111,20 +115,19 @@ def test_masks_are_the_same_without_the_library(quantized) -> None:  # type: ign
 
 def test_verify_sees_small_differences_only(quantized, nano: Path) -> None:  # type: ignore[no-untyped-def]
     folder, report = quantized
-    wide = report["encoder"]["recipe"]["weight_bits"] == 8
     found = verify.verify(folder / "encoder.onnx", nano / "encoder.onnx")
     assert found["same"]
     assert len(found["site_sqnr_db"]) >= 16
-    assert found["output_sqnr_db"]["image_embeddings"] > (20 if wide else 3)
+    assert found["output_sqnr_db"]["image_embeddings"] > _limits(report)[0]
 
 
 def test_verify_of_a_decoder_takes_an_encoder(quantized, nano: Path) -> None:  # type: ignore[no-untyped-def]
-    folder, _ = quantized
+    folder, report = quantized
     decoder, original = folder / "decoder.onnx", nano / "decoder.onnx"
     image, noise = (verify.verify(decoder, original, encoder) for encoder in (nano / "encoder.onnx", None))
     assert image["same"] and noise["same"]
     assert image["output_sqnr_db"] != noise["output_sqnr_db"]
-    assert image["output_sqnr_db"]["low_res_masks"] > 10
+    assert image["output_sqnr_db"]["low_res_masks"] > _limits(report)[2]
     with pytest.raises(UserError, match="is no SAM decoder"):
         verify.verify(folder / "encoder.onnx", nano / "encoder.onnx", nano / "encoder.onnx")
 
@@ -137,7 +140,7 @@ def test_verify_refuses_another_float_model(quantized, nano: Path, capsys: pytes
 
 def test_most_of_the_encoder_runs_in_integers(quantized) -> None:  # type: ignore[no-untyped-def]
     _, report = quantized
-    assert report["encoder"]["fusion"]["integer_share"] > 0.8
+    assert report["encoder"]["fusion"]["integer_share"] > 0.95
     attention = [macs for name, macs in report["encoder"]["fusion"]["operators"].items() if "Attention" in name]
     assert attention and all(whole > 0 and real == 0 for whole, real in attention)
 
@@ -147,7 +150,7 @@ def test_four_bit_weights_are_packed(quantized) -> None:  # type: ignore[no-unty
     types = {tensor.data_type for tensor in onnx.load(folder / "encoder.onnx").graph.initializer}
     narrow = report["encoder"]["recipe"]["weight_bits"] == 4
     assert (onnx.TensorProto.INT4 in types) == narrow
-    assert report["encoder"]["bytes_after"] < report["encoder"]["bytes_before"] / (3 if narrow else 2)
+    assert report["encoder"]["bytes_after"] < report["encoder"]["bytes_before"] / (3.5 if narrow else 2.6)
 
 
 def test_metadata_says_how_the_file_was_made(quantized) -> None:  # type: ignore[no-untyped-def]
@@ -165,7 +168,7 @@ def test_every_method_makes_a_model_that_runs(
     output = tmp_path / "encoder.onnx"
     arguments = [str(nano / "encoder.onnx"), "-o", str(output), "--calib", str(calibration)]
     assert quantize.main([*arguments, "--method", method]) == 0
-    assert relative_error(run_model(nano / "encoder.onnx", encoder_feed), run_model(output, encoder_feed)) < 0.5
+    assert relative_error(run_model(nano / "encoder.onnx", encoder_feed), run_model(output, encoder_feed)) < 0.17
 
 
 def test_a_quantized_model_is_refused(

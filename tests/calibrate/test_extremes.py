@@ -324,3 +324,11 @@ def test_keys_of_one_value_have_one_peak(value: float) -> None:
     is_bimodal(keys)  # two values next to each other: either verdict, but one
     keys[5:] = keys[4]
     assert not is_bimodal(keys)
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+def test_a_norm_that_a_feed_may_replace(bits: str) -> None:
+    model = _block()
+    model.graph.input.append(onnx.helper.make_tensor_value_info("gain", onnx.TensorProto.FLOAT, [CHANNELS]))
+    error, _ = _quantized(model, _images(), "samq", bits)
+    assert error < LIMIT[bits]
