@@ -40,10 +40,10 @@ class _Way:
     seconds: int
 
 
-QUICK = (_Way("w8a8", "w8a8", None, 30), _Way("w4a8", "w4a8", "w8a8", 30))
-LEARNED = (_Way("w6a6", "w6a6", None, 200), _Way("w4a4", "w4a4", None, 500))
+QUICK = (_Way("w8a8", "w8a8", None, 20), _Way("w4a8", "w4a8", "w8a8", 20))
+LEARNED = (_Way("w6a6", "w6a6", None, 120), _Way("w4a4", "w4a4", None, 360))
 NO_LEARNING = {"encoder_learned_bits": "0", "decoder_learned_bits": "0"}
-OTHERWISE = 45  # seconds: to score and to draw, each row
+OTHERWISE = 20  # seconds: to score and to draw, each row
 
 
 def _seconds(folder: Path) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,7 @@ def test_the_default_method_keeps_wide_activations_in_a_decoder() -> None:
     assert configured("samq").widths(decoder, Widths(4, 4)) == Widths(4, 8)
     assert configured("samq").widths(encoder, Widths(4, 4)) == Widths(4, 4)
     assert configured("minmax").widths(decoder, Widths(4, 4)) == Widths(4, 4)
+
+
+def test_nothing_of_the_readme_is_left_to_fill_in() -> None:
+    assert not re.search("DEMO_|_TABLE|TODO|XXX", README.read_text())
