@@ -27,6 +27,7 @@ def one_image(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_table_rows_and_pictures(
     one_image: Path, nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
