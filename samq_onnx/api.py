@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from PIL import Image
 from samq_onnx.calibrate.statistics_file import StatisticsFile
 from samq_onnx.data import Calibration
 from samq_onnx.documents import brief, parsed
+from samq_onnx.door import admit
 from samq_onnx.errors import UserError
 from samq_onnx.external import data_name
 from samq_onnx.families import Part, Role, identify
@@ -63,7 +65,7 @@ class Quantized:
     Attributes:
         model: itself. plan: every number of it; with the float model it gives the model again (`lower`).
         reports: of all steps and passes: where they did something, and where not and why.
-        sites: kind of attention -> how many there are. linears: how many were found.
+        sites: kind of attention -> how many there are.
         recipe: method, parameters, widths and target.
         notes: lines about what the model is fed. feeds: how many inputs it was calibrated on. seconds: it took.
         sample: one of these inputs.
@@ -251,8 +253,7 @@ class Order:
             sites = {name: check_site_bits(value, f"widths of sites, {name}") for name, value in named.items()}
         if strict and decoder_bits is not None:
             raise UserError("strict is one width for everything; leave out other widths for the decoder")
-        if target not in TARGETS:
-            TARGETS[target]  # says which there are
+        TARGETS[target]  # says which there are
         decoder = Widths.parse(decoder_bits) if decoder_bits is not None else None
         return cls(configured(method, settings), Widths.parse(bits), target, decoder, strict, sites)
 
@@ -279,6 +280,16 @@ class _Run:
     kept: StatisticsFile | None = None
     pair: str | None = None
 
+    @functools.cached_property
+    def images_hash(self) -> str:
+        """Of all images that there are."""
+        return _calibration_sha256(self.calibration, self.calibration.images)
+
+    @functools.cached_property
+    def hash_of(self) -> Callable[[Path], str]:
+        """The hash of a model that has been admitted, taken once."""
+        return functools.cache(model_sha256)
+
     def one(self, name: str, source: Path, encoder: Path | None = None, quantized: Path | None = None) -> Quantized:
         """Quantize a file, a decoder with the embeddings of the ``quantized`` encoder, if there is one."""
         started = time.perf_counter()
@@ -299,7 +310,7 @@ class _Run:
             self.say(f"  {note}")
         describe = {
             RECIPE: json.dumps(recipe),
-            FLOAT_HASH: model_sha256(source),
+            FLOAT_HASH: self.hash_of(source),
             CALIBRATION_HASH: _calibration_sha256(self.calibration, feeds.samples),
         }
         model.metadata_props.pop(PAIR, None)
@@ -309,7 +320,7 @@ class _Run:
         def float_feeds() -> Feeds:
             return part.feeds(self.calibration, encoder, source.stem) if quantized is not None else feeds
 
-        fed = " ".join([name, *([model_sha256(quantized or encoder or source)] if self.kept is not None else [])])
+        fed = " ".join([name, *([self.hash_of(quantized or encoder or source)] if self.kept is not None else [])])
         outcome = quantize_model(
             model, part, feeds, order.method, scheme,
             target=order.target, float_feeds=float_feeds, label=source.stem, kept=self.kept, fed=fed, describe=describe,
@@ -351,11 +362,13 @@ def execute(
         if encoder is not None:
             raise UserError(f"{source}: is a folder, whose encoder.onnx is used; leave out --encoder")
         SamPredictor(*files)  # refuses what does not fit together
-        made_from = [*map(model_sha256, files), _calibration_sha256(calibration, calibration.images)]
+        made_from = [*map(run.hash_of, files), run.images_hash]
         run.pair = pair_hash({"made_from": made_from, "recipe": order.recipe(), "version": version("samq_onnx")})
     if stats is not None:
-        owner = {name: model_sha256(file) for name, file in zip(names, files, strict=True)}
-        run.kept = StatisticsFile(stats, {**owner, "images": _calibration_sha256(calibration, calibration.images)})
+        if not source.is_dir():
+            admit(source)  # before it is hashed, which a pipe would make wait
+        owner = {name: run.hash_of(file) for name, file in zip(names, files, strict=True)}
+        run.kept = StatisticsFile(stats, {**owner, "images": run.images_hash})
     if source.is_dir():
         first = run.one("encoder", files[0])
         with Scratch() as folder:  # the decoder is calibrated on what this encoder gives
@@ -431,12 +444,11 @@ def lower(model: str | os.PathLike[str], plans: Mapping[str, QuantPlan], target:
     for name in names:
         started = time.perf_counter()
         file = source / PARTS[name] if source.is_dir() else source
-        plan = plans[name]
+        plan, read = plans[name], load_model(file)  # admitted before it is hashed, which a pipe would make wait
         if plan.metadata.get(FLOAT_HASH) != model_sha256(file):
             raise UserError(f"{file}: the plan was made for another model; give the float model that was quantized")
         if target is not None and target != plan.target:
             plan = _for_target(plan, target)
-        read = load_model(file)
         read.metadata_props.pop(PAIR, None)
         outcome = lower_model(read, plan, label=os.fspath(file))
         recipe = _recipe_of(plan)
