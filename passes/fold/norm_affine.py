@@ -251,8 +251,7 @@ def _pads_rows(pad: ir.Node, axis: int, rank: int) -> bool:
     axes = np.arange(rank) if given is None else array_of(given)
     if amounts is None or axes is None:
         return False
-    touched = dict(zip((axes.ravel() % rank).tolist(), amounts.reshape(2, -1).any(axis=0), strict=True))
-    if touched.get(axis, False):
+    if axis in axes.ravel()[np.abs(amounts).reshape(2, -1).max(axis=0) > 0] % rank:
         return False
     filled = array_of(fill)
     return not _zeros(pad) or fill is None or (filled is not None and not filled.any())
