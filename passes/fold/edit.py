@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from samq_onnx.passes.graph import constant, is_shared, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Lifted, Linear, Projection
-from samq_onnx.passes.lift.trace import VIEW_OPS
+from samq_onnx.passes.lift.trace import VIEW_OPS, fills
 
 __all__ = ["private_to_attention", "reaches_only_attention", "scale_outputs", "shift_outputs"]
 
@@ -25,7 +25,7 @@ def reaches_only_attention(value: ir.Value) -> bool:
         for node, index in current.uses():
             if node in seen or node.domain == "samq" or (node.op_type == "Shape" and not node.domain):
                 continue
-            if node.domain or node.op_type not in HARMLESS_OPS or index:
+            if node.domain or not (node.op_type in HARMLESS_OPS or fills(node)) or index:
                 return False
             seen.add(node)
             pending.extend(node.outputs)
@@ -69,13 +69,16 @@ def scale_outputs(linear: Linear, channels: np.ndarray, factor: np.ndarray) -> N
     shape = [1] * weight.ndim
     shape[linear.out_axis] = -1
     replace_constant(linear.weight, weight * multiplier.reshape(shape))
-    if linear.bias is not None:
-        replace_constant(linear.bias, constant(linear.bias) * multiplier)
+    for row in (linear.bias, linear.fill):
+        if row is not None:
+            replace_constant(row, constant(row) * multiplier)
 
 
 def shift_outputs(linear: Linear, channels: np.ndarray, offset: np.ndarray) -> None:
     """Add ``offset`` (same shape as ``channels``) to output channels of a linear that has a bias."""
     assert linear.bias is not None
-    bias = constant(linear.bias).astype(np.float64)
-    bias[channels] += offset
-    replace_constant(linear.bias, bias)
+    for row in (linear.bias, linear.fill):
+        if row is not None:
+            moved = constant(row).astype(np.float64)
+            moved[..., channels] += offset
+            replace_constant(row, moved)
