@@ -118,6 +118,10 @@ class Norm:
     axis: int
     epsilon: float
 
+    @property
+    def name(self) -> str:
+        return self.node.name or ""
+
 
 @dataclasses.dataclass
 class Gelu:

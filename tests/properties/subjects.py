@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, Phase, settings
 
-from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_sign
+from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_norm_affine, fold_sign
 from samq_onnx.passes.lift import Lifted, lift, simplify
 from samq_onnx.passes.lower import qlinear, views
 from samq_onnx.passes.lower.build import Builder
@@ -20,6 +20,7 @@ __all__ = [
     "examples",
     "fold_attention_scale",
     "fold_key_centre",
+    "fold_norm_affine",
     "fold_sign",
     "gather_views",
     "lift",
