@@ -9,7 +9,6 @@ from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_no
 from samq_onnx.passes.lift import Lifted, lift, simplify
 from samq_onnx.passes.lower import qlinear, views
 from samq_onnx.passes.lower.build import Builder
-from samq_onnx.passes.lower.padding import pad_later
 from samq_onnx.passes.lower.qdq_propagation import propagate_qdq
 from samq_onnx.passes.lower.rewrites.slices import merge_slices
 from samq_onnx.passes.lower.rows import move_rows_first
@@ -27,7 +26,6 @@ __all__ = [
     "lift",
     "merge_slices",
     "move_rows_first",
-    "pad_later",
     "propagate_qdq",
     "qlinear",
     "simplify",
