@@ -26,7 +26,7 @@ from samq_onnx.passes.graph import array_of, constant, input_of, is_shared, repl
 from samq_onnx.passes.lift import Lifted, Linear, Norm
 from samq_onnx.passes.report import Report
 
-__all__ = ["NormReaders", "fold_norm_affine", "norm_readers"]
+__all__ = ["NormReaders", "axis_through", "fold_norm_affine", "norm_readers"]
 
 PADDED = "zero padding lies between it and {}"
 
@@ -142,7 +142,7 @@ def _readers(lifted: Lifted, norm: Norm) -> NormReaders:
                 if zeros or _pads(linear.node):
                     padded.append(linear.name)
                 continue
-            moved = _through(node, axis) if index == 0 else None
+            moved = axis_through(node, axis) if index == 0 else None
             if moved is None:
                 raise _Refused(f"{node.op_type} {node.name} reads it too")
             pending += [(output, moved, zeros or (node.op_type == "Pad" and _zeros(node))) for output in node.outputs]
@@ -200,7 +200,7 @@ def _zeros(pad: ir.Node) -> bool:
     return constants and (amounts is None or bool((amounts > 0).any()))
 
 
-def _through(node: ir.Node, axis: int) -> int | None:
+def axis_through(node: ir.Node, axis: int) -> int | None:
     """The axis of a view's outputs where its input has ``axis``; None if it is no view, or not of whole channels."""
     x, made = node.inputs[0], node.outputs[0]
     if node.domain or x is None or x.shape is None or made.shape is None:

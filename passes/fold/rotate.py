@@ -8,13 +8,14 @@ with R: the mean over channels is the part along ones, which R keeps, and length
     norm(x), without scale and shift:       n -> n R
     linears behind a norm, and the neck:    W -> R^T W
 
-computes the same, and one step size for all channels shrinks with the largest channel over the mean one (QuaRot,
+computes the same, scale and shift of the norms having gone into the linears behind them, W -> diag(w) W and
+b -> b + beta W. One step size for all channels then shrinks with the largest channel over the mean one (QuaRot,
 Ashkboos et al. 2024, there for norms that subtract no mean; folding SAM's means into linears instead would not be
 exact, because its neck reads them). The stream itself stays float.
 
-Takes streams of sums, views and norms over the last axis that linears alone write and read; scale and shift of the norms
-must have been folded (`passes.fold.norm_affine`). Refuses, as a whole, streams that the model gives out or that
-something else reads, shared constants, and norms that keep their scale.
+Takes streams of sums, views and norms over the last axis that linears alone write and read. Refuses, as a whole,
+streams that the model gives out or that something else reads, shared constants, and shifts of norms that no bias of a
+linear can take or that zeros are padded behind.
 
 Heads are rotated alike, each by itself: q and k by one matrix, with the tables of relative position, which all heads
 share, and v against the linear that reads the attention's output.
@@ -23,16 +24,15 @@ share, and v against the linear that reads the attention's output.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 from scipy import linalg
 
 from samq_onnx.passes.fold.edit import map_inputs, map_outputs, private_to_attention, reader_is_private
-from samq_onnx.passes.graph import array_of, constant, is_constant, is_shared, replace_constant
+from samq_onnx.passes.fold.norm_affine import NormReaders, axis_through, norm_readers
+from samq_onnx.passes.graph import constant, is_constant, is_shared, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Lifted, Linear, Norm
-from samq_onnx.passes.lift.padding import keeps_rows
 from samq_onnx.passes.report import Report
 
 __all__ = ["Stream", "find_stream", "rotate_heads", "rotate_stream", "rotation"]
@@ -44,13 +44,13 @@ class Stream:
 
     Attributes:
         writers: linears whose output it is. added: constants that are added, with the axis of their channels.
-        norms: that read it, each with the linears behind it. readers: linears that read it as it is.
+        norms: that read it, with the linears behind them. readers: linears that read it as it is.
     """
 
     channels: int
     writers: list[Linear] = dataclasses.field(default_factory=list)
     added: list[tuple[ir.Value, int]] = dataclasses.field(default_factory=list)
-    norms: dict[str, tuple[Norm, list[Linear]]] = dataclasses.field(default_factory=dict)
+    norms: list[NormReaders] = dataclasses.field(default_factory=list)
     readers: list[Linear] = dataclasses.field(default_factory=list)
 
 
@@ -62,6 +62,7 @@ class _Walk:
     """Goes along a stream from one of its norms."""
 
     def __init__(self, lifted: Lifted, start: Norm) -> None:
+        self._lifted = lifted
         self._outputs = {linear.output: linear for linear in lifted.linears}
         self._inputs: dict[ir.Node, Linear] = {linear.node: linear for linear in lifted.linears}
         self._norms = {norm.node: norm for norm in lifted.norms}
@@ -124,53 +125,26 @@ class _Walk:
         elif norm is not None and index == 0 and node.op_type == "LayerNormalization":
             if norm.axis not in (-1, axis) or axis != len(value.shape or ()) - 1:
                 raise _Refusal(f"norm {node.name} is over other axes")
-            self.stream.norms[node.name or ""] = (norm, list(self._behind(norm.output)))
+            found = norm_readers(self._lifted, norm)
+            if isinstance(found, str):
+                raise _Refusal(f"norm {norm.name}: {found}")
+            if norm.bias is not None and constant(norm.bias).any() and found.no_shift is not None:
+                raise _Refusal(f"norm {norm.name}: {found.no_shift}")
+            self.stream.norms.append(found)
         elif node.op_type == "Add" and not node.domain:
             self._pending.append((node.outputs[0], axis + len(node.outputs[0].shape or ()) - len(value.shape or ())))
-        elif index == 0 and (after := _after(node, axis)) is not None:
+        elif index == 0 and (after := axis_through(node, axis)) is not None:
             self._pending += [(output, after) for output in node.outputs]
         else:
             raise _Refusal(f"{node.op_type} {node.name} reads it")
 
-    def _behind(self, value: ir.Value) -> Iterator[Linear]:
-        """The linears that read a norm's output through views of whole rows."""
-        if value.is_graph_output():
-            raise _Refusal(f"{value.name} is an output of the model")
-        for node, index in value.uses():
-            if node in self._inputs and index == 0 and node.op_type != "Conv":
-                yield self._inputs[node]
-            elif index == 0 and (keeps_rows(node) or _pads_zeros(node)):
-                yield from self._behind(node.outputs[0])
-            else:
-                raise _Refusal(f"{node.op_type} {node.name} reads the norm {value.name}")
-
-
-def _pads_zeros(node: ir.Node) -> bool:
-    """Whether the node pads with zeros, which a rotation leaves as they are."""
-    if node.op_type != "Pad" or node.domain or "mode" in node.attributes:
-        return False
-    fill = array_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1)
-    return fill is not None and not fill.any()
-
 
 def _before(view: ir.Node, axis: int) -> int | None:
     """Which axis of the input of a view becomes ``axis``; None if it is no view that keeps channels together."""
-    if view.op_type == "Transpose" and "perm" in view.attributes:
-        return view.attributes["perm"].as_ints()[axis]
-    source, made = view.inputs[0], view.outputs[0]
-    if source is None or source.shape is None or made.shape is None or axis != len(made.shape) - 1:
+    source = view.inputs[0]
+    if source is None or source.shape is None:
         return None
-    return len(source.shape) - 1 if keeps_rows(view) else None
-
-
-def _after(view: ir.Node, axis: int) -> int | None:
-    """Which axis of the output of a view ``axis`` becomes."""
-    if view.op_type == "Transpose" and not view.domain and "perm" in view.attributes:
-        return list(view.attributes["perm"].as_ints()).index(axis)
-    source, made = view.inputs[0], view.outputs[0]
-    if source is None or source.shape is None or made.shape is None or axis != len(source.shape) - 1:
-        return None
-    return len(made.shape) - 1 if keeps_rows(view) else None
+    return next((own for own in range(len(source.shape)) if axis_through(view, own) == axis), None)
 
 
 def find_stream(lifted: Lifted) -> Stream | str:
@@ -192,8 +166,7 @@ def find_stream(lifted: Lifted) -> Stream | str:
 
 def _check(stream: Stream) -> None:
     """Refuse constants that something else reads too."""
-    behind = [linear for _, linears in stream.norms.values() for linear in linears]
-    for linear in (*stream.writers, *stream.readers, *behind):
+    for linear in (*stream.writers, *stream.readers):
         for value in (linear.weight, linear.bias):
             if value is not None and (is_shared(value) or not is_constant(value)):
                 raise _Refusal(f"{value.name} is shared with another node")
@@ -218,7 +191,7 @@ def rotation(size: int, seed: int = 0) -> np.ndarray:
 
 
 def rotate_stream(lifted: Lifted, matrix: np.ndarray | None = None) -> Report:
-    """Rotate the residual stream of a model whose norms have neither scale nor shift, in place.
+    """Rotate the residual stream of a model, in place; its norms have neither scale nor shift afterwards.
 
     Args:
         matrix: float64 [channels, channels], orthogonal, keeps the vector of ones; a random one if None.
@@ -228,10 +201,6 @@ def rotate_stream(lifted: Lifted, matrix: np.ndarray | None = None) -> Report:
     if isinstance(stream, str):
         report.refuse("the model", stream)
         return report
-    for name, (norm, _) in stream.norms.items():
-        if (constant(norm.scale) != 1).any():
-            report.refuse(name, "it has a scale")
-            return report
     matrix = rotation(stream.channels) if matrix is None else matrix
     channels = np.arange(stream.channels)[None]
     for linear in stream.writers:
@@ -239,14 +208,30 @@ def rotate_stream(lifted: Lifted, matrix: np.ndarray | None = None) -> Report:
     for value, axis in stream.added:
         held = np.moveaxis(constant(value).astype(np.float64), axis, -1) @ matrix
         replace_constant(value, np.moveaxis(held, -1, axis))
-    for norm, _ in stream.norms.values():
-        if norm.bias is not None:
-            replace_constant(norm.bias, constant(norm.bias) @ matrix)
-    behind = [linear for _, linears in stream.norms.values() for linear in linears]
-    for linear in {id(linear): linear for linear in (*behind, *stream.readers)}.values():
+    for found in stream.norms:
+        _absorb(found)
+    behind = [linear for found in stream.norms for linear in found.linears]
+    for linear in (*behind, *stream.readers):
         map_inputs(linear, channels, matrix.T[None])
-    report.done = list(stream.norms)
+    report.done = [found.norm.name for found in stream.norms]
     return report
+
+
+def _absorb(found: NormReaders) -> None:
+    """Put scale and shift of a norm into the linears behind it, whatever numbers they are."""
+    norm = found.norm
+    scale = constant(norm.scale).astype(np.float64)
+    shift = constant(norm.bias).astype(np.float64) if norm.bias is not None else np.zeros_like(scale)
+    for linear in found.linears:
+        matrix = constant(linear.weight).astype(np.float64)
+        columns = matrix if linear.out_axis == 1 else matrix.T
+        if linear.bias is not None:
+            replace_constant(linear.bias, constant(linear.bias) + shift @ columns)
+        columns = columns * scale[:, None]
+        replace_constant(linear.weight, columns if linear.out_axis == 1 else columns.T)
+    replace_constant(norm.scale, np.ones_like(scale))
+    if norm.bias is not None:
+        replace_constant(norm.bias, np.zeros_like(scale))
 
 
 def _head_rotation(site: AttentionSite, seed: int) -> np.ndarray:
