@@ -6,8 +6,20 @@ from __future__ import annotations
 from samq_onnx.methods.steps.first_of import FirstOf
 from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
 from samq_onnx.methods.steps.keys import CentreKeys, FlipBimodalKeys
+from samq_onnx.methods.steps.norms import ScaleNorms, input_rows
 from samq_onnx.methods.steps.ranges import Ranges
 from samq_onnx.methods.steps.reconstruct import Reconstruct
 from samq_onnx.methods.steps.select import Select
 
-__all__ = ["CentreKeys", "FirstOf", "FlipBimodalKeys", "Gptq", "GptqSettings", "Ranges", "Reconstruct", "Select"]
+__all__ = [
+    "CentreKeys",
+    "FirstOf",
+    "FlipBimodalKeys",
+    "Gptq",
+    "GptqSettings",
+    "Ranges",
+    "Reconstruct",
+    "ScaleNorms",
+    "Select",
+    "input_rows",
+]
