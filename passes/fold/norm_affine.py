@@ -112,18 +112,14 @@ def _fold(readers: NormReaders, scale: np.ndarray, shift: np.ndarray) -> None:
 
 
 def _readers(lifted: Lifted, norm: Norm) -> NormReaders:
-    held, shape = _private(norm.scale), norm.output.shape
-    if shape is None:
-        raise _Refused("its shape is not known")
+    held, shape = array_of(norm.scale), norm.output.shape
+    if shape is None or held is None:
+        raise _Refused("its shape is not known, or its weight is no constant")
     axis = norm.axis % len(shape)
     place = axis - (len(shape) - held.ndim)
     if place < 0 or not held.shape[place] == held.size == shape[axis]:
         raise _Refused("its weight is no vector of channels")
     readers = NormReaders(norm, [])
-    if norm.bias is None:
-        readers.no_shift = "it has no bias"
-    elif _private(norm.bias).shape != held.shape:
-        raise _Refused("its weight and bias are of different shapes")
     by_node = {linear.node: linear for linear in lifted.linears}
     pending, padded = [(norm.output, axis, False)], []
     while pending:
@@ -148,7 +144,14 @@ def _readers(lifted: Lifted, norm: Norm) -> NormReaders:
             pending += [(output, moved, zeros or (node.op_type == "Pad" and _zeros(node))) for output in node.outputs]
     if not readers.linears:
         raise _Refused("no linear reads it")
+    for value in (norm.scale, norm.bias, *(linear.weight for linear in readers.linears)):
+        if value is not None:
+            _check_private(value)
+    if norm.bias is not None and constant(norm.bias).shape != held.shape:
+        raise _Refused("its weight and bias are of different shapes")
     readers.linears.sort(key=lifted.linears.index)
+    if norm.bias is None:
+        readers.no_shift = "it has no bias"
     if padded:
         readers.no_shift = readers.no_shift or PADDED.format(padded[0])
     for linear in readers.linears:
@@ -159,16 +162,13 @@ def _readers(lifted: Lifted, norm: Norm) -> NormReaders:
     return readers
 
 
-def _private(value: ir.Value) -> np.ndarray:
-    """What a constant holds that may be edited."""
+def _check_private(value: ir.Value) -> None:
+    """Refuse what is no constant of float32 that may be edited."""
     held = array_of(value)
-    if held is None:
-        raise _Refused(f"{value.name} is no constant")
-    if held.dtype != np.float32:
-        raise _Refused(f"{value.name} is not float32")
+    if held is None or held.dtype != np.float32:
+        raise _Refused(f"{value.name} is no constant of float32")
     if is_shared(value):
         raise _Refused(f"{value.name} is shared with another node")
-    return held
 
 
 def _check_linear(linear: Linear, axis: int, x: ir.Value) -> None:
@@ -178,7 +178,6 @@ def _check_linear(linear: Linear, axis: int, x: ir.Value) -> None:
         raise _Refused(f"{linear.name} reads other axes of it")
     if convolves and _attribute(linear.node, "group", 1) != 1:
         raise _Refused(f"{linear.name} has several groups")
-    _private(linear.weight)
 
 
 def _attribute(node: ir.Node, name: str, default: int) -> int:

@@ -183,6 +183,7 @@ def test_a_norm_of_planes_before_a_convolution(pads: str, shifts: bool) -> None:
         ("n = LayerNormalization <axis = -2> (x, plane) z = MatMul(n, w)", "no vector of channels"),
         ("n = LayerNormalization <axis = -1> (x, single) z = MatMul(n, w)", "no vector of channels"),
         (f"{NORM} z = Shape(n)", "no linear reads it"),
+        (f"{NORM} {LINEAR} z = LayerNormalization <axis = -1> (n, gain, offset)", "LayerNormalization .* reads it too"),
     ],
 )
 def test_what_is_refused(body: str, reason: str) -> None:
