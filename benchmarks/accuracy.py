@@ -5,8 +5,9 @@
     python benchmarks/accuracy.py ... --rows samq:probabilities=uniform@w4a4 samq@w4a4-strict --peers
 
 FOLDER gets accuracy.md, accuracy.json and accuracy.png, written after each row. A row that the JSON has with the same
-settings is not measured again; one that failed is. ``hard`` is SAM-Nano with the pathologies of SAM-B planted
-(`pathology`), one model for each seed, each of which computes what SAM-Nano does.
+settings is not measured again; one that failed is. After a change of the code, take another FOLDER. ``hard`` is
+SAM-Nano with the pathologies of SAM-B planted (`pathology`), one model for each seed, each of which computes what
+SAM-Nano does.
 """
 
 from __future__ import annotations

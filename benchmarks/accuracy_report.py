@@ -37,7 +37,7 @@ class _Section(NamedTuple):
 
     def lines(self, prompt: str) -> list[str]:
         """Its part of the Markdown."""
-        data, calibration = (" ".join(Path(self.settings[name]).parts[-2:]) for name in ("data", "calib"))
+        data, calibration = ("/".join(Path(self.settings[name]).parts[-2:]) for name in ("data", "calib"))
         sizes = [f"{one[prompt]['instances']} objects of {one[prompt]['images']} images" for _, one in self.measured()]
         about = (
             f"{sizes[0] if sizes else 'Nothing'} of {data}, calibrated on {calibration}; percent, +- standard error."

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -138,11 +139,13 @@ def test_nothing_is_measured_twice(
     assert len(json.loads((tmp_path / "out" / "accuracy.json").read_text())) == 6 + 3
 
 
-def test_the_table(accuracy: ModuleType, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table(
+    accuracy: ModuleType, arguments: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stub(accuracy, monkeypatch)
     assert accuracy.main([*arguments, "--rows", "samq@w4a4", "samq@w8a8", "--peers"]) == 0
     lines = (tmp_path / "out" / "accuracy.md").read_text().splitlines()
-    assert lines[2].startswith("3 objects of 2 images of ") and "calibrated on " in lines[2]
+    assert lines[2].startswith(f"3 objects of 2 images of {folder.parent.name}/{folder.name}, calibrated on ")
     assert lines[4:9] == [
         "| row | width | IoU | against float | Dice | kept at 0.96 | agreement | oracle IoU | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -190,3 +193,22 @@ def test_a_peer_that_is_not_installed_is_told(
     assert "nncf@w8a8: " in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "accuracy.json").read_text())[-1]
     assert record["settings"]["row"] == "nncf@w8a8" and "No such file" in record["error"]
+
+
+def test_nncf_that_is_missing_is_one_line(
+    accuracy: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    assert importlib.import_module("nncf_worker").main(["model", "feeds", "output"]) == 2
+    assert capsys.readouterr().err == "nncf is not installed; pip install nncf onnx, in any environment\n"
+
+
+def test_a_hard_model_is_made_once(accuracy: ModuleType, arguments: list[str], tiny_sam: Path, tmp_path: Path) -> None:
+    titles = ["SAM-Nano", "SAM-Nano-hard, seed 1", "SAM-Nano-hard, seed 2"]
+    found = accuracy.models(["hard", "nano"], [1, 2], tmp_path / "out")
+    assert list(found) == titles and found["SAM-Nano"] == tiny_sam
+    made = [found[title] / "encoder.onnx" for title in titles]
+    assert len({path.read_bytes() for path in made}) == 3
+    before = [path.stat().st_mtime_ns for path in made]
+    assert accuracy.models(["nano", "hard"], [1, 2], tmp_path / "out") == found
+    assert [path.stat().st_mtime_ns for path in made] == before
