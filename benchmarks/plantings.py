@@ -22,7 +22,7 @@ from samq_onnx.passes.graph import array_of, constant, input_of, is_shared, only
 from samq_onnx.passes.lift import AttentionSite, Lifted, Linear, Norm, Projection
 from samq_onnx.passes.lift.trace import nodes_between
 
-__all__ = ["PLANTINGS", "Measured", "Planting", "tensors_to_measure"]
+__all__ = ["MEASURING", "PLANTINGS", "Measured", "Planting", "tensors_to_measure"]
 
 Measured = Mapping[str, np.ndarray]
 """Name of a tensor -> its rows [tokens, channels] on a few images, for those of `tensors_to_measure`."""
@@ -271,3 +271,6 @@ PLANTINGS: dict[str, Planting] = {
     "norms": plant_norms,
     "tails": plant_tails,
 }
+
+MEASURING = frozenset({"keys", "scales"})
+"""Those that use what was measured."""
