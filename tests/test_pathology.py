@@ -60,6 +60,7 @@ def test_function_stays_and_tensor_changes(
         before, after = (pathology.tensors(folder, file, [tensor])[tensor] for folder in (tiny_sam, tmp_path))
         if name == "keys":
             mean = after.mean(axis=0)
+            assert is_bimodal(after) and not is_bimodal(before)
             assert np.abs(np.abs(mean).mean() - 8) < 2 and {*np.sign(mean)} == {-1, 1}
             # what centring leaves is in all channels of a head at once
             shares = [in_common(rows, np.sign(mean)) for rows in (before, after)]
@@ -112,6 +113,7 @@ def test_seed_and_selection(pathology: ModuleType, tiny_sam: Path, tmp_path: Pat
     assert all((drawn["d"][name] != drawn["c"][name]).any() for name in vectors)
 
 
+@pytest.mark.slow
 def test_padded_norms_are_scaled_and_others_shifted_too(
     pathology: ModuleType, nano: Path, encoder_feed: Feed, tmp_path: Path
 ) -> None:
