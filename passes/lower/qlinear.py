@@ -25,6 +25,7 @@ from scipy.special import erf
 from samq_onnx.codes import UniformCodes
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.fold.edit import reaches_only_attention
+from samq_onnx.passes.graph import constant
 from samq_onnx.passes.lift import Gelu, Lifted, Linear
 from samq_onnx.passes.lift.trace import nodes_between
 from samq_onnx.passes.lower.build import Builder, Codes, take_place
@@ -167,6 +168,8 @@ class IntegerLinears:
             factor = (wide / operands.scale).astype(np.float32)
             made = add("QLinearQuantize", factor, operands.zero_point, dtype=ir.DataType.UINT8, bits=operands.bits)
             views = _views(linear.output)
+            if linear.fill is not None:
+                self._fill(linear, linear.fill, operands)
             for node, index in linear.output.uses():
                 node.replace_input_with(index, made)
             for view in views[1:]:
@@ -178,6 +181,14 @@ class IntegerLinears:
             return
         made = add("QLinear", scale, dtype=ir.DataType.FLOAT)
         take_place(builder.graph, linear.output, made, filter(None, (linear.bias_node, linear.node)))
+
+    def _fill(self, linear: Linear, fill: ir.Value, operands: _Operands) -> None:
+        """Let the rows that pad the linear's output be codes too."""
+        codes = np.rint(constant(fill) / operands.scale) + operands.zero_point
+        stored = np.clip(codes, 0, 2**operands.bits - 1).astype(np.uint8)
+        made = self._builder.constant(f"{linear.name}_fill", stored)
+        for node, index in fill.uses():
+            node.replace_input_with(index, made)
 
 
 def _attention_inputs(value: ir.Value) -> int:
