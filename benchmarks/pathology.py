@@ -89,16 +89,16 @@ def _unshare(graph: ir.Graph) -> None:
 
 
 def _write_back(model: ir.Model, lifted: Lifted) -> None:
-    """Give a model, whose clone was lifted and edited, the constants and shapes of that clone."""
+    """Give a model, whose clone was lifted and edited, the constants and the widths of that clone."""
     edited = lifted.model.graph.initializers
     for name, value in model.graph.initializers.items():
         if name in edited:
             value.const_value, value.shape = edited[name].const_value, edited[name].shape
-    made = {value.name: value for node in lifted.model.graph for value in node.outputs}
+    widths = {value.name: value.shape[-1] for node in lifted.model.graph for value in node.outputs if value.shape}
     for node in model.graph:
         for value in node.outputs:
-            if value.name in made and made[value.name].shape is not None:
-                value.shape = made[value.name].shape
+            if value.shape and value.name in widths:
+                value.shape = ir.Shape([*value.shape[:-1], widths[value.name]])
 
 
 def _feeds(folder: Path, file: str, images: Path) -> list[Feed]:
