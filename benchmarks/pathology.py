@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from histogram_chart import Pair, histogram_chart
-from plantings import PLANTINGS, Measured, tensors_to_measure
+from plantings import MEASURING, PLANTINGS, Measured, tensors_to_measure
 
 from samq_onnx import assets
 from samq_onnx.api import DECODER, ENCODER
@@ -32,6 +32,7 @@ from samq_onnx.families.decoder import decoder_of
 from samq_onnx.feeds import Feed
 from samq_onnx.files import atomic_folder, atomic_path, check_writable, write_json
 from samq_onnx.models import load_model, tap
+from samq_onnx.passes.graph import add_constant, array_of
 from samq_onnx.passes.lift import Lifted, lift, simplify
 from samq_onnx.runtime import open_session
 
@@ -63,8 +64,10 @@ def plant(source: Path, output: Path, seed: int = 0, only: Sequence[str] | None 
         for number, file in enumerate((ENCODER, DECODER)):
             model = load_model(source / file)
             simplify(model)
+            _unshare(model.graph)
             lifted = lift(model.clone())
-            measured = _measured(source, file, tensors_to_measure(lifted))
+            wanted = tensors_to_measure(lifted) if MEASURING.intersection(chosen) else ()
+            measured = _tensors(model.clone(), wanted, source, file, assets.calibration_images())
             report["planted"][file] = {
                 name: planting(lifted, measured, np.random.default_rng([seed, number, turn]))
                 for turn, (name, planting) in enumerate(PLANTINGS.items())
@@ -75,17 +78,27 @@ def plant(source: Path, output: Path, seed: int = 0, only: Sequence[str] | None 
     return report
 
 
+def _unshare(graph: ir.Graph) -> None:
+    """Give every reader of float vectors and larger constants its own, as simplifying made one of equal ones."""
+    for value in list(graph.initializers.values()):
+        held = array_of(value)
+        if held is None or held.dtype != np.float32 or held.size == 1:
+            continue
+        for use in list(value.uses())[1:]:
+            use.node.replace_input_with(use.idx, add_constant(graph, value.name or "", held))
+
+
 def _write_back(model: ir.Model, lifted: Lifted) -> None:
-    """Give a model, whose clone was lifted and edited, the constants and shapes of that clone."""
+    """Give a model, whose clone was lifted and edited, the constants and the widths of that clone."""
     edited = lifted.model.graph.initializers
     for name, value in model.graph.initializers.items():
         if name in edited:
             value.const_value, value.shape = edited[name].const_value, edited[name].shape
-    made = {value.name: value for node in lifted.model.graph for value in node.outputs}
+    widths = {value.name: value.shape[-1] for node in lifted.model.graph for value in node.outputs if value.shape}
     for node in model.graph:
         for value in node.outputs:
-            if value.name in made and made[value.name].shape is not None:
-                value.shape = made[value.name].shape
+            if value.shape and value.name in widths:
+                value.shape = ir.Shape([*value.shape[:-1], widths[value.name]])
 
 
 def _feeds(folder: Path, file: str, images: Path) -> list[Feed]:
@@ -96,15 +109,19 @@ def _feeds(folder: Path, file: str, images: Path) -> list[Feed]:
     return [feeds[int(index)] for index in np.linspace(0, len(feeds) - 1, min(FEEDS, len(feeds)))]
 
 
-def _measured(folder: Path, file: str, names: Sequence[str], images: Path | None = None) -> Measured:
-    """Rows [tokens, channels] of tensors of a model, on images of a folder, or bundled ones."""
-    if not names:
-        return {}
+def tensors(folder: Path, file: str, names: Sequence[str], images: Path | None = None) -> Measured:
+    """Rows [tokens, channels] of tensors of a model, on images of a folder, or the bundled ones that `plant` uses."""
     model = load_model(folder / file)
     simplify(model)
+    return _tensors(model, names, folder, file, images or assets.calibration_images())
+
+
+def _tensors(model: ir.Model, names: Sequence[str], folder: Path, file: str, images: Path) -> Measured:
+    if not names:
+        return {}
     tap(model, names)
     session = open_session(ir.to_proto(model).SerializeToString())
-    runs = [session.run(list(names), feed) for feed in _feeds(folder, file, images or assets.calibration_images())]
+    runs = [session.run(list(names), feed) for feed in _feeds(folder, file, images)]
     rows = {}
     for name, arrays in zip(names, zip(*runs, strict=True), strict=True):
         whole = np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
@@ -136,7 +153,7 @@ def _histograms(source: Path, planted: Path, report: Mapping[str, Any], images: 
     pairs = []
     for file, plantings in report["planted"].items():
         shown = {name: list(done.values())[len(done) // 2] for name, done in plantings.items() if done}
-        before, after = (_measured(folder, file, list(shown.values()), images) for folder in (source, planted))
+        before, after = (tensors(folder, file, list(shown.values()), images) for folder in (source, planted))
         for name, tensor in shown.items():
             pairs.append(Pair(f"{name}: {tensor}", before[tensor].ravel(), after[tensor].ravel()))
     return pairs

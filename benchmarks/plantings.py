@@ -22,7 +22,7 @@ from samq_onnx.passes.graph import array_of, constant, input_of, is_shared, only
 from samq_onnx.passes.lift import AttentionSite, Lifted, Linear, Norm, Projection
 from samq_onnx.passes.lift.trace import nodes_between
 
-__all__ = ["PLANTINGS", "Measured", "Planting", "tensors_to_measure"]
+__all__ = ["MEASURING", "PLANTINGS", "Measured", "Planting", "tensors_to_measure"]
 
 Measured = Mapping[str, np.ndarray]
 """Name of a tensor -> its rows [tokens, channels] on a few images, for those of `tensors_to_measure`."""
@@ -169,7 +169,7 @@ def plant_norms(lifted: Lifted, measured: Measured, random: np.random.Generator)
             if linear.bias is not None and shift.any():
                 columns = weight if linear.out_axis else weight.T
                 replace_constant(linear.bias, constant(linear.bias) - shift @ columns)
-        done[norm.node.name or ""] = norm.output.name or ""
+        done[norm.name] = norm.output.name or ""
     return done
 
 
@@ -188,6 +188,7 @@ def _readers(norm: Norm, linears: Mapping[ir.Value, list[Linear]]) -> tuple[list
             return None
         mine = [linear for linear in linears.get(value, []) if constant(linear.weight).ndim == 2]
         readers += mine
+        padded |= any(linear.fill is not None for linear in mine)  # exported before the linear, lifted behind it
         for node, index in value.uses():
             if any(linear.node is node for linear in mine):
                 continue
@@ -271,3 +272,6 @@ PLANTINGS: dict[str, Planting] = {
     "norms": plant_norms,
     "tails": plant_tails,
 }
+
+MEASURING = frozenset({"keys", "scales"})
+"""Those that use what was measured."""
