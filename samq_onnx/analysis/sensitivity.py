@@ -21,10 +21,11 @@ from tqdm import tqdm
 from samq_onnx.analysis.judge import Judge, Loss, relative_error
 from samq_onnx.analysis.sites import SiteCodes, SiteRun, site_runs
 from samq_onnx.calibrate.blocks import Block, cut
+from samq_onnx.calibrate.stream import open_block
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.plan import QuantPlan
 from samq_onnx.progress import progress_bar
-from samq_onnx.runtime import open_session, run_session
+from samq_onnx.runtime import run_session
 
 __all__ = ["ALL", "Sensitivity", "Trial", "plan_trials", "sensitivity", "sensitivity_of_plan"]
 
@@ -110,7 +111,7 @@ class _Piece:
 def _open(model: ir.Model) -> ort.InferenceSession:
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-    return open_session(ir.to_proto(model).SerializeToString())
+    return open_block(model)
 
 
 def sensitivity(

@@ -9,12 +9,13 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from samq_onnx.calibrate.stream import open_block
 from samq_onnx.calibrate.statistics import row_probabilities
 from samq_onnx.codes import ProbabilityCodes
 from samq_onnx.passes.graph import constant
 from samq_onnx.passes.lift import AttentionSite, Lifted, Linear
 from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
-from samq_onnx.runtime import open_session, run_session
+from samq_onnx.runtime import run_session
 
 __all__ = ["AttentionRun", "LinearRun", "SiteCodes", "SiteRun", "attention_through_codes", "site_runs"]
 
@@ -73,7 +74,7 @@ class LinearRun:
             value = model.graph.initializers.pop(name)
             value.const_value = None
             model.graph.inputs.append(value)
-        self._session = open_session(ir.to_proto(model).SerializeToString())
+        self._session = open_block(model)
 
     def roles(self, codes: SiteCodes) -> tuple[str, ...]:
         assert isinstance(codes, LinearPlan)
@@ -104,7 +105,7 @@ class AttentionRun:
         self._tables = (tables[0], tables[1]) if tables else None
         operands = [value for value in site.node.inputs[:3] if value is not None]
         model = _session_model(lifted, list(dict.fromkeys(operands)), site.node.outputs[0])
-        self._session = open_session(ir.to_proto(model).SerializeToString())
+        self._session = open_block(model)
 
     def roles(self, codes: SiteCodes) -> tuple[str, ...]:
         return (*OPERANDS, "probabilities")
