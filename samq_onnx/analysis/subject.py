@@ -21,11 +21,11 @@ from samq_onnx.methods.steps import Select
 from samq_onnx.passes.aside import outputs_aside
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.passes.report import Report
-from samq_onnx.pipeline import Preparation, begin
+from samq_onnx.pipeline import Preparation, begin, lower_model
 from samq_onnx.plan import QuantPlan
 from samq_onnx.plan_fit import check_bits, check_sites
 
-__all__ = ["Subject", "by_method", "by_plan"]
+__all__ = ["Subject", "by_method", "by_plan", "lowered_bytes", "weight_bytes"]
 
 Look = Callable[[Lifted], None]
 """Is shown the prepared model before any fold."""
@@ -119,3 +119,14 @@ def by_plan(model: ir.Model, plan: QuantPlan, *, label: str, look: Look | None =
         prepared.move(plan.constants, label)
         yield Subject(prepared.lifted, plan, {}, [])
 
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all constants that a model stores."""
+    held = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def lowered_bytes(model: ir.Model, plan: QuantPlan) -> int:
+    """Bytes of the constants that a float model, changed in place, stores when it computes as planned."""
+    return weight_bytes(lower_model(model, plan).model)
