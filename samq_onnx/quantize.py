@@ -32,7 +32,7 @@ from samq_onnx.models import model_bytes
 from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.plan_file import constants_path, plan_to_json, write_plans
 
-__all__ = ["described", "finish", "main", "outputs"]
+__all__ = ["described", "finish", "main", "outputs", "settings"]
 
 SHOWN = 12  # refusals of one step that are printed
 
@@ -126,7 +126,7 @@ def finish(source: Path, output: Path, result: Result, report: Path | None, plan
     write_report(report, summary, f"{done} all the same")
 
 
-def _settings(words: Sequence[str]) -> dict[str, str]:
+def settings(words: Sequence[str]) -> dict[str, str]:
     """NAME=VALUE of the command line."""
     found = {}
     for word in words:
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     names = parts_of(source)
     order = Order.of(
-        arguments.method, arguments.bits, arguments.target, _settings(arguments.set), arguments.decoder_bits,
+        arguments.method, arguments.bits, arguments.target, settings(arguments.set), arguments.decoder_bits,
         arguments.strict, _site_bits(arguments.site_bits), names,
     )  # fmt: skip
     goal = None

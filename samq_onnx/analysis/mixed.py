@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from samq_onnx.analysis.agreement import Masks
 from samq_onnx.analysis.judge import Judge, MaskJudge, OutputJudge
-from samq_onnx.analysis.subject import by_method, lowered_bytes, weight_bytes
+from samq_onnx.analysis.subject import by_method, lowered, weight_bytes
 from samq_onnx.analysis.widths import PACKED, SiteCost, cheapest, predicted, site_costs
 from samq_onnx.data import Calibration
 from samq_onnx.errors import UserError
@@ -178,7 +178,7 @@ def _case(
         ) as subject:
             costs += site_costs(name, subject, scheme, Selection(feeds, places), judge, label=file.stem)
             plan = subject.plan
-        stored += lowered_bytes(load_model(file), plan)
+        stored += weight_bytes(lowered(load_model(file), plan))
     return _Case(order, quantize, say, costs, stored)
 
 

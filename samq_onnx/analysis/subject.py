@@ -25,7 +25,7 @@ from samq_onnx.pipeline import Preparation, begin, lower_model
 from samq_onnx.plan import QuantPlan
 from samq_onnx.plan_fit import check_bits, check_sites
 
-__all__ = ["Subject", "by_method", "by_plan", "lowered_bytes", "weight_bytes"]
+__all__ = ["Subject", "by_method", "by_plan", "lowered", "weight_bytes"]
 
 Look = Callable[[Lifted], None]
 """Is shown the prepared model before any fold."""
@@ -127,6 +127,6 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
-def lowered_bytes(model: ir.Model, plan: QuantPlan) -> int:
-    """Bytes of the constants that a float model, changed in place, stores when it computes as planned."""
-    return weight_bytes(lower_model(model, plan).model)
+def lowered(model: ir.Model, plan: QuantPlan) -> ir.Model:
+    """A float model, changed in place, that computes as planned."""
+    return lower_model(model, plan).model
