@@ -23,7 +23,7 @@ from samq_onnx.progress import progress_bar
 from samq_onnx.runtime import open_session, run_session
 from samq_onnx.scratch import Scratch
 
-__all__ = ["Collector", "resident_memory", "run"]
+__all__ = ["Collector", "open_block", "resident_memory", "run"]
 
 LARGEST_BLOCK = 2_000_000_000  # bytes of weights; a protobuf holds less than 2 GiB
 
@@ -81,7 +81,7 @@ def run(
 def _run_block(
     block: Block, feeds: Sequence[Feed], count: int, collectors: Sequence[Collector], scratch: Path, bar: tqdm
 ) -> None:
-    session = _open(block.model)
+    session = open_block(block.model)
     outputs = [output.name for output in session.get_outputs()]
     wanted = sorted({name for collector in collectors for name in collector.tensors})
     for index in range(count):
@@ -110,7 +110,12 @@ def _run_block(
         bar.update()
 
 
-def _open(model: ir.Model) -> ort.InferenceSession:
+def open_block(model: ir.Model) -> ort.InferenceSession:
+    """A session for a part of a model, whose threads take no core while they wait.
+
+    Raises:
+        UserError: the part is too large for one file.
+    """
     weights = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
     )
