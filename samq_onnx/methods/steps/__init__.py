@@ -8,6 +8,18 @@ from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
 from samq_onnx.methods.steps.keys import CentreKeys, FlipBimodalKeys
 from samq_onnx.methods.steps.ranges import Ranges
 from samq_onnx.methods.steps.reconstruct import Reconstruct
+from samq_onnx.methods.steps.repair import RepairOutputs, RepairSettings
 from samq_onnx.methods.steps.select import Select
 
-__all__ = ["CentreKeys", "FirstOf", "FlipBimodalKeys", "Gptq", "GptqSettings", "Ranges", "Reconstruct", "Select"]
+__all__ = [
+    "CentreKeys",
+    "FirstOf",
+    "FlipBimodalKeys",
+    "Gptq",
+    "GptqSettings",
+    "Ranges",
+    "Reconstruct",
+    "RepairOutputs",
+    "RepairSettings",
+    "Select",
+]
