@@ -9,6 +9,7 @@ from samq_onnx.methods.steps.keys import CentreKeys, FlipBimodalKeys
 from samq_onnx.methods.steps.norms import ScaleNorms, input_rows
 from samq_onnx.methods.steps.ranges import Ranges
 from samq_onnx.methods.steps.reconstruct import Reconstruct
+from samq_onnx.methods.steps.repair import RepairOutputs, RepairSettings
 from samq_onnx.methods.steps.select import Select
 
 __all__ = [
@@ -22,4 +23,6 @@ __all__ = [
     "ScaleNorms",
     "Select",
     "input_rows",
+    "RepairOutputs",
+    "RepairSettings",
 ]
