@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from samq_onnx.methods.steps.attention_repair import RepairAttention, RepairSettings
 from samq_onnx.methods.steps.first_of import FirstOf
 from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
 from samq_onnx.methods.steps.keys import CentreKeys, FlipBimodalKeys
@@ -10,4 +11,15 @@ from samq_onnx.methods.steps.ranges import Ranges
 from samq_onnx.methods.steps.reconstruct import Reconstruct
 from samq_onnx.methods.steps.select import Select
 
-__all__ = ["CentreKeys", "FirstOf", "FlipBimodalKeys", "Gptq", "GptqSettings", "Ranges", "Reconstruct", "Select"]
+__all__ = [
+    "CentreKeys",
+    "FirstOf",
+    "FlipBimodalKeys",
+    "Gptq",
+    "GptqSettings",
+    "Ranges",
+    "Reconstruct",
+    "RepairAttention",
+    "RepairSettings",
+    "Select",
+]
