@@ -38,7 +38,9 @@ class LogitMoments(Statistic):
 
     Args:
         x: the projection's input. partner: output of the linear that makes the other operand.
-        channels: of the partner. codes: of the partner. keys: whether the partner is k, or else q; what is k is centred.
+        channels: of the partner. codes: of the partner. keys: whether the partner is k, or else q.
+
+    What belongs to k is centred.
 
     Attributes:
         gram: float64 [in + 1, in + 1], of (x, 1) or of centred x with zeros.

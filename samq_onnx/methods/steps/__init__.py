@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from samq_onnx.methods.steps.attention_repair import RepairAttention, RepairSettings
+from samq_onnx.methods.steps.clip_by_focus import ClipByFocus
 from samq_onnx.methods.steps.first_of import FirstOf
 from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
 from samq_onnx.methods.steps.keys import CentreKeys, FlipBimodalKeys
@@ -13,6 +14,7 @@ from samq_onnx.methods.steps.select import Select
 
 __all__ = [
     "CentreKeys",
+    "ClipByFocus",
     "FirstOf",
     "FlipBimodalKeys",
     "Gptq",
