@@ -7,7 +7,9 @@ from samq_onnx.methods.steps.attention_repair import RepairAttention, RepairSett
 from samq_onnx.methods.steps.clip_by_focus import ClipByFocus
 from samq_onnx.methods.steps.first_of import FirstOf
 from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
+from samq_onnx.methods.steps.hybrid import HybridInputs
 from samq_onnx.methods.steps.keys import CentreKeys, FlipBimodalKeys
+from samq_onnx.methods.steps.norms import ScaleNorms, input_rows
 from samq_onnx.methods.steps.ranges import Ranges
 from samq_onnx.methods.steps.reconstruct import Reconstruct
 from samq_onnx.methods.steps.select import Select
@@ -19,9 +21,12 @@ __all__ = [
     "FlipBimodalKeys",
     "Gptq",
     "GptqSettings",
+    "HybridInputs",
     "Ranges",
     "Reconstruct",
     "RepairAttention",
     "RepairSettings",
+    "ScaleNorms",
     "Select",
+    "input_rows",
 ]

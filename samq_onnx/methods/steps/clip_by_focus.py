@@ -20,8 +20,8 @@ import numpy as np
 from samq_onnx.calibrate.stream import run
 from samq_onnx.codes import UniformCodes
 from samq_onnx.methods.step import Step, Work
+from samq_onnx.methods.steps.replan import with_input
 from samq_onnx.observers.focus import SHARES_KEPT, focus, focus_loss
-from samq_onnx.observers.weight import scales_for_bias
 from samq_onnx.passes.graph import constant
 from samq_onnx.passes.lift import AttentionSite, Projection
 from samq_onnx.passes.lift.kinds import DECODER_KINDS
@@ -193,17 +193,11 @@ def _bits(work: Work, site: AttentionSite) -> dict[str, int]:
 
 
 def _write(work: Work, found: _Site) -> None:
-    """Put the codes into the plan; smaller ones of an input may need larger scales of the weights, for the bias."""
+    """Put the codes into the plan."""
     site, plan = found.site, work.plan
     assert site.q is not None and site.k is not None
     plan.attentions[site.name] = dataclasses.replace(plan.attentions[site.name], q=found.codes["q"], k=found.codes["k"])
     for operand, projection in (("q", site.q), ("k", site.k)):
         codes, linear = found.codes.get(f"{operand} input"), projection.linear
-        if codes is None:
-            continue
-        held = plan.linears[linear.name]
-        scales = np.array(held.weight.scale)
-        if linear.bias is not None:
-            scales = np.maximum(scales, scales_for_bias(constant(linear.bias), codes.scale))
-        weight = dataclasses.replace(held.weight, scale=tuple(np.float32(scales).ravel().tolist()))
-        plan.linears[linear.name] = dataclasses.replace(held, input=codes, weight=weight)
+        if codes is not None:
+            plan.linears[linear.name] = with_input(linear, plan.linears[linear.name], codes)
