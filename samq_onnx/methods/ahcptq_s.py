@@ -3,7 +3,8 @@
 
 A group of channels has one scale and one zero point. Where a norm gives the channels and linears alone read it, both
 fold into the norm and the linears, exactly; elsewhere sums over groups would be no integer products, and one scale
-stays. The paper learns the groups' scales; here ranges are observed again behind the fold.
+stays. The paper takes the mean scale of a group, which cuts off half of its channels, and then learns it. Here a group
+has the range of all its channels, and ranges are observed again behind the fold.
 """
 
 from __future__ import annotations
@@ -30,32 +31,37 @@ __all__ = ["AhcptqS", "GroupChannels", "grouped"]
 
 COUNTS = (32, 16, 8, 4)  # of groups, one clustering after the other
 FEATURES = ("log", "plain")
+WHERE = ("always", "better", "never")
 
 
-def grouped(scale: np.ndarray, point: np.ndarray, features: str = "log") -> tuple[np.ndarray, np.ndarray]:
+def grouped(scale: np.ndarray, point: np.ndarray, bits: int, features: str = "log") -> tuple[np.ndarray, np.ndarray]:
     """Scale and zero point of each channel's group, float64 [channels] each.
 
     Args:
-        scale, point: of each channel, float64 [channels].
+        scale, point: of each channel, float64 [channels]. bits: of the codes.
         features: what k-means sees: ``log``, logarithms of scales and products of both, each in units of its deviation;
             ``plain``, scales and zero points as they are (the paper), of which zero points decide.
     """
-    scale, point = scale.copy(), point.copy()
+    centre = np.stack([scale, point], axis=1)
     for count in COUNTS:
-        pairs = np.stack([np.log(scale), point * scale] if features == "log" else [scale, point], axis=1)
-        distinct = len(np.unique(pairs, axis=0))
-        if distinct <= count:
+        seen = np.stack([np.log(centre[:, 0]), centre.prod(axis=1)], axis=1) if features == "log" else centre
+        if len(np.unique(seen, axis=0)) <= count:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of groups that stay empty, and of features that are all the same
-            seen = whiten(pairs) if features == "log" else pairs
-            _, labels = kmeans2(seen, count, minit="++", seed=0)
+            _, labels = kmeans2(whiten(seen) if features == "log" else seen, count, minit="++", seed=0)
         for label in np.unique(labels):
-            members = labels == label
-            centre = pairs[members].mean(axis=0)
-            scale[members] = np.exp(centre[0]) if features == "log" else centre[0]
-            point[members] = np.rint(centre[1] / (scale[members] if features == "log" else 1))
-    return scale, point
+            mean = seen[labels == label].mean(axis=0)
+            centre[labels == label] = (np.exp(mean[0]), mean[1] / np.exp(mean[0])) if features == "log" else mean
+    top = 2**bits - 1
+    lows, highs = -point * scale, (top - point) * scale
+    made, zero = scale.copy(), point.copy()
+    for one in np.unique(centre, axis=0):
+        members = (centre == one).all(axis=1)
+        low, high = lows[members].min(), highs[members].max()
+        made[members] = (high - low) / top
+        zero[members] = np.rint(-low / made[members])
+    return made, zero
 
 
 class GroupChannels(ScaleNorms):
@@ -76,7 +82,7 @@ class GroupChannels(ScaleNorms):
         scale, point = channel_codes(rows, bits, zero=readers.no_shift is not None)
         least = NARROWEST * scale.max()
         point = np.where(scale < least, point * scale / least, point)
-        r, shift = reparametrised(*grouped(np.maximum(scale, least), point, self.features))
+        r, shift = reparametrised(*grouped(np.maximum(scale, least), point, bits, self.features))
         return r, shift if readers.no_shift is None else np.zeros_like(shift)
 
     def apply(self, work: Work) -> Report:
@@ -96,7 +102,11 @@ class AhcptqS(Method):
     """PTQ4SAM-S, hybrid log and uniform codes behind GELU and ReLU, groups of channels behind an encoder's norms."""
 
     activation: str = parameter("omse", "ranges of activations", lambda: TENSOR_OBSERVERS)
-    hybrid: bool = parameter(True, "hybrid codes behind GELU and ReLU (HLUQ)")
+    hybrid: str = parameter(
+        "always",
+        "hybrid codes behind GELU and ReLU: always, as in the paper, where they are better, or never",
+        lambda: WHERE,
+    )
     groups: bool = parameter(True, "groups of channels behind norms (CAG)")
     features: str = parameter("log", "what channels are grouped by: log, or plain as in the paper", lambda: FEATURES)
 
@@ -105,4 +115,4 @@ class AhcptqS(Method):
         if self.groups:
             steps.append(GroupChannels(self.features))
         steps.append(Ranges(self.activation, "mse", "log"))
-        return [*steps, HybridInputs()] if self.hybrid else steps
+        return [*steps, HybridInputs(always=self.hybrid == "always")] if self.hybrid != "never" else steps

@@ -45,10 +45,16 @@ class HybridInputs(Step):
 
     The range is the mean of the least and of the largest values of the inputs. Refuses codes of 8 bits, which the grid
     has no room for.
+
+    Args:
+        always: also where uniform codes leave a smaller error of the linear's output, as in the paper.
     """
 
     name = "hybrid codes (HLUQ)"
     reads_plan = True
+
+    def __init__(self, *, always: bool) -> None:
+        self.always = always
 
     def _linears(self, work: Work) -> list[Linear]:
         curves = {gelu.output for gelu in work.lifted.gelus}
@@ -82,6 +88,8 @@ class HybridInputs(Step):
             before, after = (
                 output_error(one, rows, weight) for one in (held.input.fake_quantize(rows), codes.on_grid(rows))
             )
+            if not self.always and after >= before:
+                continue
             if before > 0 and after > 0:
                 shares.append(np.log(after / before))
             work.plan.linears[linear.name] = with_input(linear, held, codes.grid, codes)
