@@ -40,7 +40,8 @@ class HybridCodes:
     bits: int
 
     def __post_init__(self) -> None:
-        check_codes(self.bits, self.log_scale, self.uniform_scale)
+        check_codes(self.bits, self.uniform_scale)
+        check_codes(1, self.log_scale)
         if not 1 <= self.log_codes < 2**self.bits:
             raise ValueError(f"{self.log_codes} logarithmic codes of {self.bits} bits")
         if not abs(self.low) <= LARGEST or math.isnan(self.low):

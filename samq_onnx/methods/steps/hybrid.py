@@ -37,7 +37,7 @@ def best_hybrid(rows: np.ndarray, weight: np.ndarray, low: float, high: float, b
 
 def output_error(coded: np.ndarray, rows: np.ndarray, weight: np.ndarray) -> float:
     """|| (x^ - x) W ||^2."""
-    return float(np.square((coded - rows).astype(np.float32) @ weight).sum(dtype=np.float64))
+    return float(np.square((coded - rows) @ weight.astype(np.float64)).sum())
 
 
 class HybridInputs(Step):
