@@ -61,7 +61,7 @@ class HybridCodes:
     @property
     def high(self) -> float:
         """What the last code stands for."""
-        return self.low + self.log_scale + (2**self.bits - self.log_codes - 1) * self.uniform_scale
+        return float(self.low + self.log_scale + (2**self.bits - self.log_codes - 1) * self.uniform_scale)
 
     @property
     def grid(self) -> UniformCodes:
