@@ -13,7 +13,7 @@ the float model, and these 28 are replaced.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -89,28 +89,23 @@ class _Site:
                 continue
             mine, other = name[0], "k" if name[0] == "q" else "q"
             held = [self.through(other, self.operand(other, x)) for x in seen[other]]
-            if name == mine:
-                values = [self.operand(mine, x) for x in seen[mine]]
-                make: Callable[[np.ndarray], np.ndarray] = lambda value: self.through(mine, value)  # noqa: E731, B023
-            else:
-                values = list(seen[mine])
-                make = lambda x: self.through(mine, self.operand(mine, x))  # noqa: E731, B023
+            values = [self.operand(mine, x) if name == mine else x for x in seen[mine]]
             losses = {}
             for codes in _candidates(values, self.bits[name]):
                 self.codes[name] = codes
-                made = [make(value) for value in values]
+                operands = values if name == mine else [self.operand(mine, x) for x in values]
+                made = [self.through(mine, operand) for operand in operands]
                 losses[codes] = self.loss(*((made, held) if mine == "q" else (held, made)))
             self.codes[name] = min(losses, key=losses.__getitem__)
 
 
 def _through(codes: UniformCodes, x: np.ndarray) -> np.ndarray:
     """`UniformCodes.fake_quantize` in float32."""
-    work = x * np.float32(1 / codes.scale)
+    work: np.ndarray = x * np.float32(1 / codes.scale)
     np.rint(work, out=work)
     np.clip(work, -codes.zero_point, 2**codes.bits - 1 - codes.zero_point, out=work)
     work *= np.float32(codes.scale)
-    made: np.ndarray = work
-    return made
+    return work
 
 
 def _operand(projection: Projection, x: np.ndarray) -> np.ndarray:
