@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from samq_onnx.methods.steps.attention_repair import RepairAttention, RepairSettings
+from samq_onnx.methods.steps.clip_by_focus import ClipByFocus
 from samq_onnx.methods.steps.first_of import FirstOf
 from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
+from samq_onnx.methods.steps.hybrid import HybridInputs
 from samq_onnx.methods.steps.keys import CentreKeys, FlipBimodalKeys
 from samq_onnx.methods.steps.norms import ScaleNorms, input_rows
 from samq_onnx.methods.steps.ranges import Ranges
@@ -14,12 +17,16 @@ from samq_onnx.methods.steps.select import Select
 
 __all__ = [
     "CentreKeys",
+    "ClipByFocus",
     "FirstOf",
     "FlipBimodalKeys",
     "Gptq",
     "GptqSettings",
+    "HybridInputs",
     "Ranges",
     "Reconstruct",
+    "RepairAttention",
+    "RepairSettings",
     "ScaleNorms",
     "Select",
     "input_rows",
