@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from samq_onnx.evaluate import overlap
+from samq_onnx.scoring import overlap
 from samq_onnx.feeds import prompts_of
 from samq_onnx.intake import Intake
 from samq_onnx.opened import Model

@@ -9,8 +9,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.calibrate.stream import open_block
 from samq_onnx.calibrate.statistics import row_probabilities
+from samq_onnx.calibrate.stream import open_block
 from samq_onnx.codes import ProbabilityCodes
 from samq_onnx.passes.graph import constant
 from samq_onnx.passes.lift import AttentionSite, Lifted, Linear

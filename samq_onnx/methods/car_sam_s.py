@@ -9,12 +9,12 @@ from samq_onnx.families import Part, Role
 from samq_onnx.methods.method import Method, method
 from samq_onnx.methods.scheme import Scheme
 from samq_onnx.methods.step import Step
-from samq_onnx.methods.steps import FlipBimodalKeys, Ranges, RepairAttention, RepairSettings
+from samq_onnx.methods.steps import AttentionRepairSettings, FlipBimodalKeys, Ranges, RepairAttention
 from samq_onnx.passes.lift.kinds import TOKEN_TO_IMAGE_KINDS
 
 __all__ = ["CarSamS"]
 
-REPAIR = RepairSettings()
+REPAIR = AttentionRepairSettings()
 
 
 @method("car-sam-s", paper="CAR-SAM, CVPR 2026 (MAC alone, without JCAR's learning)")
@@ -22,7 +22,7 @@ REPAIR = RepairSettings()
 class CarSamS(Method):
     """PTQ4SAM-S, and projections of decoder attention that make good what quantization does to their partners."""
 
-    repair: RepairSettings = REPAIR
+    repair: AttentionRepairSettings = REPAIR
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
         ranges = Ranges("omse", "mse", "log")

@@ -14,7 +14,7 @@ from samq_onnx.calibrate.statistics import Statistic
 from samq_onnx.codes import LogCodes, UniformCodes
 from samq_onnx.families import identify
 from samq_onnx.methods import Scheme, Widths
-from samq_onnx.methods.steps import Ranges, RepairAttention, RepairSettings, Select
+from samq_onnx.methods.steps import AttentionRepairSettings, Ranges, RepairAttention, Select
 from samq_onnx.models import load_model
 from samq_onnx.pipeline import Preparation, begin
 from samq_onnx.reconstruct.attention_repair import logit_change, value_change
@@ -151,7 +151,7 @@ def test_sites_of_a_decoder_are_repaired_and_an_encoder_left_alone(
         model = load_model(nano / f"{part}.onnx")
         prepared = Preparation(model, BITS)
         work = begin(prepared, identify(model, part), [feed], scheme, target="samq")
-        work.run([Select(), Ranges("omse", "mse", "uniform"), RepairAttention(operand, RepairSettings())], work)
+        work.run([Select(), Ranges("omse", "mse", "uniform"), RepairAttention(operand, AttentionRepairSettings())], work)
         report = work.reports[-1]
         assert not report.refused
         assert len(report.done) == (7 if part == "decoder" else 0)

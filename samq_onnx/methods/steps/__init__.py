@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from samq_onnx.methods.steps.attention_repair import RepairAttention, RepairSettings
+from samq_onnx.methods.steps.attention_repair import AttentionRepairSettings, RepairAttention
+from samq_onnx.methods.steps.balance import BalanceOperands
 from samq_onnx.methods.steps.clip_by_focus import ClipByFocus
 from samq_onnx.methods.steps.first_of import FirstOf
 from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
@@ -13,9 +14,12 @@ from samq_onnx.methods.steps.norms import ScaleNorms, input_rows
 from samq_onnx.methods.steps.ranges import Ranges
 from samq_onnx.methods.steps.reconstruct import Reconstruct
 from samq_onnx.methods.steps.repair import RepairOutputs, RepairSettings
+from samq_onnx.methods.steps.rotate import RotateStream
 from samq_onnx.methods.steps.select import Select
 
 __all__ = [
+    "AttentionRepairSettings",
+    "BalanceOperands",
     "CentreKeys",
     "ClipByFocus",
     "FirstOf",
@@ -26,10 +30,10 @@ __all__ = [
     "Ranges",
     "Reconstruct",
     "RepairAttention",
+    "RepairOutputs",
     "RepairSettings",
+    "RotateStream",
     "ScaleNorms",
     "Select",
     "input_rows",
-    "RepairOutputs",
-    "RepairSettings",
 ]

@@ -18,13 +18,13 @@ from samq_onnx.passes.report import Report
 from samq_onnx.reconstruct.attention_repair import RIDGE, logit_change, value_change
 from samq_onnx.reconstruct.operand_moments import LogitMoments, ValueMoments
 
-__all__ = ["RepairAttention", "RepairSettings"]
+__all__ = ["AttentionRepairSettings", "RepairAttention"]
 
 PARTNER = {"q": "k", "k": "q"}
 
 
 @dataclasses.dataclass(frozen=True)
-class RepairSettings:
+class AttentionRepairSettings:
     """Parameters of `RepairAttention`."""
 
     ridge: float = parameter(RIDGE, "how strongly weights are held, as a share of the mean moment", most=1e6)
@@ -44,7 +44,7 @@ class RepairAttention(Step):
     edits = True
     reads_plan = True
 
-    def __init__(self, operand: str, settings: RepairSettings) -> None:
+    def __init__(self, operand: str, settings: AttentionRepairSettings) -> None:
         self.operand, self.settings = operand, settings
 
     def _refusal(self, work: Work, site: AttentionSite) -> str | None:
