@@ -30,14 +30,15 @@ class Ranges(Step):
 
     Attributes:
         activation, weight, probabilities: names of observers, as in `samq_onnx.observers`.
-        convolution_outputs: outputs of convolutions have codes too, without which ONNX Runtime computes them in float.
         decoder_keys: of another one for keys in a decoder, if they have one.
+        convolution_outputs: outputs of convolutions have codes too, without which ONNX Runtime computes them in float.
     """
 
     activation: str
     weight: str
     probabilities: str
     decoder_keys: str | None = None
+    convolution_outputs: bool = True
 
     name = "ranges"
 
