@@ -34,7 +34,7 @@ class Auto(Method):
 
     decoder_bits: int = parameter(8, "activations of a decoder have at least so many bits; few lose the prompt", most=8)
     encoder_float: float = parameter(
-        0.02, "share of an encoder's products that may stay in float, in convolutions, whose outputs need codes", most=1
+        0.08, "share of an encoder's products that may stay in float, in convolutions, whose outputs need codes", most=1
     )
     decoder_float: float = parameter(
         0.35, "share of a decoder's products that may stay in float, where that saves most accuracy", most=1
@@ -66,5 +66,5 @@ class Auto(Method):
 
         folds: dict[str, list[Step]] = {"as it is": [], "balanced operands": [BalanceOperands()]}
         observers: dict[str, list[Step]] = {name: [ranges(name)] for name in ("l4", "omse", "minmax")}
-        spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=12)]
+        spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=8)]
         return [BestOf("folds", folds, [*KEYS, ranges("l4")]), *KEYS, BestOf("ranges", observers, []), *spare]
