@@ -6,10 +6,10 @@ from __future__ import annotations
 import dataclasses
 
 from samq_onnx.families import Part, Role
-from samq_onnx.methods.method import Method, method
+from samq_onnx.methods.method import Method, method, parameter
 from samq_onnx.methods.scheme import Scheme
 from samq_onnx.methods.step import Step
-from samq_onnx.methods.steps import AttentionRepairSettings, FlipBimodalKeys, Ranges, RepairAttention
+from samq_onnx.methods.steps import FlipBimodalKeys, Ranges, RepairAttention, AttentionRepairSettings
 from samq_onnx.passes.lift.kinds import TOKEN_TO_IMAGE_KINDS
 
 __all__ = ["CarSamS"]
@@ -22,11 +22,15 @@ REPAIR = AttentionRepairSettings()
 class CarSamS(Method):
     """PTQ4SAM-S, and projections of decoder attention that make good what quantization does to their partners."""
 
+    values: bool = parameter(
+        False, "also the projections of values, as in the paper; few tokens read an image, too few rows to learn from"
+    )
     repair: AttentionRepairSettings = REPAIR
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
         ranges = Ranges("omse", "mse", "log")
         steps: list[Step] = [FlipBimodalKeys(TOKEN_TO_IMAGE_KINDS), ranges]
-        for operand in "" if part.role is Role.ENCODER else "qkv":  # ranges come anew after each
+        operands = "qkv" if self.values else "qk"
+        for operand in "" if part.role is Role.ENCODER else operands:  # ranges come anew after each
             steps += [RepairAttention(operand, self.repair), ranges]
         return steps
