@@ -2,8 +2,9 @@
 """Run a float model and its quantized self side by side while the plan is still being made, block by block.
 
 What a stage decides about the plan or about constants, the quantized stream computes with from there on: so a stage
-sees its tensors as quantized predecessors make them, beside the float ones. Of each stream one tensor of each input waits on disk for the next block, and one block is
-loaded at a time: memory grows neither with the number of inputs nor with the depth of the model.
+sees its tensors as quantized predecessors make them, beside the float ones. Of each stream one tensor of each input
+waits on disk for the next block, and one block is loaded at a time: memory grows neither with the number of inputs nor
+with the depth of the model.
 
 Within a block each stage runs the part of the block that leads to its tensors. The quantized stream is the block with
 its linears lowered to QDQ and its attention to the integer nodes of domain samq, whatever the target of the plan: the
@@ -12,13 +13,14 @@ codes are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+import onnxruntime as ort
 from tqdm import tqdm
 
 from samq_onnx import ops
@@ -133,7 +135,8 @@ def run_two_streams(
             bar.set_postfix_str(f"block {number} of {len(blocks)}, {resident_memory()}", refresh=False)
             streams = _Streams(block, {EXACT: exact_feeds, QUANTIZED: feeds}, scratch, bar)
             for stage in (stages[index] for index in block.groups):
-                streams.run(stage.tensors, plan, held_constants(model.graph), lambda index, *seen, stage=stage: stage.update(*seen))
+                for exact_arrays, arrays in streams.run(stage.tensors, plan, held_constants(model.graph)):
+                    stage.update(exact_arrays, arrays)
                 stage.decide()
             streams.carry_on(plan, held_constants(model.graph))
 
@@ -159,13 +162,9 @@ class _Streams:
         return tensors
 
     def run(
-        self,
-        wanted: Sequence[str],
-        plan: QuantPlan,
-        constants: Mapping[str, ir.TensorProtocol | None],
-        see: Callable[[int, list[np.ndarray], list[np.ndarray]], None],
-    ) -> None:
-        """Show tensors of every input, in the float and in the quantized stream."""
+        self, wanted: Sequence[str], plan: QuantPlan, constants: Mapping[str, ir.TensorProtocol | None]
+    ) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+        """Tensors of every input, in the float and in the quantized stream."""
         outputs = [name for name in dict.fromkeys(wanted) if name in self._made]
         sessions = {}
         if outputs:
@@ -175,26 +174,27 @@ class _Streams:
                 QUANTIZED: open_block(quantized_copy(part, plan, constants)),
             }
         for index in range(len(self._feeds[QUANTIZED])):
-            seen = []
-            for stream in (EXACT, QUANTIZED):
-                tensors = self._given(stream, index)
-                if outputs:
-                    where = f"the {stream} model on calibration input {index + 1}"
-                    made = run_session(sessions[stream], dict(tensors), where, outputs)
-                    tensors.update(zip(outputs, made, strict=True))
-                for name in wanted:
-                    check_finite(name, tensors[name], index)
-                seen.append([tensors[name] for name in wanted])
-            see(index, *seen)
+            exact, quantized = (
+                self._tensors(wanted, outputs, stream, sessions.get(stream), index) for stream in (EXACT, QUANTIZED)
+            )
+            yield exact, quantized
             self._bar.update()
+
+    def _tensors(
+        self, wanted: Sequence[str], outputs: list[str], stream: str, session: ort.InferenceSession | None, index: int
+    ) -> list[np.ndarray]:
+        tensors = self._given(stream, index)
+        if session is not None:
+            made = run_session(session, tensors, f"the {stream} model on calibration input {index + 1}", outputs)
+            tensors.update(zip(outputs, made, strict=True))
+        for name in wanted:
+            check_finite(name, tensors[name], index)
+        return [tensors[name] for name in wanted]
 
     def carry_on(self, plan: QuantPlan, constants: Mapping[str, ir.TensorProtocol | None]) -> None:
         """Take both streams to the next block."""
         if self._block.carried_out is None:
             return
-
-        def keep(index: int, *seen: list[np.ndarray]) -> None:
-            for stream, (array,) in zip((EXACT, QUANTIZED), seen, strict=True):
+        for index, arrays in enumerate(self.run([self._block.carried_out], plan, constants)):
+            for stream, (array,) in zip((EXACT, QUANTIZED), arrays, strict=True):
                 np.save(self._carried(stream, index), array, allow_pickle=False)
-
-        self.run([self._block.carried_out], plan, constants, keep)

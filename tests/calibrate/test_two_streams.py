@@ -28,7 +28,7 @@ g (float[ROWS, WIDTH] x) => (float[ROWS, WIDTH] y) <WEIGHTS> { BODY y = Identity
 
 
 def chain(depth: int = DEPTH) -> ir.Model:
-    """y = s[depth - 1], s[n] = h[n] W[n] + b[n], h[n + 1] = LeakyRelu(s[n]); h[0] is x, mixed so that channels correlate.
+    """y = s[depth - 1], s[n] = h[n] W[n] + b[n], h[n + 1] = LeakyRelu(s[n]); h[0] is x with its channels mixed.
 
     A block holds two linears.
     """

@@ -62,6 +62,10 @@ def _codes(plan: QuantPlan, depth: int) -> list[np.ndarray]:
     return found
 
 
+def _bytes(model: ir.Model) -> bytes:
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
 def test_in_sequence_a_chain_loses_less() -> None:
     plain, sequential = (
         _error(_quantized(chain(6), Gptq(GptqSettings(sequential=one))).model, 6) for one in (False, True)
@@ -116,9 +120,7 @@ def test_a_plan_replays_byte_for_byte(tmp_path: Path) -> None:
     outcome = _quantized(chain(3), Gptq(GptqSettings(sequential=True, repair=True)))
     write_plans(tmp_path / "plan.json", {"model": outcome.plan})
     again = lower_model(chain(3), read_plans(tmp_path / "plan.json")["model"])
-    assert ir.to_proto(again.model).SerializeToString(deterministic=True) == ir.to_proto(
-        outcome.model
-    ).SerializeToString(deterministic=True)
+    assert _bytes(again.model) == _bytes(outcome.model)
 
 
 @pytest.mark.parametrize("method", ["gptq", "erq"])
@@ -130,5 +132,4 @@ def test_methods_quantize_both_parts(method: str, tiny_sam: Path, one_image: Pat
     write_plans(tmp_path / "plan.json", result.plans)
     again = samq_onnx.lower(tiny_sam, read_plans(tmp_path / "plan.json"))
     for name, part in result.parts.items():
-        one, two = (ir.to_proto(found.model).SerializeToString(deterministic=True) for found in (part, again.parts[name]))
-        assert one == two
+        assert _bytes(part.model) == _bytes(again.parts[name].model)

@@ -29,7 +29,7 @@ class RepairSettings:
 
 
 class RepairOutputs(Step):
-    """Bring every output channel of the matrix products nearest to the float one, as `samq_onnx.reconstruct.repair` says.
+    """Bring every output channel of matrix products nearest to the float one, as `samq_onnx.reconstruct.repair` says.
 
     Each is seen with the input that its quantized predecessors give, these repaired already. It may follow any steps
     that fill the plan and move weights.
@@ -74,6 +74,6 @@ def fold_repair(work: Work, linear: Linear, moments: InputMoments, report: Repor
         replace_constant(linear.bias, found.bias(factor, bias))
     if scale.size == linear.out_features:
         scale = scale * factor
-    repaired = WeightCodes(tuple(np.float32(scale).tolist()), codes.bits)
+    repaired = WeightCodes(tuple(scale.astype(np.float32).tolist()), codes.bits)
     work.plan.linears[linear.name] = dataclasses.replace(plan, weight=repaired)
     replace_constant(linear.weight, repaired.decode(held, linear.out_axis))
