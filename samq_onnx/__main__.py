@@ -15,6 +15,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "quantize": "samq_onnx.quantize",
     "lower": "samq_onnx.lower",
+    "analyze": "samq_onnx.analyze",
     "verify": "samq_onnx.verify",
     "evaluate": "samq_onnx.evaluate",
     "segment": "samq_onnx.segment",

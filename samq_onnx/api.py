@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from PIL import Image
 
+from samq_onnx.analysis.mixed import Goal, meet
 from samq_onnx.calibrate.statistics_file import StatisticsFile
 from samq_onnx.data import Calibration
 from samq_onnx.documents import brief, parsed
@@ -107,10 +108,12 @@ class Result:
     Attributes:
         parts: ``encoder`` and ``decoder``, or ``model``.
         left_out: a line for each image or annotation that could not be used.
+        widths: where a goal chose them: which, what was predicted and what was measured.
     """
 
     parts: dict[str, Quantized]
     left_out: list[str] = dataclasses.field(default_factory=list)
+    widths: dict[str, Any] | None = None
 
     @property
     def model(self) -> ir.Model:
@@ -343,6 +346,7 @@ def execute(
     *,
     encoder: Path | None = None,
     stats: Path | None = None,
+    goal: Goal | None = None,
     say: Callable[[str], None],
 ) -> Result:
     """Quantize a file, or a folder of encoder.onnx and decoder.onnx.
@@ -350,11 +354,19 @@ def execute(
     Args:
         encoder: float encoder, for the embeddings that a decoder alone is calibrated on.
         stats: file of statistics that are used again, and added to.
+        goal: lets single weights be narrower than ordered.
         say: is told what is going on, line by line.
 
     Raises:
-        UserError: unusable model, images or statistics.
+        UserError: unusable model, images or statistics, or a goal that cannot be met.
     """
+    if goal is not None:
+        files = {name: source / PARTS[name] if source.is_dir() else source for name in parts_of(source)}
+
+        def once(chosen: Order, images: Calibration) -> Result:
+            return execute(chosen, source, images, encoder=encoder, stats=stats, say=lambda line: None)
+
+        return meet(goal, order, files, calibration, encoder, once, say)
     run = _Run(order, calibration, say)
     names = parts_of(source)
     files = [source / PARTS[name] for name in names] if source.is_dir() else [source]
@@ -395,6 +407,8 @@ def quantize(
     site_bits: Mapping[str, Any] | None = None,
     encoder: str | os.PathLike[str] | None = None,
     stats: str | os.PathLike[str] | None = None,
+    budget_mb: float | None = None,
+    max_loss: float | None = None,
 ) -> Result:
     """Quantize a float SAM; nothing is printed, and nothing written but ``stats``.
 
@@ -408,17 +422,20 @@ def quantize(
         site_bits: site -> role -> bits; of a folder, part -> that.
         encoder: float encoder for a decoder alone.
         stats: file of statistics that are used again, and added to.
+        budget_mb, max_loss: choose 4 bits for as many weights as it takes, as `samq_onnx.analysis.mixed.Goal` says.
 
     Raises:
         UserError: unusable model, images or settings.
     """
     source = Path(model)
+    goal = Goal(budget_mb, max_loss) if (budget_mb, max_loss) != (None, None) else None
     order = Order.of(method, bits, target, settings, decoder_bits, strict, site_bits, parts_of(source))
     with silent(), _calibration(images) as calibration:
         return execute(
             order, source, calibration,
             encoder=Path(encoder) if encoder is not None else None,
             stats=Path(stats) if stats is not None else None,
+            goal=goal,
             say=lambda line: None,
         )  # fmt: skip
 

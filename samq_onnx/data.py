@@ -103,6 +103,12 @@ class Calibration:
         """A folder's, where it is none yet."""
         return source if isinstance(source, Calibration) else cls(source)
 
+    def only(self, samples: Iterable[Sample]) -> Calibration:
+        """The same folder with these of its images alone."""
+        found = Calibration(self.folder, self.intake)
+        found.samples = found.images = list(samples)
+        return found
+
     @property
     def annotations(self) -> Path | None:
         """The file of annotations, if there is one."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from samq_onnx.families.decoder import DecoderPart
     from samq_onnx.families.image import ImageInput
 
-__all__ = ["DecoderFeeds", "EncoderFeeds", "Feed", "Feeds", "Selection"]
+__all__ = ["DecoderFeeds", "EncoderFeeds", "Feed", "Feeds", "Selection", "prompts_of"]
 
 PROMPTS_PER_IMAGE = 8  # instances; each gives one box prompt and one point prompt
 
@@ -113,7 +113,7 @@ class DecoderFeeds(Feeds):
             height, width = rgb.shape[:2]
             file = self._scratch.path / f"{number}.npz"
             np.savez(file, *encoder.embed(rgb))
-            for coords, labels in _prompts(sample, calibration.intake):
+            for coords, labels in prompts_of(sample, calibration.intake):
                 scaled = encoder.image.coords(coords, sample.height, sample.width)
                 self._prompts.append((file, scaled, labels, (height, width)))
 
@@ -127,7 +127,7 @@ class DecoderFeeds(Feeds):
         return self._decoder.prompt(embedding, coords[None], labels[None], None, shape)
 
 
-def _prompts(sample: Sample, intake: Intake) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def prompts_of(sample: Sample, intake: Intake) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Points [n, 2] in image pixels and their labels [n], float32, a padding point included where SAM wants one."""
     whole = [instance for instance in sample.instances if not instance.crowd]
     chosen = whole[:: max(1, len(whole) // PROMPTS_PER_IMAGE)][:PROMPTS_PER_IMAGE]

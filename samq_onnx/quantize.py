@@ -15,6 +15,7 @@ from typing import Any
 import onnxruntime as ort
 
 from samq_onnx import api, assets
+from samq_onnx.analysis.mixed import Goal
 from samq_onnx.api import DECODER, ENCODER, Order, Quantized, Result, execute, parts_of
 from samq_onnx.callable_module import make_callable
 from samq_onnx.command import command_parser, main_guard, output_path
@@ -31,7 +32,7 @@ from samq_onnx.models import model_bytes
 from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.plan_file import constants_path, plan_to_json, write_plans
 
-__all__ = ["described", "finish", "main", "outputs"]
+__all__ = ["described", "finish", "main", "outputs", "settings"]
 
 SHOWN = 12  # refusals of one step that are printed
 
@@ -75,6 +76,23 @@ def _json(part: Quantized, source: Path, output: Path, fusion: FusionReport | No
     }
 
 
+def _widths(found: Mapping[str, Any]) -> list[str]:
+    """Which widths were chosen, what was predicted and what was measured, in lines."""
+    predicted, measured, sites = found["predicted"], found["measured"], found["sites"]
+    packed = [site for site in sites if site["chosen"]]
+    lines = [
+        f"widths: {len(packed)} of {len(sites)} weights packed to 4 bits; weights take {measured['bytes'] / 1e6:.4g} MB "
+        f"(predicted {predicted['bytes'] / 1e6:.4g}, possible {found['bytes_least'] / 1e6:.4g} to "
+        f"{found['bytes_most'] / 1e6:.4g})",
+        f"widths: predicted error of all weights {predicted['error']:.3g} of the output's square"
+        + (f", {100 * predicted['flips']:.3g} % of mask pixels" if predicted["flips"] else ""),
+    ]
+    if "points_lost" in measured:
+        where = "images held out" if measured["held_out"] else "calibration images"
+        lines.append(f"widths: measured {measured['points_lost']:.2f} points of mean IoU lost to float masks on {where}")
+    return lines
+
+
 def outputs(source: Path, output: Path) -> list[Path]:
     """The model files that are written for a file or a folder."""
     return [output / name for name in (ENCODER, DECODER)] if source.is_dir() else [output]
@@ -87,6 +105,10 @@ def finish(source: Path, output: Path, result: Result, report: Path | None, plan
     if plan is not None:
         write_plans(plan, result.plans)
     summary: dict[str, Any] = {"left_out": result.left_out}
+    if result.widths is not None:
+        summary["widths"] = result.widths
+        for line in _widths(result.widths):
+            print(line)
     for name, file in zip(result.parts, written, strict=True):
         part = result.parts[name]
         found = _json(part, source / file.name if source.is_dir() else source, file, fusion[name])
@@ -104,7 +126,7 @@ def finish(source: Path, output: Path, result: Result, report: Path | None, plan
     write_report(report, summary, f"{done} all the same")
 
 
-def _settings(words: Sequence[str]) -> dict[str, str]:
+def settings(words: Sequence[str]) -> dict[str, str]:
     """NAME=VALUE of the command line."""
     found = {}
     for word in words:
@@ -138,6 +160,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--strict", action="store_true", help="the same width in every quantized layer of both parts")
     parser.add_argument("--site-bits", type=Path, metavar="FILE", help="JSON of other widths: site -> role -> bits")
+    goals = parser.add_mutually_exclusive_group()
+    goals.add_argument(
+        "--budget-mb", type=float, metavar="N", help="pack weights to 4 bits, cheapest first, until all take N MB"
+    )
+    goals.add_argument(
+        "--max-loss", type=float, metavar="POINTS", help="pack as many as lose no more of mean IoU with float masks"
+    )
     parser.add_argument("--method", choices=sorted(METHODS), default=DEFAULT_METHOD)
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the method; may be repeated"
@@ -166,9 +195,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     names = parts_of(source)
     order = Order.of(
-        arguments.method, arguments.bits, arguments.target, _settings(arguments.set), arguments.decoder_bits,
+        arguments.method, arguments.bits, arguments.target, settings(arguments.set), arguments.decoder_bits,
         arguments.strict, _site_bits(arguments.site_bits), names,
     )  # fmt: skip
+    goal = None
+    if arguments.budget_mb is not None or arguments.max_loss is not None:
+        goal = Goal(arguments.budget_mb, arguments.max_loss)
     folder = source.is_dir()
     default = (
         Path(f"{source.name}_{order.widths}") if folder else source.with_name(f"{source.stem}_{order.widths}.onnx")
@@ -184,7 +216,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in [*([] if folder else written), *([arguments.stats] if arguments.stats else [])]:
         check_writable(path)
     pictures = Calibration(calibration, Intake(arguments.strict_data, arguments.max_megapixels))
-    result = execute(order, source, pictures, encoder=arguments.encoder, stats=arguments.stats, say=print)
+    result = execute(
+        order, source, pictures, encoder=arguments.encoder, stats=arguments.stats, goal=goal, say=print
+    )  # fmt: skip
     finish(source, output, result, arguments.json, arguments.plan_out)
     pictures.intake.finish()
     return 0

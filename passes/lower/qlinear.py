@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 from scipy.special import erf
 
-from samq_onnx.codes import UniformCodes
+from samq_onnx.codes import HybridCodes, UniformCodes
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.fold.edit import reaches_only_attention
 from samq_onnx.passes.graph import constant
@@ -72,14 +72,16 @@ class IntegerLinears:
         self._plan = plan
         self._gelus = {gelu.x: gelu for gelu in lifted.gelus}
         self._inputs = {
-            linear.node: plan.linears[linear.name].input for linear in lifted.linears if linear.name in plan.linears
+            linear.node: plan.linears[linear.name].hybrid or plan.linears[linear.name].input
+            for linear in lifted.linears
+            if linear.name in plan.linears
         }
 
     def takes(self, linear: Linear) -> bool:
         """Whether the linear is a product of many rows."""
         return linear.node.op_type in ("MatMul", "Gemm") and has_many_rows(linear.x)
 
-    def _gelu(self, linear: Linear) -> tuple[Gelu, UniformCodes] | None:
+    def _gelu(self, linear: Linear) -> tuple[Gelu, UniformCodes | HybridCodes] | None:
         """The GELU that alone reads the linear, and its codes, if linears of one plan alone read it."""
         gelu = self._gelus.get(linear.output)
         if gelu is None:
@@ -208,8 +210,11 @@ def _views(value: ir.Value) -> list[ir.Value]:
     return found
 
 
-def _gelu_table(codes: UniformCodes) -> tuple[np.ndarray, float, float]:
+def _gelu_table(codes: UniformCodes | HybridCodes) -> tuple[np.ndarray, float, float]:
     """Codes of GELU(low + step i), low and step."""
+    if isinstance(codes, HybridCodes):
+        table, low, step = _gelu_table(codes.grid)
+        return codes.table()[table], low, step
 
     def gelu(y: np.ndarray) -> np.ndarray:
         made: np.ndarray = 0.5 * y * (1 + erf(y / math.sqrt(2)))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from samq_onnx.calibrate.statistics.attention import AttentionRows
+from samq_onnx.calibrate.statistics.attention import AttentionRows, row_probabilities
 from samq_onnx.calibrate.statistics.channel import ChannelMean, ChannelRange
 from samq_onnx.calibrate.statistics.keys import KeySamples
 from samq_onnx.calibrate.statistics.rows import RowSamples
@@ -19,5 +19,6 @@ __all__ = [
     "State",
     "Statistic",
     "TensorStats",
+    "row_probabilities",
     "taken",
 ]

@@ -10,13 +10,32 @@ from samq_onnx.calibrate.statistics.tensor import TensorStats
 from samq_onnx.errors import UserError
 from samq_onnx.products import small_products
 
-__all__ = ["AttentionRows"]
+__all__ = ["AttentionRows", "row_probabilities"]
 
 ENTRIES = 131_072  # map entries of one feed that are looked at
 KEPT = 16 << 20  # bytes of samples
 LARGEST_LOGIT = 1e35  # leaves room for sums of products, and for what integer kernels multiply it with
 ROUNDING = 0.01  # of sums of probabilities
 GOLDEN = 0.6180339887498949  # multiples of it are spread evenly modulo one, and follow no row or column of an image
+
+
+def row_probabilities(
+    q: np.ndarray, k: np.ndarray, rows: np.ndarray, scale: float, tables: tuple[np.ndarray, np.ndarray] | None
+) -> np.ndarray:
+    """softmax(scale q kT + rel_h + rel_w) [maps, r, N] of the queries q [maps, r, d] at ``rows`` [maps, r]."""
+    logits = np.float32(scale) * small_products(q, k.transpose(0, 2, 1))
+    if tables is not None:
+        table_h, table_w = tables
+        y, x = np.divmod(rows, len(table_w))
+        by_row = (table_h[y] @ q[..., None])[..., 0]
+        by_column = (table_w[x] @ q[..., None])[..., 0]
+        grid = logits.reshape(*rows.shape, table_h.shape[1], table_w.shape[1])  # a view
+        grid += by_row[..., None]
+        grid += by_column[..., None, :]
+    logits -= logits.max(axis=-1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(axis=-1, keepdims=True)
+    return logits
 
 
 class AttentionRows(Statistic):
@@ -63,7 +82,9 @@ class AttentionRows(Statistic):
             rows = (numbers * GOLDEN % 1 * queries).astype(int)
             self._rows_seen += maps * count
         with np.errstate(over="ignore", invalid="ignore"):
-            probabilities = self._probabilities(np.take_along_axis(q, rows[..., None], axis=1), k, rows)
+            probabilities = row_probabilities(
+                np.take_along_axis(q, rows[..., None], axis=1), k, rows, self.scale, self.tables
+            )
         largest = max(1.0, self.scale) * float(np.abs(q).max()) * float(np.abs(k).max())
         if largest > LARGEST_LOGIT or not np.isfinite(probabilities).all():
             raise UserError(
@@ -81,22 +102,6 @@ class AttentionRows(Statistic):
         while len(self.samples) > 1 and sum(p.nbytes + v.nbytes for p, v in self.samples) > KEPT:
             self.samples = self.samples[::2]
             self._every *= 2
-
-    def _probabilities(self, q: np.ndarray, k: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """softmax(scale q kT + rel_h + rel_w) [maps, r, N] of the queries q [maps, r, d] at ``rows`` [maps, r]."""
-        logits = np.float32(self.scale) * small_products(q, k.transpose(0, 2, 1))
-        if self.tables is not None:
-            table_h, table_w = self.tables
-            y, x = np.divmod(rows, len(table_w))
-            by_row = (table_h[y] @ q[..., None])[..., 0]
-            by_column = (table_w[x] @ q[..., None])[..., 0]
-            grid = logits.reshape(*rows.shape, table_h.shape[1], table_w.shape[1])  # a view
-            grid += by_row[..., None]
-            grid += by_column[..., None, :]
-        logits -= logits.max(axis=-1, keepdims=True)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(axis=-1, keepdims=True)
-        return logits
 
     def state(self) -> State:
         """Of what it has looked at; a statistic that goes on after `restore` would thin its samples otherwise."""
