@@ -54,7 +54,6 @@ class _Steps:
 
     def __init__(self, prepared: Preparation, work: Work, compensate: bool) -> None:
         self._run, self._prepared, self._compensate = work.run, prepared, compensate
-        self._nested = False
         self.folded: dict[str, np.ndarray] = prepared.moved()
 
     def __call__(self, steps: Sequence[Step], work: Work) -> None:
@@ -62,11 +61,9 @@ class _Steps:
             planned = {linear.name for linear in work.linears} <= set(work.plan.linears)
             if planned and work.plan.linears and not step.edits and not self._compensate:
                 continue  # moves weights
-            self._nested = False
             self._run([step], work)
-            if step.edits and not self._nested:
+            if step.edits:
                 self.folded = self._prepared.moved()
-            self._nested = True
 
 
 @contextlib.contextmanager
