@@ -144,9 +144,9 @@ def _readers(lifted: Lifted, norm: Norm) -> NormReaders:
             pending += [(output, moved, zeros or (node.op_type == "Pad" and _zeros(node))) for output in node.outputs]
     if not readers.linears:
         raise _Refused("no linear reads it")
-    for value in (norm.scale, norm.bias, *(linear.weight for linear in readers.linears)):
-        if value is not None:
-            _check_private(value)
+    for edited in (norm.scale, norm.bias, *(linear.weight for linear in readers.linears)):
+        if edited is not None:
+            _check_private(edited)
     if norm.bias is not None and constant(norm.bias).shape != held.shape:
         raise _Refused("its weight and bias are of different shapes")
     readers.linears.sort(key=lifted.linears.index)

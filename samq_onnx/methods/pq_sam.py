@@ -70,7 +70,7 @@ def affine_of_groups(rows: np.ndarray, labels: np.ndarray, *, shift: bool) -> tu
     sizes = np.bincount(labels)
     means = np.bincount(labels, sums) / sizes * shift
     deviations = np.sqrt(np.maximum(np.bincount(labels, squares) / sizes - np.square(means), 0))
-    least = max(NARROWEST * float(np.sqrt(squares.mean())), np.finfo(np.float32).tiny)
+    least = max(NARROWEST * float(np.sqrt(squares.mean())), float(np.finfo(np.float32).tiny))
     return np.maximum(deviations, least)[labels], means[labels]
 
 
