@@ -34,7 +34,7 @@ def site_facts(
     Args:
         before, after: of the model without and with its folds. losses: of sites quantized alone, by trial.
     """
-    found = []
+    found: list[Facts] = []
     for linear in subject.lifted.linears:
         plan = subject.plan.linears.get(linear.name)
         if plan is not None:

@@ -83,7 +83,9 @@ class _Case:
 
     def made(self, packed: Sequence[SiteCost], calibration: Calibration) -> Result:
         """The model with these sites packed."""
-        sites = {name: {site: dict(roles) for site, roles in bits.items()} for name, bits in self.order.site_bits.items()}
+        sites = {
+            name: {site: dict(roles) for site, roles in bits.items()} for name, bits in self.order.site_bits.items()
+        }
         for cost in packed:
             sites.setdefault(cost.part, {}).setdefault(cost.site, {})["weight"] = PACKED
         return self.quantize(dataclasses.replace(self.order, site_bits=sites), calibration)
@@ -92,9 +94,7 @@ class _Case:
         chosen = {(cost.part, cost.site) for cost in packed}
         return {
             "goal": dataclasses.asdict(goal),
-            "sites": [
-                {**dataclasses.asdict(cost), "chosen": (cost.part, cost.site) in chosen} for cost in self.costs
-            ],
+            "sites": [{**dataclasses.asdict(cost), "chosen": (cost.part, cost.site) in chosen} for cost in self.costs],
             "predicted": {
                 "bytes": self.stored - sum(cost.saved for cost in packed),
                 **predicted(self.costs, packed),

@@ -9,8 +9,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.calibrate.stream import open_block
 from samq_onnx.calibrate.statistics import row_probabilities
+from samq_onnx.calibrate.stream import open_block
 from samq_onnx.codes import ProbabilityCodes
 from samq_onnx.passes.graph import constant
 from samq_onnx.passes.lift import AttentionSite, Lifted, Linear
@@ -63,7 +63,7 @@ class LinearRun:
 
     def __init__(self, lifted: Lifted, linear: Linear, rounded: Mapping[str, np.ndarray]) -> None:
         self.name = linear.name
-        self.inputs = (linear.x.name or "",)
+        self.inputs: tuple[str, ...] = (linear.x.name or "",)
         self.output = linear.output.name or ""
         self._axis = linear.out_axis
         self._held = {value.name or "": constant(value) for value in (linear.weight, linear.bias) if value is not None}
@@ -98,7 +98,7 @@ class AttentionRun:
 
     def __init__(self, lifted: Lifted, site: AttentionSite) -> None:
         self.name = site.name
-        self.inputs = site.operand_names
+        self.inputs: tuple[str, ...] = site.operand_names
         self.output = site.node.outputs[0].name or ""
         self._scale = site.scale
         tables = [constant(table) for table in site.tables or ()]

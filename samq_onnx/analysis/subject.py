@@ -120,7 +120,6 @@ def by_plan(model: ir.Model, plan: QuantPlan, *, label: str, look: Look | None =
         yield Subject(prepared.lifted, plan, {}, [])
 
 
-
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of all constants that a model stores."""
     held = (value.const_value for value in model.graph.initializers.values())

@@ -48,12 +48,12 @@ class _Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def outlier_encoder(tiny_sam: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny encoder, one channel of whose last norm before an MLP is a hundred times as wide: its reader makes up."""
+    """The tiny encoder, one channel of whose MLP's input is a hundred times as wide; the MLP makes up for it."""
     model = onnx.load(tiny_sam / "encoder.onnx")
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     norm = [node for node in model.graph.node if node.op_type == "LayerNormalization"][-1]
     reader = next(node for node in model.graph.node if node.op_type == "MatMul" and node.input[0] == norm.output[0])
-    for name, axis, factor in ((norm.input[1], 0, 100.0), (norm.input[2], 0, 100.0), (reader.input[1], 0, 0.01)):
+    for name, factor in ((norm.input[1], 100.0), (norm.input[2], 100.0), (reader.input[1], 0.01)):
         array = onnx.numpy_helper.to_array(held[name]).copy()
         array[3] *= factor
         held[name].CopyFrom(onnx.numpy_helper.from_array(array, name))
@@ -95,9 +95,7 @@ def test_the_page_of_a_folder_is_one_file_with_all_sites(tiny_sam: Path, one_ima
                 assert 3 < tensor["sqnr_db"] < 60
                 assert tensor["edges"][0] <= tensor["seen"][0] <= tensor["seen"][1] <= tensor["edges"][1]
     maps = [one for part in report["parts"].values() for s in part["sites"] for one in s["tensors"] if "tau" in one]
-    assert maps and all(
-        one["tau"]["chosen"] == min(one["tau"]["curve"], key=lambda point: point[1])[0] for one in maps
-    )
+    assert maps and all(one["tau"]["chosen"] == min(one["tau"]["curve"], key=lambda point: point[1])[0] for one in maps)
     assert sum(tag == "details" for tag, _ in page.tags) == sum(len(p["sites"]) for p in report["parts"].values())
 
 

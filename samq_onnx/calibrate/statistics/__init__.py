@@ -9,4 +9,13 @@ from samq_onnx.calibrate.statistics.keys import KeySamples
 from samq_onnx.calibrate.statistics.statistic import State, Statistic, taken
 from samq_onnx.calibrate.statistics.tensor import TensorStats
 
-__all__ = ["AttentionRows", "ChannelMean", "KeySamples", "State", "Statistic", "TensorStats", "row_probabilities", "taken"]
+__all__ = [
+    "AttentionRows",
+    "ChannelMean",
+    "KeySamples",
+    "State",
+    "Statistic",
+    "TensorStats",
+    "row_probabilities",
+    "taken",
+]
