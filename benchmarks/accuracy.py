@@ -1,94 +1,153 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy of SAM-Nano by width, method and prompt, with and without planted bimodal keys.
+"""Accuracy of SAM-Nano by method, width and prompt, beside other quantizers and on a model that is hard to quantize.
 
     python benchmarks/accuracy.py --calib DATA/calib --data DATA/val -o FOLDER
+    python benchmarks/accuracy.py ... --rows samq:probabilities=uniform@w4a4 samq@w4a4-strict --peers
 
-Planted keys: +8 or -8, 46 % of them +8 as PTQ4SAM reports for SAM-B, is added to every key bias. Attention does
-not change when all keys move together, so the float model computes the same function.
+FOLDER gets accuracy.md, accuracy.json and accuracy.png, written after each row. A row that the JSON has with the same
+settings is not measured again; one that failed is. After a change of the code, take another FOLDER. ``hard`` is
+SAM-Nano with the pathologies of SAM-B planted (`pathology`), one model for each seed, each of which computes what
+SAM-Nano does.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
+from accuracy_report import Results
+from accuracy_row import FLOAT, Row
+from peers import PEERS, quantize_by
 
 from samq_onnx import assets
 from samq_onnx.api import DECODER, ENCODER, quantize
 from samq_onnx.command import main_guard
-from samq_onnx.evaluate import evaluate
-from samq_onnx.files import atomic_path, write_json
-from samq_onnx.methods import METHODS
-from samq_onnx.models import load_model
-from samq_onnx.passes.fold.edit import shift_outputs
-from samq_onnx.passes.lift import lift, simplify
+from samq_onnx.data import image_paths
+from samq_onnx.errors import UserError
+from samq_onnx.evaluate import PROMPTS, evaluate
+from samq_onnx.files import check_writable
+from samq_onnx.methods import METHODS, Widths
+from samq_onnx.scratch import Scratch
 
-OFFSET = 8.0
-POSITIVE_SHARE = 0.46
+NANO, HARD = "nano", "hard"
+STRICT = {"no": (False,), "yes": (True,), "both": (False, True)}
 
 
-def plant_bimodal_keys(source: Path, output: Path, seed: int = 0) -> None:
-    """Write ``source`` with +-8 added to every key bias; the attention nodes are left as exported."""
-    random = np.random.default_rng(seed)
-    model = load_model(source)
-    simplify(model)
-    for site in lift(model.clone()).attentions:
-        assert site.k is not None and site.k.linear.bias is not None
-        bias = model.graph.initializers[site.k.linear.bias.name or ""]
-        offset = np.where(random.random(site.k.channels.shape) < POSITIVE_SHARE, OFFSET, -OFFSET)
-        site.k.linear.bias.const_value = bias.const_value
-        shift_outputs(site.k.linear, site.k.channels, offset)
-        bias.const_value = site.k.linear.bias.const_value
-    with atomic_path(output) as temporary:
-        ir.save(model, temporary)
+def models(names: Sequence[str], seeds: Sequence[int], output: Path) -> dict[str, Path]:
+    """Folders of float models by their titles; hard ones are made where they are missing."""
+    found: dict[str, Path] = {}
+    if NANO in names:
+        found["SAM-Nano"] = assets.nano_dir()
+    for seed in seeds if HARD in names else ():
+        folder = output / f"{HARD}_{seed}"
+        if not folder.is_dir():
+            from pathology import plant
+
+            plant(assets.nano_dir(), folder, seed=seed)
+        found[f"SAM-Nano-hard, seed {seed}"] = folder
+    return found
+
+
+def measured(row: Row, source: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a row of a float model gives: seconds of calibration, and the report of evaluate on each prompt.
+
+    Raises:
+        Exception: whatever a quantizer raises.
+    """
+    with Scratch(arguments.output) as folder:
+        started = time.perf_counter()
+        if row == FLOAT:
+            folder = source
+        elif row.method in PEERS:
+            quantize_by(row.method, source, folder, arguments.calib, arguments.nncf_python)
+        else:
+            quantize(
+                source, arguments.calib,
+                method=row.method, bits=row.bits, strict=row.strict, settings=dict(row.settings),
+            ).save(folder)  # fmt: skip
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds} | {
+            prompt: evaluate(
+                folder / ENCODER, folder / DECODER, arguments.data, prompt, arguments.limit, arguments.instances,
+                against=source if row != FLOAT else None,
+            )
+            for prompt in PROMPTS
+        }  # fmt: skip
+
+
+def wanted(arguments: argparse.Namespace) -> list[Row]:
+    """The rows, float first.
+
+    Raises:
+        UserError: a method, parameter or width that there is not.
+    """
+    grid = [
+        Row(method, bits, (), strict)
+        for method in arguments.methods
+        for bits in arguments.bits
+        for strict in STRICT[arguments.strict]
+    ]
+    ours = grid if arguments.rows is None else [Row.parse(text) for text in arguments.rows]
+    for row in ours:
+        row.check()
+    return [FLOAT, *ours, *(Row(peer, "w8a8") for peer in arguments.peers)]
+
+
+def _width(text: str) -> str:
+    return str(Widths.parse(text))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calib", type=Path, required=True, help="folder of images to calibrate on")
+    parser.add_argument("--data", type=Path, required=True, help="folder with annotations to measure on")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", default=[NANO], choices=[NANO, HARD])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of hard models (default: 0)")
+    parser.add_argument("--methods", nargs="+", default=sorted(METHODS), choices=sorted(METHODS), metavar="METHOD")
+    parser.add_argument("--bits", nargs="+", type=_width, default=["w8a8", "w6a6", "w4a4"], metavar="wXaY")
+    parser.add_argument("--strict", default="no", choices=list(STRICT), help="one width everywhere (default: no)")
+    parser.add_argument(
+        "--rows", nargs="*", metavar="ROW", help="METHOD[:NAME=VALUE,...]@wXaY[-strict], instead of methods and bits"
+    )
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS), help="none, or which")
+    parser.add_argument("--nncf-python", default=sys.executable, metavar="PYTHON", help="an interpreter that has NNCF")
+    parser.add_argument("--limit", type=int, help="first images only")
+    parser.add_argument("--instances", type=int, help="first instances of each image only")
+    return parser
 
 
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=assets.nano_dir(), help="folder of encoder.onnx and decoder.onnx")
-    parser.add_argument("--calib", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--bits", nargs="+", default=["w8a8", "w6a6", "w4a4"], metavar="wXaY")
-    parser.add_argument("--target", default="samq")
-    parser.add_argument("--planted", action="store_true", help="plant bimodal keys first")
-    parser.add_argument("--limit", type=int, help="first N images")
-    parser.add_argument("--instances", type=int, help="first N instances of each image")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     ort.set_default_logger_severity(3)
-    source: Path = arguments.model
-    if arguments.planted:
-        planted = arguments.output / "planted"
-        for name in (ENCODER, DECODER):
-            plant_bimodal_keys(source / name, planted / name)
-        source = planted
-    folders = {("float", "float"): source}
-    for method in arguments.methods:
-        for bits in arguments.bits:
-            folder = arguments.output / f"{method}_{bits}"
-            quantize(source, arguments.calib, method=method, bits=bits, target=arguments.target).save(folder)
-            folders[method, bits] = folder
-    rows: list[dict[str, Any]] = []
-    print("| method | width | box | point |\n|---|---|---|---|")
-    for (method, bits), folder in folders.items():
-        scores = {
-            prompt: evaluate(
-                folder / ENCODER, folder / DECODER, arguments.data, prompt,
-                limit=arguments.limit, instances=arguments.instances, progress=False,
-            )["mean_iou"]
-            for prompt in ("box", "point")
-        }  # fmt: skip
-        rows.append({"method": method, "bits": bits, **scores})
-        print(f"| {method} | {bits} | {100 * scores['box']:.1f} | {100 * scores['point']:.1f} |", flush=True)
-    write_json(arguments.output / "accuracy.json", rows)
+    logging.getLogger().setLevel(logging.ERROR)  # of ONNX Runtime's quantizers
+    rows = wanted(arguments)
+    image_paths(arguments.calib)  # says that there are none, before each row does
+    results = Results(check_writable(arguments.output / "accuracy.json"))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    given = {name: getattr(arguments, name) for name in ("limit", "instances")}
+    given |= {name: str(getattr(arguments, name)) for name in ("calib", "data")}
+    for title, source in models(arguments.models, arguments.seeds, arguments.output).items():
+        for row in rows:
+            settings = {"model": title, "row": str(row), **given}
+            if results.has(settings):
+                continue
+            try:
+                found = measured(row, source, arguments)
+            except Exception as error:  # each quantizer raises its own kinds; the other rows are measured
+                if row == FLOAT:
+                    raise
+                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                found = {"error": " ".join(f"{kind}{error}".split())}
+            print(results.add(settings, found), flush=True)
+    print(f"\n{results.markdown()}\nwrote {arguments.output}/accuracy.md, accuracy.json, accuracy.png")
     return 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A chart of horizontal bars, each with its name on the left and a remark on the right."""
+"""Charts of horizontal bars, each with its name on the left and a remark on the right."""
 
 from __future__ import annotations
 
@@ -7,22 +7,37 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH, NAMES, REMARKS = 1000, 300, 200  # pixels: the whole, and the columns left and right of the bars
+BARS, NAMES, REMARKS = 500, 300, 200  # pixels: of bars, and least ones of the columns left and right of them
 ROW, BAR, TITLE, MARGIN = 36, 22, 48, 16
 INK, OTHER, HIGHLIGHT = (30, 30, 30), (160, 170, 180), (46, 160, 67)
 
 
 def bar_chart(title: str, bars: Sequence[tuple[str, float, str, bool]]) -> Image.Image:
     """Draw bars of (name, length in any unit, remark, highlighted)."""
-    picture = Image.new("RGB", (WIDTH, TITLE + ROW * len(bars) + MARGIN), "white")
+    font = ImageFont.load_default(16)
+    names = max(NAMES, *(2 * MARGIN + round(font.getlength(name)) for name, _, _, _ in bars))
+    picture = Image.new("RGB", (names + BARS + REMARKS, TITLE + ROW * len(bars) + MARGIN), "white")
     draw = ImageDraw.Draw(picture)
     draw.text((MARGIN, MARGIN), title, INK, ImageFont.load_default(20))
-    font = ImageFont.load_default(16)
-    scale = (WIDTH - NAMES - REMARKS) / max(length for _, length, _, _ in bars)
+    scale = BARS / (max(length for _, length, _, _ in bars) or 1)
     for number, (name, length, remark, highlighted) in enumerate(bars):
         top = TITLE + ROW * number + (ROW - BAR) // 2
-        end = NAMES + max(1, round(scale * length))
+        end = names + max(1, round(scale * length))
         draw.text((MARGIN, top), name, INK, font)
-        draw.rectangle((NAMES, top, end, top + BAR), HIGHLIGHT if highlighted else OTHER)
+        draw.rectangle((names, top, end, top + BAR), HIGHLIGHT if highlighted else OTHER)
         draw.text((end + 8, top), remark, INK, font)
+    return picture
+
+
+def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Charts in rows below each other."""
+    width = max(sum(chart.width for chart in row) for row in rows)
+    picture = Image.new("RGB", (width, sum(max(chart.height for chart in row) for row in rows)), "white")
+    top = 0
+    for row in rows:
+        left = 0
+        for chart in row:
+            picture.paste(chart, (left, top))
+            left += chart.width
+        top += max(chart.height for chart in row)
     return picture

@@ -8,7 +8,9 @@ Each function writes its file completely or not at all; quantizers take the floa
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -18,6 +20,9 @@ from samq_onnx.data import Calibration
 from samq_onnx.families import identify
 from samq_onnx.files import atomic_path
 from samq_onnx.models import read_model
+
+if TYPE_CHECKING:
+    from onnxruntime.quantization.calibrate import TensorsData
 
 AS_THEY_ARE = {"compensate": "false", "encoder_learned_bits": "0", "decoder_learned_bits": "0"}  # weights are rounded
 SEED = 0
@@ -53,12 +58,28 @@ def ort_dynamic(source: Path, output: Path, _: Path) -> None:
 
 
 def ort_static(source: Path, output: Path, _: Path) -> None:
-    """onnxruntime's static quantization: QDQ, weights per channel, all activations in one made-up range.
+    """onnxruntime's static quantization with all activations in one made-up range.
 
     Calibrating ViT-B takes it more than 20 GB, and time does not depend on ranges.
     """
-    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import TensorsData
+
+    def made_up(prepared: Path) -> TensorsData:
+        graph = onnx.load(prepared).graph
+        tensors = [value.name for value in graph.input] + [name for node in graph.node for name in node.output]
+        return TensorsData(CalibrationMethod.MinMax, dict.fromkeys(tensors, (-RANGE, RANGE)))
+
+    qdq(source, output, made_up)
+
+
+def qdq(source: Path, output: Path, ranges: Callable[[Path], TensorsData], op_types: Sequence[str] = ()) -> None:
+    """What onnxruntime's quantize_static does after calibration: QDQ, weights s8 per channel, activations u8.
+
+    Args:
+        ranges: makes those of the tensors of a file. op_types: what is quantized; all that can be, if none is named.
+    """
+    from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -66,20 +87,16 @@ def ort_static(source: Path, output: Path, _: Path) -> None:
     with atomic_path(output) as temporary, tempfile.TemporaryDirectory(dir=output.parent) as scratch:
         prepared = Path(scratch) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        model = onnx.load(prepared)
-        tensors = [value.name for value in model.graph.input] + [
-            name for node in model.graph.node for name in node.output
-        ]
         quantizer = QDQQuantizer(
-            model,
+            onnx.load(prepared),
             per_channel=True,
             reduce_range=False,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
-            tensors_range=TensorsData(CalibrationMethod.MinMax, dict.fromkeys(tensors, (-RANGE, RANGE))),
+            tensors_range=ranges(prepared),
             nodes_to_quantize=[],
             nodes_to_exclude=[],
-            op_types_to_quantize=list(set(QLinearOpsRegistry) | set(QDQRegistry)),  # as quantize_static's default
+            op_types_to_quantize=list(op_types or set(QLinearOpsRegistry) | set(QDQRegistry)),
             extra_options={},
         )
         quantizer.quantize_model()

@@ -22,6 +22,7 @@ from typing import Any
 import builders
 import onnxruntime as ort
 from bar_chart import bar_chart
+from markdown_table import markdown_table
 
 from samq_onnx import assets, data
 from samq_onnx.bench import RUNS, Entry, bench, measure, table
@@ -132,15 +133,10 @@ class Bench:
         return path
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)) + "\n"
-
-
 def _encoder_table(report: dict[str, Any], missing: dict[str, str]) -> str:
     rows = table(report)
     blank = [""] * (len(rows[0]) - 2)
-    return _markdown([*rows, *([name, reason, *blank] for name, reason in missing.items())])
+    return markdown_table([*rows, *([name, reason, *blank] for name, reason in missing.items())])
 
 
 def _decoder_table(reports: dict[int, dict[str, Any]]) -> str:
@@ -150,7 +146,7 @@ def _decoder_table(reports: dict[int, dict[str, Any]]) -> str:
             rate = prompts / row["seconds"]["median"]
             peak = row["memory"]["peak"] / 1e6
             rows.append([row["name"], str(prompts), f"{rate:.1f}", f"{row['ratios']['speed']:.2f}x", f"{peak:.0f}"])
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def _write(output: Path, report: dict[str, Any], missing: dict[str, str], decoders: dict[int, dict[str, Any]]) -> str:

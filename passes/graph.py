@@ -14,6 +14,7 @@ __all__ = [
     "add_constant",
     "array_of",
     "constant",
+    "held_constants",
     "input_of",
     "is_constant",
     "is_shared",
@@ -48,6 +49,11 @@ def constant(value: ir.Value | None) -> np.ndarray:
     if array is None:
         raise ValueError(f"{value.name if value is not None else 'nothing'} is no constant")
     return array
+
+
+def held_constants(graph: ir.Graph) -> dict[str, ir.TensorProtocol | None]:
+    """Name of each constant of a graph -> the tensor that it holds now; tensors are replaced, never changed."""
+    return {name: value.const_value for name, value in graph.initializers.items() if is_constant(value)}
 
 
 def scalar_of(value: ir.Value | None) -> float | None:

@@ -31,7 +31,7 @@ from samq_onnx.methods.step import Feeds, Step, Work
 from samq_onnx.methods.steps import Select
 from samq_onnx.passes.aside import defaults_aside, outputs_aside
 from samq_onnx.passes.fold import fold_attention_scale
-from samq_onnx.passes.graph import constant, replace_constant
+from samq_onnx.passes.graph import constant, held_constants, replace_constant
 from samq_onnx.passes.lift import Lifted, lift, simplify
 from samq_onnx.passes.lower import raise_opset
 from samq_onnx.passes.lower.fuse import float_outputs
@@ -91,13 +91,6 @@ class Preparation:
             for name, tensor in self._held.items()
             if name in initializers and initializers[name].const_value is not tensor
         }
-
-    def restore(self, constants: dict[str, np.ndarray]) -> None:
-        """Let constants hold what they held at first, but for these."""
-        initializers = self.lifted.model.graph.initializers
-        for name in self.moved():
-            initializers[name].const_value = self._held[name]
-        self.move(constants, "the model")
 
     def move(self, constants: dict[str, np.ndarray], where: str) -> None:
         """Let constants hold what a plan says.
@@ -187,6 +180,7 @@ def begin(
         label=label,
         run=lambda steps, work: _run_steps(steps, work, kept, fed, prepared),
         reports=[prepared.report],
+        exact=held_constants(prepared.lifted.model.graph),
     )
 
 
@@ -249,6 +243,7 @@ def _run_steps(steps: Sequence[Step], work: Work, kept: StatisticsFile | None, f
             work.reports.append(step.apply(work))
             if step.edits:
                 work.statistics.clear()
+                work.exact = held_constants(work.model.graph)
 
 
 def _collect(work: Work, statistics: list[Statistic], kept: StatisticsFile | None, context: str, what: str) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from samq_onnx.codes import ProbabilityCodes, UniformCodes, WeightCodes
+from samq_onnx.codes import HybridCodes, ProbabilityCodes, UniformCodes, WeightCodes
 
 __all__ = ["AttentionPlan", "LinearPlan", "QuantPlan"]
 
@@ -19,12 +19,14 @@ __all__ = ["AttentionPlan", "LinearPlan", "QuantPlan"]
 class LinearPlan:
     """A linear layer: its input codes and weight codes, and the output codes of a convolution.
 
-    ONNX Runtime runs a convolution in integers only if its output is quantized too.
+    ONNX Runtime runs a convolution in integers only if its output is quantized too. Where there are ``hybrid`` codes,
+    ``input`` is their grid, of which the input takes the codes in their table.
     """
 
     input: UniformCodes
     weight: WeightCodes
     output: UniformCodes | None = None
+    hybrid: HybridCodes | None = None
 
 
 @dataclasses.dataclass(frozen=True)

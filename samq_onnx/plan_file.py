@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from samq_onnx.archives import read_arrays
-from samq_onnx.codes import PROBABILITY_CODES, UniformCodes, WeightCodes
+from samq_onnx.codes import PROBABILITY_CODES, HybridCodes, UniformCodes, WeightCodes
 from samq_onnx.digest import sha256_of
 from samq_onnx.documents import brief, read_document
 from samq_onnx.errors import UserError
@@ -44,7 +44,7 @@ def plan_to_json(plan: QuantPlan) -> dict[str, Any]:
     return {
         "target": plan.target,
         "weight_bits": plan.weight_bits,
-        "linears": {name: dataclasses.asdict(linear) for name, linear in plan.linears.items()},
+        "linears": {name: _linear_to_json(linear) for name, linear in plan.linears.items()},
         "attentions": {
             name: {
                 **{role: dataclasses.asdict(getattr(site, role)) for role in "qkv"},
@@ -59,6 +59,12 @@ def plan_to_json(plan: QuantPlan) -> dict[str, Any]:
         "constants": list(plan.constants),
         "metadata": plan.metadata,
     }
+
+
+def _linear_to_json(linear: LinearPlan) -> dict[str, Any]:
+    """Its hybrid codes only if there are any."""
+    found = dataclasses.asdict(linear)
+    return found if linear.hybrid is not None else {name: value for name, value in found.items() if name != "hybrid"}
 
 
 def write_plans(path: str | os.PathLike[str], plans: Mapping[str, QuantPlan]) -> None:
@@ -176,11 +182,13 @@ class _Reader:
 
     def _linear(self, value: Mapping[str, Any], place: str) -> LinearPlan:
         output = value.get("output", "")
-        self.only(value, ("input", "weight", "output"), place)
+        self.only(value, ("input", "weight", "output", "hybrid"), place)
+        hybrid = self.get(value, "hybrid", dict, place) if "hybrid" in value else None
         return LinearPlan(
             self._uniform(value, "input", place),
             self._weight(self.get(value, "weight", dict, place), f"{place}.weight"),
             self._uniform(value, "output", place) if output is not None else None,
+            self._codes(HybridCodes, hybrid, f"{place}.hybrid") if hybrid is not None else None,
         )
 
     def _attention(self, value: Mapping[str, Any], place: str) -> AttentionPlan:

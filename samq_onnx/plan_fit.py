@@ -56,6 +56,8 @@ def _misfit(linear: Linear, plan: LinearPlan) -> str | None:
     scales = len(plan.weight.scale)
     if scales not in (1, linear.out_features):
         return f"has {scales} scales of its weight, wanted 1 or {linear.out_features}"
+    if plan.hybrid is not None and plan.hybrid.grid != plan.input:
+        return "has input codes that are not the grid of its hybrid codes"
     if plan.output is not None and linear.node.op_type != "Conv":
         return "has codes of its output, which convolutions alone have"
     return None

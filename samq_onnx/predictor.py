@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -17,7 +17,7 @@ from samq_onnx.opened import Model, Opened
 from samq_onnx.pair import check_made_together
 from samq_onnx.prompts import Prompt
 
-__all__ = ["Best", "Model", "SamPredictor"]
+__all__ = ["Best", "Choices", "Model", "SamPredictor"]
 
 MASK_THRESHOLD = 0.0
 
@@ -27,6 +27,13 @@ class Best(NamedTuple):
 
     mask: np.ndarray
     iou: float
+
+
+class Choices(NamedTuple):
+    """The one mask that answers a prompt, and those for an ambiguous one, bool [M, H, W]."""
+
+    best: Best
+    masks: np.ndarray
 
 
 class _Embedded(NamedTuple):
@@ -121,7 +128,10 @@ class SamPredictor:
                 numbers that are not finite, no prompt at all, more points than the decoder takes; or outputs that are
                 not finite, or of another shape.
         """
-        return self._answer(Prompt.of(point_coords, point_labels, box, mask_input), multimask_output)
+        if not isinstance(multimask_output, (bool, int, np.bool_)):
+            raise UserError(f"multimask_output must be True or False, got {type(multimask_output).__name__}")
+        made = self._answer(Prompt.of(point_coords, point_labels, box, mask_input))
+        return self._chosen(made, bool(multimask_output))
 
     def best(
         self,
@@ -135,15 +145,32 @@ class SamPredictor:
             UserError: as `predict`.
         """
         prompt = Prompt.of(point_coords, point_labels, box)
-        masks, iou, _ = self._answer(prompt, multimask=prompt.ambiguous)
+        return self._best(self._answer(prompt), prompt)
+
+    def choices(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+    ) -> Choices:
+        """What `best` gives for a prompt, and the masks that `predict` gives for an ambiguous one, in one run.
+
+        Raises:
+            UserError: as `predict`.
+        """
+        prompt = Prompt.of(point_coords, point_labels, box)
+        made = self._answer(prompt)
+        return Choices(self._best(made, prompt), self._chosen(made, multimask=True)[0])
+
+    def _best(self, made: Answer, prompt: Prompt) -> Best:
+        masks, iou, _ = self._chosen(made, prompt.ambiguous)
         index = int(iou.argmax())
         return Best(masks[index], float(iou[index]))
 
-    def _answer(self, prompt: Prompt, multimask: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _answer(self, prompt: Prompt) -> Answer:
+        """All outputs for a prompt."""
         if self._set is None:
             raise UserError("no image is set; call set_image before predict")
-        if not isinstance(multimask, (bool, int, np.bool_)):
-            raise UserError(f"multimask_output must be True or False, got {type(multimask).__name__}")
         embedding, shape = self._set
         side = self._decoder.mask_side(embedding)
         if prompt.mask is not None and prompt.mask.shape != (1, side, side):
@@ -157,6 +184,10 @@ class SamPredictor:
         )
         made = self._decoder.answer(self._session, feed, self._outputs, shape)
         self._check_shapes(made, shape, side)
+        return made
+
+    def _chosen(self, made: Answer, multimask: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks, predicted IoUs and low-resolution logits of an answer, without what was not asked for."""
         logits, iou, low_res = (output[0] for output in made)
         chosen = slice(1, None) if multimask and len(iou) > 1 else slice(0, 1)
         for name, output in zip(self._names(), (logits, iou, low_res), strict=True):

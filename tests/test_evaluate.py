@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from samq_onnx import evaluate as command
 from samq_onnx.errors import UserError
 from samq_onnx.evaluate import evaluate, overlap
 from samq_onnx.intake import Intake
-from samq_onnx.predictor import Best
+from samq_onnx.predictor import Best, Choices
 
 
 def test_overlap() -> None:
@@ -29,23 +30,27 @@ def test_overlap() -> None:
 
 
 class LeftHalf:
-    """Stands in for a model: the left half of the image, and what it was asked."""
+    """Stands in for a model: the left half of the image, or three quarters where its encoder is one of ``float``, each
+    of which could also have been the whole image; and what it was asked."""
 
     asked: list[Any]
+    embedded = 0
     image_size = 1024
 
-    def __init__(self, *_: Any) -> None:
-        LeftHalf.asked = []
+    def __init__(self, encoder: Any, decoder: Any) -> None:
+        LeftHalf.asked, LeftHalf.embedded = [], 0
+        self.quarters = 3 if "float" in str(encoder) else 2
 
     def set_image(self, rgb: np.ndarray, shape: tuple[int, int]) -> None:
         assert rgb.shape[:2] == shape
         self.shape = shape
+        LeftHalf.embedded += 1
 
-    def best(self, points: Any = None, labels: Any = None, box: Any = None) -> Best:
+    def choices(self, points: Any = None, labels: Any = None, box: Any = None) -> Choices:
         LeftHalf.asked.append(box.tolist() if points is None else points.tolist())
         mask = np.zeros(self.shape, bool)
-        mask[:, : self.shape[1] // 2] = True
-        return Best(mask, 1.0)
+        mask[:, : self.quarters * self.shape[1] // 4] = True
+        return Choices(Best(mask, 1.0), np.stack([mask, ~np.zeros_like(mask)]))
 
 
 @pytest.fixture
@@ -78,6 +83,43 @@ def test_means_over_instances_without_crowds_and_specks(folder: Path) -> None:
     assert report["mean_dice"] == pytest.approx((1 + 16 / 48 + 0) / 3)
     assert (report["instances"], report["images"], report["prompt"], report["min_area"]) == (3, 2, "box", 12)
     assert LeftHalf.asked == [[0, 0, 4, 8], [2, 0, 6, 4], [4, 0, 7, 4]]
+
+
+def test_the_oracle_takes_the_choice_that_is_nearest_to_the_truth(folder: Path) -> None:
+    report = evaluate("e", "d", folder, "box", progress=False)
+    assert report["oracle_mean_iou"] == pytest.approx((1 + 16 / 64 + 12 / 64) / 3)
+    assert "agreement" not in report
+
+
+def test_agreement_with_a_float_model(folder: Path) -> None:
+    report = evaluate("e", "d", folder, "box", progress=False, against="float")
+    found = report["agreement"]
+    assert report["mean_iou"] == pytest.approx((1 + 8 / 40 + 0) / 3)
+    floats = [32 / 48, 16 / 48, 8 / 52]
+    assert found["float"]["mean_iou"] == pytest.approx(statistics.mean(floats))
+    differences = [ours - theirs for ours, theirs in zip([1, 8 / 40, 0], floats, strict=True)]
+    assert found["difference"]["iou"] == pytest.approx(
+        {"mean": statistics.mean(differences), "standard_error": statistics.stdev(differences) / 3**0.5}
+    )
+    assert found["mean_iou"] == pytest.approx(32 / 48)
+    assert found["shares"] == {"0.90": 0, "0.96": 0, "0.99": 0}
+    images = folder / "images"
+    places = [(str(images / "1.png"), 0), (str(images / "1.png"), 1), (str(images / "2.png"), 0)]
+    assert [(bad["image"], bad["object"]) for bad in found["worst"]] == places
+    assert LeftHalf.embedded == 2 * 2  # each image once by each model
+    assert LeftHalf.asked[::2] == LeftHalf.asked[1::2] == [[0, 0, 4, 8], [2, 0, 6, 4], [4, 0, 7, 4]]
+
+
+def test_a_model_agrees_with_itself(folder: Path) -> None:
+    found = evaluate("e", "d", folder, "point", progress=False, against="other")["agreement"]
+    assert found["mean_iou"] == 1 and found["shares"] == {"0.90": 1, "0.96": 1, "0.99": 1}
+    assert all(change == {"mean": 0, "standard_error": 0} for change in found["difference"].values())
+
+
+def test_an_image_without_objects_is_not_read(folder: Path) -> None:
+    change(folder, lambda content: content["annotations"].pop())
+    evaluate("e", "d", folder, "box", progress=False, against="float")
+    assert LeftHalf.embedded == 2
 
 
 def test_limits(folder: Path) -> None:
@@ -162,6 +204,23 @@ def test_the_command_on_sam_nano(nano: Path, tmp_path: Path, prompt: str, floor:
     report = json.loads(target.read_text())
     assert report["images"] == 2 and report["instances"] == 8 and report["encoder"] == str(nano / "encoder.onnx")
     assert floor < report["mean_iou"] < report["mean_dice"] < 1
+    assert floor < report["oracle_mean_iou"] < 1
+
+
+def test_the_command_against_float(
+    nano: Path, tiny_sam: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, target = tmp_path / "worst", tmp_path / "report.json"
+    models = ["--encoder", str(tiny_sam / "encoder.onnx"), "--decoder", str(tiny_sam / "decoder.onnx")]
+    choice = ["--data", str(assets.demo_images()), "--prompt", "box", "--limit", "1", "--instances", "3"]
+    arguments = [*models, *choice, "--against", str(nano), "--worst", str(pictures), "--json", str(target)]
+    assert command.main(arguments) == 0
+    found = json.loads(target.read_text())["agreement"]
+    assert found["against"] == str(nano) and found["mean_iou"] < 0.1 < 0.4 < found["float"]["mean_iou"]
+    assert [bad["iou"] for bad in found["worst"]] == sorted(bad["iou"] for bad in found["worst"])
+    assert sorted(path.name for path in pictures.iterdir()) == ["worst_01.png", "worst_02.png", "worst_03.png"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "IoU with float masks: mean " in lines[1] and "difference -0." in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -173,6 +232,10 @@ def test_the_command_on_sam_nano(nano: Path, tmp_path: Path, prompt: str, floor:
         ({"--data": "missing"}, "no such folder"),
         ({"--limit": "0"}, "limit must be 1 or more"),
         ({"--json": "text.onnx/report.json"}, "cannot write"),
+        ({"--against": "empty"}, "empty/encoder.onnx: no such file"),
+        ({"--worst": "pictures"}, "give it as against"),
+        ({"--worst": "text.onnx"}, "cannot write"),
+        ({"--against": "empty", "--worst": "empty", "--json": "empty/worst_02.png"}, "would replace"),
     ],
 )
 def test_wrong_input_is_one_line(

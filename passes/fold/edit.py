@@ -8,9 +8,17 @@ import onnx_ir as ir
 
 from samq_onnx.passes.graph import constant, is_shared, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Lifted, Linear, Projection
-from samq_onnx.passes.lift.trace import VIEW_OPS
+from samq_onnx.passes.lift.trace import VIEW_OPS, fills
 
-__all__ = ["private_to_attention", "reaches_only_attention", "scale_outputs", "shift_outputs"]
+__all__ = [
+    "map_inputs",
+    "map_outputs",
+    "private_to_attention",
+    "reaches_only_attention",
+    "reader_is_private",
+    "scale_outputs",
+    "shift_outputs",
+]
 
 HARMLESS_OPS = VIEW_OPS | {"Flatten"}  # what only moves values that are edited, and does nothing else with them
 
@@ -25,7 +33,7 @@ def reaches_only_attention(value: ir.Value) -> bool:
         for node, index in current.uses():
             if node in seen or node.domain == "samq" or (node.op_type == "Shape" and not node.domain):
                 continue
-            if node.domain or node.op_type not in HARMLESS_OPS or index:
+            if node.domain or not (node.op_type in HARMLESS_OPS or fills(node)) or index:
                 return False
             seen.add(node)
             pending.extend(node.outputs)
@@ -61,6 +69,38 @@ def private_to_attention(lifted: Lifted, site: AttentionSite, *operands: str) ->
     return None
 
 
+def reader_is_private(site: AttentionSite) -> str | None:
+    """Why the linear that reads a site's output cannot be edited, or None when it can."""
+    if site.out is None:
+        return "the linear that reads its output is not known"
+    return f"{site.out.linear.weight.name} is shared with another node" if is_shared(site.out.linear.weight) else None
+
+
+def map_outputs(linear: Linear, channels: np.ndarray, matrices: np.ndarray) -> None:
+    """Multiply groups of output channels by matrices: y[g] -> y[g] M[g].
+
+    Args:
+        channels: int64 [groups, n]. matrices: float64 [groups, n, n].
+    """
+    weight = np.moveaxis(constant(linear.weight), linear.out_axis, -1).astype(np.float64)
+    weight[..., channels] = np.einsum("...gi,gij->...gj", weight[..., channels], matrices, optimize=True)
+    replace_constant(linear.weight, np.moveaxis(weight, -1, linear.out_axis))
+    for row in (linear.bias, linear.fill):
+        if row is not None:
+            moved = constant(row).astype(np.float64)
+            moved[..., channels] = np.einsum("...gi,gij->...gj", moved[..., channels], matrices)
+            replace_constant(row, moved)
+
+
+def map_inputs(linear: Linear, channels: np.ndarray, inverses: np.ndarray) -> None:
+    """Undo in a linear what was done to its input, x[g] -> x[g] M[g]; ``inverses`` are those of M [groups, n, n]."""
+    weight = np.moveaxis(constant(linear.weight), 1 - linear.out_axis, 0).astype(np.float64)
+    shape = weight[channels].shape
+    flat = weight[channels].reshape(*channels.shape, -1)
+    weight[channels] = (inverses @ flat).reshape(shape)
+    replace_constant(linear.weight, np.moveaxis(weight, 0, 1 - linear.out_axis))
+
+
 def scale_outputs(linear: Linear, channels: np.ndarray, factor: np.ndarray) -> None:
     """Multiply output channels of a linear (weight and bias) by ``factor``, same shape as ``channels``."""
     multiplier = np.ones(linear.out_features)
@@ -69,13 +109,16 @@ def scale_outputs(linear: Linear, channels: np.ndarray, factor: np.ndarray) -> N
     shape = [1] * weight.ndim
     shape[linear.out_axis] = -1
     replace_constant(linear.weight, weight * multiplier.reshape(shape))
-    if linear.bias is not None:
-        replace_constant(linear.bias, constant(linear.bias) * multiplier)
+    for row in (linear.bias, linear.fill):
+        if row is not None:
+            replace_constant(row, constant(row) * multiplier)
 
 
 def shift_outputs(linear: Linear, channels: np.ndarray, offset: np.ndarray) -> None:
     """Add ``offset`` (same shape as ``channels``) to output channels of a linear that has a bias."""
     assert linear.bias is not None
-    bias = constant(linear.bias).astype(np.float64)
-    bias[channels] += offset
-    replace_constant(linear.bias, bias)
+    for row in (linear.bias, linear.fill):
+        if row is not None:
+            moved = constant(row).astype(np.float64)
+            moved[..., channels] += offset
+            replace_constant(row, moved)

@@ -11,9 +11,10 @@ from samq_onnx.passes.lift.gelu import find_gelus
 from samq_onnx.passes.lift.kinds import site_kinds
 from samq_onnx.passes.lift.linear import find_linears, plain_gemms
 from samq_onnx.passes.lift.norm import find_norms
+from samq_onnx.passes.lift.padding import pad_behind
 from samq_onnx.passes.lift.simplify import simplify
 from samq_onnx.passes.lift.structure import AttentionSite, Gelu, Lifted, Linear, Norm, Projection
-from samq_onnx.passes.lift.trace import trace_projection
+from samq_onnx.passes.lift.trace import trace_projection, trace_reader
 
 __all__ = ["AttentionSite", "Gelu", "Lifted", "Linear", "Norm", "Projection", "lift", "simplify"]
 
@@ -43,11 +44,27 @@ def lift(model: ir.Model) -> Lifted:
         model.graph.opset_imports[DOMAIN] = 1
         common.RemoveUnusedNodesPass()(model)
     lifted.linears = find_linears(graph)
+    pad_behind(graph, lifted.linears)
     by_output = {linear.output: linear for linear in lifted.linears}
+    by_input: dict[ir.Value, list[Linear]] = {}
+    for linear in lifted.linears:
+        by_input.setdefault(linear.x, []).append(linear)
     for node in graph:
         if node.domain == DOMAIN and node.op_type in ATTENTION_OPS:
-            lifted.attentions.append(_site(model, node, by_output, lifted.refused))
+            site = _site(model, node, by_output, lifted.refused)
+            _trace_out(model, site, by_input, lifted.refused)
+            lifted.attentions.append(site)
     return lifted
+
+
+def _trace_out(model: ir.Model, site: AttentionSite, linears: dict[ir.Value, list[Linear]], refused: list[str]) -> None:
+    if site.v is None:
+        return
+    found = trace_reader(model, site.node.outputs[0], linears, *site.v.channels.shape)
+    if isinstance(found, str):
+        refused.append(f"the output of {site.name} has no known projection: {found}")
+    else:
+        site.out = found
 
 
 def _site(model: ir.Model, node: ir.Node, linears: dict[ir.Value, Linear], refused: list[str]) -> AttentionSite:

@@ -17,7 +17,10 @@ import onnxruntime as ort
 from samq_onnx.passes.graph import known_shape, tap
 from samq_onnx.passes.lift.attention import Match
 
-__all__ = ["site_kinds"]
+__all__ = ["DECODER_KINDS", "TOKEN_TO_IMAGE_KINDS", "site_kinds"]
+
+TOKEN_TO_IMAGE_KINDS = frozenset({"decoder_token_to_image", "decoder_final"})
+DECODER_KINDS = TOKEN_TO_IMAGE_KINDS | {"decoder_self", "decoder_image_to_token"}
 
 SMALL = 2  # size given to dimensions that are not known
 

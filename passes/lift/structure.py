@@ -22,6 +22,7 @@ class Linear:
         bias_node: the Add of a separate bias, or None.
         x: input. weight: constant. bias: constant [out] or None. output: after the bias.
         out_axis: axis of ``weight`` that counts output channels.
+        fill: constant [1, out], the row that the output is padded with (`passes.lift.padding`), or None.
     """
 
     node: ir.Node
@@ -31,6 +32,7 @@ class Linear:
     bias: ir.Value | None
     output: ir.Value
     out_axis: int
+    fill: ir.Value | None = None
 
     @property
     def name(self) -> str:
@@ -48,7 +50,7 @@ class Linear:
 @dataclasses.dataclass
 class Projection:
     """The linear that makes an attention operand; ``channels`` int64 [heads, d] names the output channel of each
-    head and coordinate."""
+    head and coordinate. Of the linear that reads the attention's output, they are input channels."""
 
     linear: Linear
     channels: np.ndarray
@@ -61,6 +63,7 @@ class AttentionSite:
     Attributes:
         node: ``Attention`` or ``AttentionRelPos``; its inputs are q, k, v and the tables.
         q, k, v: the projections behind the operands, None where they could not be traced.
+        out: the projection that reads the output, its ``channels`` those of its input, None where there is no such one.
         tables: constants [Hq, Hk, d] and [Wq, Wk, d] of the decomposed relative position, or None.
     """
 
@@ -68,6 +71,7 @@ class AttentionSite:
     q: Projection | None = None
     k: Projection | None = None
     v: Projection | None = None
+    out: Projection | None = None
     tables: tuple[ir.Value, ir.Value] | None = None
 
     @property
@@ -113,6 +117,10 @@ class Norm:
     output: ir.Value
     axis: int
     epsilon: float
+
+    @property
+    def name(self) -> str:
+        return self.node.name or ""
 
 
 @dataclasses.dataclass

@@ -4,6 +4,7 @@
 The graph between a linear's output and the operand only moves values (reshape, split, transpose). It is run once
 with the linear's output replaced by the number of each channel; the operand then holds, for every head and
 coordinate, the channel it comes from. That works for any spelling, and proves that nothing else happens on the way.
+The linear that reads the attention's output is found the same way, with the numbers there.
 """
 
 from __future__ import annotations
@@ -13,13 +14,20 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from samq_onnx.errors import shortened
+from samq_onnx.passes.graph import is_constant, known_shape, only_reader, replace_constant
 from samq_onnx.passes.lift.structure import Linear, Projection
 
-__all__ = ["VIEW_OPS", "nodes_between", "trace_projection"]
+__all__ = ["VIEW_OPS", "fills", "nodes_between", "trace_projection", "trace_reader"]
 
 VIEW_OPS = frozenset({"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Gather", "Identity"})
 UNKNOWN_SIZE = 3  # tokens tried where a dimension is not known
 LONGEST = 12  # nodes of an activation or a norm, however spelled
+
+
+def fills(node: ir.Node) -> bool:
+    """Whether the node adds rows that are constants to the rows of its first input (`passes.lift.padding`)."""
+    axis = node.attributes.get("axis") if node.op_type == "Concat" and not node.domain else None
+    return axis is not None and axis.as_int() == 0 and all(is_constant(value, rank=2) for value in node.inputs[1:])
 
 
 def nodes_between(start: ir.Value, end: ir.Value) -> set[ir.Node] | None:
@@ -42,7 +50,7 @@ def _linear_behind(operand: ir.Value, by_output: dict[ir.Value, Linear]) -> Line
     value: ir.Value | None = operand
     while value is not None and value not in by_output:
         node = value.producer()
-        if node is None or node.domain != "" or node.op_type not in VIEW_OPS or not node.inputs:
+        if node is None or node.domain != "" or not (node.op_type in VIEW_OPS or fills(node)) or not node.inputs:
             return None
         value = node.inputs[0]
     return by_output[value] if value is not None else None
@@ -75,30 +83,10 @@ def trace_projection(
     dims = [d if isinstance(d, int) else UNKNOWN_SIZE for d in shape] if shape is not None else [UNKNOWN_SIZE] * rank  # type: ignore[operator]
     dims[0] = shape[0] if shape is not None and isinstance(shape[0], int) else 1
     dims[-1] = linear.out_features
-    try:
-        graph = ir.convenience.extract(model.graph, [linear.output], [operand])
-    except Exception:  # onnx_ir raises several kinds
-        return "its reshaping depends on other activations"
-    fed = {value.name for value in model.graph.inputs}
-    if any(name in fed for name in graph.initializers):
-        return "its reshaping depends on an input of the model"
-    graph.inputs[0].shape, graph.inputs[0].type = ir.Shape(dims), ir.TensorType(ir.DataType.FLOAT)
-    graph.outputs[0].shape, graph.outputs[0].type = None, ir.TensorType(ir.DataType.FLOAT)
-    for node in graph:
-        for value in node.outputs:
-            value.shape = None
-    graph.opset_imports.update(model.opset_imports)
-    piece = ir.Model(graph, ir_version=min(model.ir_version or 10, 10))
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    numbers = np.broadcast_to(np.arange(linear.out_features, dtype=np.float32), dims)
-    try:
-        session = ort.InferenceSession(
-            ir.to_proto(piece).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        (found,) = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(numbers)})
-    except Exception as error:  # onnxruntime raises its own kinds
-        return f"its reshaping cannot be followed ({shortened(error)[:80]})"
+    numbers = np.arange(linear.out_features, dtype=np.float32)
+    found = _moved(model, linear.output, operand, np.broadcast_to(numbers, dims), numbers)
+    if isinstance(found, str):
+        return found
     if found.ndim < 3 or not found.size or (found != found[..., :1, :]).any():
         return "its channels change from token to token"
     rows = found[..., 0, :].reshape(-1, found.shape[-1]).astype(np.int64)
@@ -106,3 +94,79 @@ def trace_projection(
     if channels is None:
         return "its heads are laid out irregularly"
     return Projection(linear, channels)
+
+
+def trace_reader(
+    model: ir.Model, output: ir.Value, linears: dict[ir.Value, list[Linear]], heads: int, head_dim: int
+) -> Projection | str:
+    """The linear that alone reads the output [..., tokens, d] of an attention, or why there is none.
+
+    Args:
+        linears: input value -> linears. heads, head_dim: of the attention.
+    """
+    value = output
+    while value not in linears:
+        found = only_reader(value)
+        if found is None or found[1] != 0 or found[0].domain or found[0].op_type not in VIEW_OPS:
+            return "no linear layer alone reads it through views"
+        value = found[0].outputs[0]
+    readers = linears[value]
+    shape = output.shape
+    if len(readers) != 1 or len(tuple(value.uses())) != 1 or value.is_graph_output() or shape is None:
+        return "no linear layer alone reads it through views"
+    dims = [d if isinstance(d, int) else UNKNOWN_SIZE for d in shape]
+    if len(dims) == 4 and not isinstance(shape[1], int):
+        dims[1] = heads
+    dims[0] = shape[0] if isinstance(shape[0], int) else heads if len(dims) == 3 else 1
+    dims[-1] = head_dim
+    count = int(np.prod(dims[:-2]))
+    if count % heads:
+        return "its heads are laid out irregularly"
+    numbers = np.arange(heads * head_dim, dtype=np.float32).reshape(heads, 1, head_dim)
+    fed = np.broadcast_to(np.tile(numbers, (count // heads, dims[-2], 1)), (count, *dims[-2:])).reshape(dims)
+    held = _moved(model, output, value, fed, None)
+    if isinstance(held, str):
+        return held
+    rows = held.reshape(-1, held.shape[-1])
+    order = rows[0].astype(np.int64)
+    if (rows != rows[0]).any() or not np.array_equal(np.sort(order), np.arange(heads * head_dim)):
+        return "its heads are laid out irregularly"
+    return Projection(readers[0], np.argsort(order).reshape(heads, head_dim))
+
+
+def _moved(
+    model: ir.Model, start: ir.Value, end: ir.Value, numbers: np.ndarray, fill: np.ndarray | None
+) -> np.ndarray | str:
+    """What the views between two values make of ``numbers``, and of ``fill`` where rows are padded, or why they cannot
+    be run."""
+    if start is end:
+        return numbers
+    try:
+        graph = ir.convenience.extract(model.graph, [start], [end])
+    except Exception:  # onnx_ir raises several kinds
+        return "its reshaping depends on other activations"
+    fed = {value.name for value in model.graph.inputs}
+    if any(name in fed for name in graph.initializers):
+        return "its reshaping depends on an input of the model"
+    graph.inputs[0].shape, graph.inputs[0].type = ir.Shape(numbers.shape), ir.TensorType(ir.DataType.FLOAT)
+    graph.outputs[0].shape, graph.outputs[0].type = None, ir.TensorType(ir.DataType.FLOAT)
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+        if node.op_type == "Concat" and fill is not None and known_shape(node.inputs[-1]) == (1, fill.size):
+            filled = node.inputs[-1]
+            if filled is not None and filled.const_value is not None:
+                replace_constant(filled, fill.reshape(1, -1))
+    graph.opset_imports.update(model.opset_imports)
+    piece = ir.Model(graph, ir_version=min(model.ir_version or 10, 10))
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(
+            ir.to_proto(piece).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        (found,) = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(numbers)})
+    except Exception as error:  # onnxruntime raises its own kinds
+        return f"its reshaping cannot be followed ({shortened(error)[:80]})"
+    made: np.ndarray = found
+    return made

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.codes import UniformCodes
+from samq_onnx.codes import HybridCodes, UniformCodes
 from samq_onnx.passes.graph import add_constant
 
 __all__ = ["FLOAT_OUTPUT", "UNSIGNED", "Builder", "CodeType", "Codes", "take_place"]
@@ -64,7 +64,7 @@ class Builder:
     def __init__(self, graph: ir.Graph, code_type: CodeType = UNSIGNED) -> None:
         self.graph = graph
         self.code_type = code_type
-        self._codes: dict[tuple[ir.Value, UniformCodes], Codes] = {}
+        self._codes: dict[tuple[ir.Value, UniformCodes | HybridCodes], Codes] = {}
         self._floats: dict[ir.Value, ir.Value] = {}
 
     def constant(self, name: str, tensor: np.ndarray | ir.TensorProtocol) -> ir.Value:
@@ -92,14 +92,21 @@ class Builder:
         scale = self.constant(f"{name}_scale", np.array(codes.scale, np.float32))
         return scale, self.constant(f"{name}_zero_point", self.code_type.number(codes.zero_point, codes.bits))
 
-    def provide(self, value: ir.Value, codes: UniformCodes, made: ir.Value) -> None:
+    def provide(self, value: ir.Value, codes: UniformCodes | HybridCodes, made: ir.Value) -> None:
         """Let ``made`` be what `quantize` gives for ``value``."""
-        self._codes[value, codes] = Codes(made, *self._scale(value.name, codes))
+        grid = codes.grid if isinstance(codes, HybridCodes) else codes
+        self._codes[value, codes] = Codes(made, *self._scale(value.name, grid))
 
-    def quantize(self, value: ir.Value, codes: UniformCodes) -> Codes:
-        """Codes of a float value, made where the value is made; below 8 bits clipped inside their container."""
+    def quantize(self, value: ir.Value, codes: UniformCodes | HybridCodes) -> Codes:
+        """Codes of a float value, made where the value is made; below 8 bits clipped inside their container.
+
+        Hybrid codes are looked up in a table of the codes of their grid.
+        """
         key = (value, codes)
         if key in self._codes:
+            return self._codes[key]
+        if isinstance(codes, HybridCodes):
+            self._codes[key] = self._looked_up(value, codes)
             return self._codes[key]
         scale, zero = self._scale(value.name, codes)
         output = ir.Value(name=f"{scale.name}_codes", type=ir.TensorType(self.code_type.dtype), shape=value.shape)
@@ -112,6 +119,18 @@ class Builder:
             output = clipped
         self._codes[key] = Codes(output, scale, zero)
         return self._codes[key]
+
+    def _looked_up(self, value: ir.Value, codes: HybridCodes) -> Codes:
+        grid = self.quantize(value, codes.grid)
+        lowest = self.code_type.lowest(codes.grid.bits)
+        # a signed code below 0 counts from the end
+        numbers = np.roll(codes.table().astype(np.int64) + lowest, lowest).astype(self.code_type.dtype.numpy())
+        table = self.constant(f"{value.name}_hybrid", numbers)
+        index = ir.Value(name=f"{table.name}_index", type=ir.TensorType(ir.DataType.INT32), shape=value.shape)
+        cast = self.node("Cast", [grid.value], index, grid.value.producer(), {"to": int(ir.DataType.INT32)})
+        output = ir.Value(name=f"{table.name}_codes", type=grid.value.type, shape=value.shape)
+        self.node("Gather", [table, index], output, cast)
+        return Codes(output, grid.scale, grid.zero_point)
 
     def dequantize(self, codes: Codes) -> ir.Value:
         """The float value that ``codes`` stand for."""

@@ -67,7 +67,7 @@ def _lower(builder: Builder, linear: Linear, plan: LinearPlan, nodes: IntegerLin
         builder.node("Cast", [packed], stored, None, {"to": int(ir.DataType.INT8)})
     else:
         stored = builder.constant(f"{name}_int8", codes)
-    x = builder.quantize(node.inputs[0] or linear.x, plan.input)
+    x = builder.quantize(node.inputs[0] or linear.x, plan.hybrid or plan.input)
     if nodes is not None and integer:
         units = np.broadcast_to(bias_scale, linear.out_features).astype(np.float32)
         bias = np.zeros(linear.out_features) if bias_codes is None else bias_codes

@@ -22,9 +22,10 @@ import numpy as np
 import onnx_ir as ir
 from scipy.special import erf
 
-from samq_onnx.codes import UniformCodes
+from samq_onnx.codes import HybridCodes, UniformCodes
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.fold.edit import reaches_only_attention
+from samq_onnx.passes.graph import constant
 from samq_onnx.passes.lift import Gelu, Lifted, Linear
 from samq_onnx.passes.lift.trace import nodes_between
 from samq_onnx.passes.lower.build import Builder, Codes, take_place
@@ -71,14 +72,16 @@ class IntegerLinears:
         self._plan = plan
         self._gelus = {gelu.x: gelu for gelu in lifted.gelus}
         self._inputs = {
-            linear.node: plan.linears[linear.name].input for linear in lifted.linears if linear.name in plan.linears
+            linear.node: plan.linears[linear.name].hybrid or plan.linears[linear.name].input
+            for linear in lifted.linears
+            if linear.name in plan.linears
         }
 
     def takes(self, linear: Linear) -> bool:
         """Whether the linear is a product of many rows."""
         return linear.node.op_type in ("MatMul", "Gemm") and has_many_rows(linear.x)
 
-    def _gelu(self, linear: Linear) -> tuple[Gelu, UniformCodes] | None:
+    def _gelu(self, linear: Linear) -> tuple[Gelu, UniformCodes | HybridCodes] | None:
         """The GELU that alone reads the linear, and its codes, if linears of one plan alone read it."""
         gelu = self._gelus.get(linear.output)
         if gelu is None:
@@ -167,6 +170,8 @@ class IntegerLinears:
             factor = (wide / operands.scale).astype(np.float32)
             made = add("QLinearQuantize", factor, operands.zero_point, dtype=ir.DataType.UINT8, bits=operands.bits)
             views = _views(linear.output)
+            if linear.fill is not None:
+                self._fill(linear, linear.fill, operands)
             for node, index in linear.output.uses():
                 node.replace_input_with(index, made)
             for view in views[1:]:
@@ -178,6 +183,14 @@ class IntegerLinears:
             return
         made = add("QLinear", scale, dtype=ir.DataType.FLOAT)
         take_place(builder.graph, linear.output, made, filter(None, (linear.bias_node, linear.node)))
+
+    def _fill(self, linear: Linear, fill: ir.Value, operands: _Operands) -> None:
+        """Let the rows that pad the linear's output be codes too."""
+        codes = np.rint(constant(fill) / operands.scale) + operands.zero_point
+        stored = np.clip(codes, 0, 2**operands.bits - 1).astype(np.uint8)
+        made = self._builder.constant(f"{linear.name}_fill", stored)
+        for node, index in fill.uses():
+            node.replace_input_with(index, made)
 
 
 def _attention_inputs(value: ir.Value) -> int:
@@ -197,8 +210,11 @@ def _views(value: ir.Value) -> list[ir.Value]:
     return found
 
 
-def _gelu_table(codes: UniformCodes) -> tuple[np.ndarray, float, float]:
+def _gelu_table(codes: UniformCodes | HybridCodes) -> tuple[np.ndarray, float, float]:
     """Codes of GELU(low + step i), low and step."""
+    if isinstance(codes, HybridCodes):
+        table, low, step = _gelu_table(codes.grid)
+        return codes.table()[table], low, step
 
     def gelu(y: np.ndarray) -> np.ndarray:
         made: np.ndarray = 0.5 * y * (1 + erf(y / math.sqrt(2)))

@@ -14,31 +14,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from samq_onnx.ops import DOMAIN
-from samq_onnx.passes.graph import array_of, only_reader
+from samq_onnx.passes.graph import only_reader
+from samq_onnx.passes.lift.padding import keeps_rows
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.report import Report
 
-__all__ = ["keeps_rows", "move_rows_first"]
-
-
-def keeps_rows(view: ir.Node) -> bool:
-    """Whether the view leaves the last axis as it is."""
-    before, after = view.inputs[0], view.outputs[0]
-    if view.domain or before is None or before.shape is None or after.shape is None:
-        return False
-    if not len(before.shape) or not len(after.shape):
-        return False
-    if before.shape[-1] != after.shape[-1] or not isinstance(after.shape[-1], int):
-        return False
-    if view.op_type == "Reshape":
-        return True
-    if view.op_type == "Transpose":
-        perm = view.attributes.get("perm")
-        return perm is not None and perm.as_ints()[-1] == len(before.shape) - 1
-    if view.op_type == "Slice" and len(view.inputs) > 3:
-        axes = array_of(view.inputs[3])
-        return axes is not None and all(axis % len(before.shape) != len(before.shape) - 1 for axis in axes.ravel())
-    return False
+__all__ = ["move_rows_first"]
 
 
 def _views(value: ir.Value) -> list[ir.Node]:

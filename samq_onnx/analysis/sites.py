@@ -82,7 +82,9 @@ class LinearRun:
 
     def run(self, arrays: Sequence[np.ndarray], codes: SiteCodes, roles: Collection[str]) -> np.ndarray:
         assert isinstance(codes, LinearPlan)
-        x = codes.input.fake_quantize(arrays[0]).astype(np.float32) if "input" in roles else arrays[0]
+        x = arrays[0]
+        if "input" in roles:
+            x = (codes.input.fake_quantize(x) if codes.hybrid is None else codes.hybrid.on_grid(x)).astype(np.float32)
         held = self._held
         if "weight" in roles:
             stored = codes.weight.encode(self._rounded[self._weight], self._axis)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-__all__ = ["Block", "cut"]
+__all__ = ["Block", "cut", "extract", "reads"]
 
 SMALLEST = 6  # nodes; fewer join the next block. The MLP half of a transformer block has seven
 
@@ -37,7 +37,7 @@ class Block:
     carried_out: str | None
 
 
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
+def reads(node: ir.Node) -> Iterator[ir.Value]:
     """Inputs of a node, and what its subgraphs read."""
     yield from (value for value in node.inputs if value is not None)
     for attribute in node.attributes.values():
@@ -56,7 +56,7 @@ def _activations(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> set[ir
     """Inputs of the graph and all that is made from them."""
     active = set(inputs)
     for node in nodes:
-        if any(value in active for value in _reads(node)):
+        if any(value in active for value in reads(node)):
             active.update(node.outputs)
     return active
 
@@ -67,7 +67,7 @@ def _crossings(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> list[ir.
     activations = _activations(nodes, inputs)
     last_read: dict[ir.Value, int] = {}
     for index, node in enumerate(nodes):
-        for value in _reads(node):
+        for value in reads(node):
             if value in activations:
                 last_read[value] = index
     alive = {value for value in inputs if value in last_read}
@@ -125,11 +125,11 @@ def cut(model: ir.Model, groups: Sequence[Sequence[str]]) -> list[Block]:
             outputs.append(crossing)
         if not outputs:  # only inputs of the graph are wanted
             outputs = [nodes[end].outputs[0]]
-        read = {value for node in nodes[start : end + 1] for value in _reads(node)}
+        read = {value for node in nodes[start : end + 1] for value in reads(node)}
         feed_inputs = [value for value in inputs.values() if value in read or value.name in wanted]
         blocks.append(
             Block(
-                _extract(model, [*([carried] if carried is not None else []), *feed_inputs], outputs),
+                extract(model, [*([carried] if carried is not None else []), *feed_inputs], outputs),
                 mine,
                 [value.name or "" for value in feed_inputs],
                 carried.name if carried is not None else None,
@@ -140,7 +140,8 @@ def cut(model: ir.Model, groups: Sequence[Sequence[str]]) -> list[Block]:
     return blocks
 
 
-def _extract(model: ir.Model, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
+def extract(model: ir.Model, inputs: Sequence[ir.Value | str], outputs: Sequence[ir.Value | str]) -> ir.Model:
+    """The part of a model between inputs and outputs, as a model of its own that shares the tensors of constants."""
     graph = ir.convenience.extract(model.graph, inputs, outputs)
     graph.opset_imports.update(model.opset_imports)
     return ir.Model(graph, ir_version=model.ir_version, functions=[f.clone() for f in model.functions.values()])

@@ -23,7 +23,7 @@ from samq_onnx.progress import progress_bar
 from samq_onnx.runtime import open_session, run_session
 from samq_onnx.scratch import Scratch
 
-__all__ = ["Collector", "open_block", "resident_memory", "run"]
+__all__ = ["Collector", "Feed", "check_finite", "open_block", "resident_memory", "run"]
 
 LARGEST_BLOCK = 2_000_000_000  # bytes of weights; a protobuf holds less than 2 GiB
 
@@ -96,12 +96,7 @@ def _run_block(
         made = run_session(session, tensors, f"the model on calibration input {index + 1}", outputs)
         tensors.update(zip(outputs, made, strict=True))
         for name in wanted:
-            with np.errstate(invalid="ignore"):  # infinities of both signs
-                total = tensors[name].sum(dtype=np.float64)
-            if not np.isfinite(total):
-                raise UserError(
-                    f"tensor {name} is not finite on calibration input {index + 1}; check the model and that image"
-                )
+            check_finite(name, tensors[name], index)
         for collector in collectors:
             if collector.inputs is None or index < collector.inputs:
                 collector.update(*(tensors[name] for name in collector.tensors))
@@ -110,11 +105,26 @@ def _run_block(
         bar.update()
 
 
-def open_block(model: ir.Model) -> ort.InferenceSession:
-    """A session for a part of a model, whose threads take no core while they wait.
+def check_finite(name: str, array: np.ndarray, index: int) -> None:
+    """Refuse a tensor that is not finite.
+
+    Args:
+        index: of the calibration input, from 0.
 
     Raises:
-        UserError: the part is too large for one file.
+        UserError: names the tensor and the input.
+    """
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        total = array.sum(dtype=np.float64)
+    if not np.isfinite(total):
+        raise UserError(f"tensor {name} is not finite on calibration input {index + 1}; check the model and that image")
+
+
+def open_block(model: ir.Model) -> ort.InferenceSession:
+    """A session that leaves idle cores to others.
+
+    Raises:
+        UserError: the model is too large for one ONNX file, or does not load.
     """
     weights = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None

@@ -3,10 +3,21 @@
 
 from __future__ import annotations
 
+from samq_onnx.codes.channel_groups import ChannelGroupCodes
+from samq_onnx.codes.hybrid import HybridCodes
 from samq_onnx.codes.log import LogCodes
 from samq_onnx.codes.probabilities import PROBABILITY_CODES, ProbabilityCodes
 from samq_onnx.codes.row import RowCodes
 from samq_onnx.codes.uniform import UniformCodes
 from samq_onnx.codes.weight import WeightCodes
 
-__all__ = ["PROBABILITY_CODES", "LogCodes", "ProbabilityCodes", "RowCodes", "UniformCodes", "WeightCodes"]
+__all__ = [
+    "PROBABILITY_CODES",
+    "ChannelGroupCodes",
+    "HybridCodes",
+    "LogCodes",
+    "ProbabilityCodes",
+    "RowCodes",
+    "UniformCodes",
+    "WeightCodes",
+]

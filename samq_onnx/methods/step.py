@@ -37,6 +37,8 @@ class Work:
         label: what progress bars call the model.
         linears: those that are quantized. reports: of the steps so far.
         statistics: what was collected since the graph was edited last, by key.
+        exact: what the constants of the float model hold, by name, as the last step that edits it left them. Steps that
+            fit weights to their codes change the constants of ``lifted`` and not these.
         run: the steps given, as part of a step.
     """
 
@@ -53,6 +55,7 @@ class Work:
     linears: list[Linear] = dataclasses.field(default_factory=list)
     reports: list[Report] = dataclasses.field(default_factory=list)
     statistics: dict[str, Statistic] = dataclasses.field(default_factory=dict)
+    exact: dict[str, ir.TensorProtocol | None] = dataclasses.field(default_factory=dict)
 
     @property
     def model(self) -> ir.Model:
@@ -63,6 +66,12 @@ class Work:
         collected = self.statistics[statistic.key]
         assert isinstance(collected, type(statistic))
         return collected
+
+    def exact_constant(self, value: ir.Value) -> np.ndarray:
+        """What a constant holds in the float model."""
+        tensor = self.exact[value.name or ""]
+        assert tensor is not None
+        return tensor.numpy()
 
     def done(self, name: str) -> set[str]:
         """The sites where the step of this name did something."""

@@ -47,13 +47,20 @@ class InputMoments(Statistic):
     def key(self) -> str:
         return f"{super().key} {self.codes}"
 
+    def _rows(self, array: np.ndarray) -> np.ndarray:
+        """Evenly spread rows, float32 [rows, in] in units of `unit`."""
+        rows = array.reshape(-1, array.shape[-1])
+        return np.ldexp(rows[:: stride(len(rows), ROWS_PER_FEED)].astype(np.float32), -self._exponent)
+
     def update(self, *arrays: np.ndarray) -> None:
         (array,) = arrays
-        rows = array.reshape(-1, array.shape[-1])
-        rows = np.ldexp(rows[:: stride(len(rows), ROWS_PER_FEED)].astype(np.float32), -self._exponent)
-        codes = self.codes
+        self.add(array, array)
+
+    def add(self, exact: np.ndarray, given: np.ndarray) -> None:
+        """See one more input: x as the float model has it, and what is quantized in its place, both [..., in]."""
+        rows, codes = self._rows(exact), self.codes
         scale = np.float32(math.ldexp(codes.scale, -self._exponent))
-        integers = np.clip(np.rint(rows / scale) + codes.zero_point, 0, 2**codes.bits - 1)
+        integers = np.clip(np.rint(self._rows(given) / scale) + codes.zero_point, 0, 2**codes.bits - 1)
         quantized = ((integers - codes.zero_point) * scale).astype(np.float32)
         if not self.rows:
             width = rows.shape[1]

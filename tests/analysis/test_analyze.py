@@ -15,7 +15,6 @@ import pytest
 import samq_onnx
 from samq_onnx import analyze
 from samq_onnx.analysis.facts import _channels
-from samq_onnx.analysis.observe import ChannelRanges
 from samq_onnx.analysis.verdict import cause, grade
 from samq_onnx.plan_file import write_plans
 
@@ -141,17 +140,3 @@ def test_losses_have_grades() -> None:
     assert [grade(error) for error in (0.5, 0.05, 0.005, 0.0)] == [
         "collapses", "loses a lot", "loses a little", "keeps what the float model gives",
     ]  # fmt: skip
-
-
-def test_ranges_of_channels_are_over_all_inputs_and_saved() -> None:
-    random = np.random.default_rng(0)
-    arrays = [random.standard_normal((2, 3, 4, 5)).astype(np.float32) for _ in range(3)]
-    seen = ChannelRanges("x", 1)
-    for array in arrays:
-        seen.update(array)
-    whole = np.stack(arrays).swapaxes(0, 2).reshape(3, -1)
-    np.testing.assert_array_equal(seen.low, whole.min(axis=1))
-    np.testing.assert_array_equal(seen.high, whole.max(axis=1))
-    again = ChannelRanges("x", 1)
-    again.restore(seen.state())
-    np.testing.assert_array_equal(again.low, seen.low)

@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 import samq_onnx
-from samq_onnx.calibrate.statistics import AttentionRows, ChannelMean, KeySamples, State, Statistic, TensorStats
+from samq_onnx.calibrate.statistics import (
+    AttentionRows,
+    ChannelMean,
+    ChannelRange,
+    KeySamples,
+    RowSamples,
+    State,
+    Statistic,
+    TensorStats,
+)
 from samq_onnx.calibrate.statistics_file import StatisticsFile
 from samq_onnx.codes import UniformCodes
 from samq_onnx.errors import UserError
@@ -28,6 +37,8 @@ def _all() -> list[Statistic]:
         KeySamples("x"),
         InputMoments("x", UniformCodes(0.1, 3, 4), width=4),
         AttentionRows(("x", "x", "x"), scale=0.5, tables=None),
+        ChannelRange("x", channels=4),
+        RowSamples("x", channels=4),
     ]
 
 
@@ -129,6 +140,13 @@ DAMAGED: list[tuple[int, Callable[[State], State]]] = [
     (4, _other("map 0", np.full((2, 6, 6), 1 / 6))),
     (4, _other("v 0", np.zeros((2, 5, 4), F32))),
     (4, lambda state: {name: array for name, array in state.items() if name != "v 0"}),
+    (5, _other("lows", np.zeros(3, F32))),
+    (5, _other("lows", np.full(4, 1e9, F32))),
+    (5, _other("highs", np.full(4, np.inf, F32))),
+    (5, _other("highs", np.zeros(4))),
+    (6, _other("rows", np.zeros((0, 4), F32))),
+    (6, _other("rows", np.zeros((2, 3), F32))),
+    (6, _other("rows", np.zeros((2, 4)))),
 ]
 
 

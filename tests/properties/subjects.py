@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, Phase, settings
 
-from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_sign
+from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_norm_affine, fold_sign
 from samq_onnx.passes.lift import Lifted, lift, simplify
 from samq_onnx.passes.lower import qlinear, views
 from samq_onnx.passes.lower.build import Builder
-from samq_onnx.passes.lower.padding import pad_later
 from samq_onnx.passes.lower.qdq_propagation import propagate_qdq
 from samq_onnx.passes.lower.rewrites.slices import merge_slices
 from samq_onnx.passes.lower.rows import move_rows_first
@@ -21,12 +20,12 @@ __all__ = [
     "examples",
     "fold_attention_scale",
     "fold_key_centre",
+    "fold_norm_affine",
     "fold_sign",
     "gather_views",
     "lift",
     "merge_slices",
     "move_rows_first",
-    "pad_later",
     "propagate_qdq",
     "qlinear",
     "simplify",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Passes that move views, quantizations and paddings past each other leave every bit of random chains as it is."""
+"""Passes that move views, quantizations past each other leave every bit of random chains as it is."""
 
 from __future__ import annotations
 
@@ -124,5 +124,5 @@ def test_all_passes_on_views_keep_the_codes() -> None:
 
 
 def test_rows_move_past_a_linear_bit_for_bit() -> None:
-    passes = (subjects.move_rows_first, subjects.propagate_qdq, subjects.pad_later, subjects.gather_views)
+    passes = (subjects.move_rows_first, subjects.propagate_qdq, subjects.gather_views)
     assert _kept(linear_chains(), 80, *passes) > 30

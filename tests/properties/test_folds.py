@@ -13,6 +13,7 @@ from samq_onnx import ops
 from samq_onnx.models import tap
 from tests.conftest import Feed, relative_error, run_model
 from tests.properties import subjects
+from tests.properties.chains import ROW_VIEWS, VIEWS, Chain
 from tests.properties.networks import feed_of, networks
 
 ROUNDING = 1e-5  # relative; of floats alone
@@ -115,3 +116,43 @@ def test_centring_keys() -> None:
 
     holds()
     assert centred >= 8
+
+
+@st.composite
+def _normed_chains(draw: st.DrawFn) -> tuple[ir.Model, subjects.Lifted]:
+    """A norm, views, and a linear layer along the last axis of what they give."""
+    shape = [*draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)), draw(st.sampled_from([4, 6]))]
+    chain, random = Chain(draw, shape, keep_rows=(rows := draw(st.booleans()))), np.random.default_rng(0)
+    drawn = lambda *size: random.normal(size=size).astype(np.float32)  # noqa: E731
+    chain.add("LayerNormalization", drawn(shape[-1]), drawn(shape[-1]), axis=-1)
+    chain.views(ROW_VIEWS if rows else VIEWS, 5)
+    chain.add("MatMul", drawn(chain.shape[-1], 3), shape=[*chain.shape[:-1], 3])
+    chain.add("Add", drawn(3))
+    model = chain.model()
+    return model, subjects.lift(model)
+
+
+def test_scaling_and_shifting_norms() -> None:
+    counts = dict.fromkeys(("shifted", "scaled", "refused"), 0)
+
+    @subjects.examples(120)
+    @given(_normed_chains(), st.integers(0, 99))
+    def holds(made: tuple[ir.Model, subjects.Lifted], seed: int) -> None:
+        (model, structure), random = made, np.random.default_rng(seed)
+        feed, (norm,) = feed_of(model), structure.norms
+        expected = run_model(model, feed)
+        scale = np.exp(random.normal(size=norm.scale.const_value.size))  # type: ignore[union-attr]
+        shift = random.normal(size=scale.shape)
+        for kind, affine in {"shifted": (scale, shift), "scaled": (scale, 0 * shift)}.items():
+            if subjects.fold_norm_affine(structure, {norm.name: affine}).done:
+                counts[kind] += 1
+                break
+        else:
+            counts["refused"] += 1
+        assert relative_error(expected, run_model(model, feed)) < 10 * ROUNDING
+        once = _state(model)
+        subjects.fold_norm_affine(structure, {norm.name: (np.ones_like(scale), 0 * shift)})
+        assert _state(model) == once
+
+    holds()
+    assert min(counts.values()) >= 8

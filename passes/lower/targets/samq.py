@@ -17,7 +17,6 @@ from samq_onnx.passes.lower.carry_nan import carry_nan
 from samq_onnx.passes.lower.fuse import fuse
 from samq_onnx.passes.lower.linear import lower_linears
 from samq_onnx.passes.lower.norm import fuse_norms
-from samq_onnx.passes.lower.padding import pad_later
 from samq_onnx.passes.lower.qdq_propagation import propagate_qdq
 from samq_onnx.passes.lower.qlinear import IntegerLinears
 from samq_onnx.passes.lower.rewrites.slices import merge_slices
@@ -33,7 +32,6 @@ __all__ = ["Samq"]
 PASSES = (
     move_rows_first,
     propagate_qdq,
-    pad_later,
     fuse,
     fuse_norms,
     merge_slices,

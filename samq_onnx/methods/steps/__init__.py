@@ -3,11 +3,37 @@
 
 from __future__ import annotations
 
+from samq_onnx.methods.steps.attention_repair import AttentionRepairSettings, RepairAttention
+from samq_onnx.methods.steps.balance import BalanceOperands
+from samq_onnx.methods.steps.clip_by_focus import ClipByFocus
 from samq_onnx.methods.steps.first_of import FirstOf
 from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
+from samq_onnx.methods.steps.hybrid import HybridInputs
 from samq_onnx.methods.steps.keys import CentreKeys, FlipBimodalKeys
+from samq_onnx.methods.steps.norms import ScaleNorms, input_rows
 from samq_onnx.methods.steps.ranges import Ranges
 from samq_onnx.methods.steps.reconstruct import Reconstruct
+from samq_onnx.methods.steps.repair import RepairOutputs, RepairSettings
+from samq_onnx.methods.steps.rotate import RotateStream
 from samq_onnx.methods.steps.select import Select
 
-__all__ = ["CentreKeys", "FirstOf", "FlipBimodalKeys", "Gptq", "GptqSettings", "Ranges", "Reconstruct", "Select"]
+__all__ = [
+    "AttentionRepairSettings",
+    "BalanceOperands",
+    "CentreKeys",
+    "ClipByFocus",
+    "FirstOf",
+    "FlipBimodalKeys",
+    "Gptq",
+    "GptqSettings",
+    "HybridInputs",
+    "Ranges",
+    "Reconstruct",
+    "RepairAttention",
+    "RepairOutputs",
+    "RepairSettings",
+    "RotateStream",
+    "ScaleNorms",
+    "Select",
+    "input_rows",
+]

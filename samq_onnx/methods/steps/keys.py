@@ -57,14 +57,21 @@ class FlipBimodalKeys(Step):
     """BIG (PTQ4SAM section 3.2, `passes.fold.sign`), where keys are not centred.
 
     Two peaks come from channels on either side of zero. Centred, none is: flipping them would only widen q.
+
+    Args:
+        kinds: of the sites that it looks at (`passes.lift.kinds`), all if None.
     """
 
     name = "sign (BIG)"
     edits = True
 
+    def __init__(self, kinds: frozenset[str] | None = None) -> None:
+        self.kinds = kinds
+
     def _sites(self, work: Work) -> list[AttentionSite]:
         centred = work.done(CentreKeys.name)
-        return [site for site in _sites(work) if site.name not in centred]
+        sites = [site for site in _sites(work) if site.name not in centred]
+        return [site for site in sites if self.kinds is None or site.kind in self.kinds]
 
     def wants(self, work: Work) -> list[Statistic]:
         return [statistic for site in self._sites(work) for statistic in (_mean(site), _samples(site))]

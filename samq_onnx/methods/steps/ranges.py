@@ -15,6 +15,7 @@ from samq_onnx.observers import SITE_OBSERVERS, TENSOR_OBSERVERS, WEIGHT_OBSERVE
 from samq_onnx.observers.weight import scales_for_bias, weight_scales
 from samq_onnx.passes.graph import constant
 from samq_onnx.passes.lift import AttentionSite, Linear
+from samq_onnx.passes.lift.kinds import DECODER_KINDS
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import AttentionPlan, LinearPlan
 
@@ -29,11 +30,13 @@ class Ranges(Step):
 
     Attributes:
         activation, weight, probabilities: names of observers, as in `samq_onnx.observers`.
+        decoder_keys: of another one for keys in a decoder, if they have one.
     """
 
     activation: str
     weight: str
     probabilities: str
+    decoder_keys: str | None = None
 
     name = "ranges"
 
@@ -62,8 +65,8 @@ class Ranges(Step):
             report.done.append(site.name)
         return report
 
-    def _uniform(self, work: Work, tensor: str, bits: int) -> UniformCodes:
-        return TENSOR_OBSERVERS[self.activation](work.found(TensorStats(tensor)), bits)
+    def _uniform(self, work: Work, tensor: str, bits: int, observer: str | None = None) -> UniformCodes:
+        return TENSOR_OBSERVERS[observer or self.activation](work.found(TensorStats(tensor)), bits)
 
     def _linear(self, work: Work, linear: Linear) -> LinearPlan:
         assert linear.x.name and linear.output.name
@@ -81,9 +84,10 @@ class Ranges(Step):
         )
 
     def _attention(self, work: Work, site: AttentionSite, kind: str) -> AttentionPlan:
+        observers = (None, self.decoder_keys if site.kind in DECODER_KINDS else None, None)
         q, k, v = (
-            self._uniform(work, tensor, work.scheme.bits(site.name, role))
-            for tensor, role in zip(site.operand_names, "qkv", strict=True)
+            self._uniform(work, tensor, work.scheme.bits(site.name, role), observer)
+            for tensor, role, observer in zip(site.operand_names, "qkv", observers, strict=True)
         )
         bits = work.scheme.bits(site.name, "probabilities")
         rows = work.found(_rows(site))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AHCPTQ without learning: hybrid codes behind GELU and ReLU (HLUQ), and groups of channels (CAG).
+
+A group of channels has one scale and one zero point. Where a norm gives the channels and linears alone read it, both
+fold into the norm and the linears, exactly; elsewhere sums over groups would be no integer products, and one scale
+stays. The paper takes the mean scale of a group, which cuts off half of its channels, and then learns it. Here a group
+has the range of all its channels, and ranges are observed again behind the fold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import numpy as np
+from scipy.cluster.vq import kmeans2, whiten
+
+from samq_onnx.calibrate.statistics import RowSamples, Statistic
+from samq_onnx.families import Part
+from samq_onnx.methods.method import Method, method, parameter
+from samq_onnx.methods.repq_vit import NARROWEST, channel_codes, reparametrised
+from samq_onnx.methods.scheme import Scheme
+from samq_onnx.methods.step import Step, Work
+from samq_onnx.methods.steps import FlipBimodalKeys, HybridInputs, Ranges, ScaleNorms
+from samq_onnx.observers import TENSOR_OBSERVERS
+from samq_onnx.passes.fold import NormReaders
+from samq_onnx.passes.lift.kinds import DECODER_KINDS, TOKEN_TO_IMAGE_KINDS
+from samq_onnx.passes.report import Report
+
+__all__ = ["AhcptqS", "GroupChannels", "grouped"]
+
+COUNTS = (32, 16, 8, 4)  # of groups, one clustering after the other
+FEATURES = ("log", "plain")
+WHERE = ("always", "better", "never")
+
+
+def grouped(scale: np.ndarray, point: np.ndarray, bits: int, features: str = "log") -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point of each channel's group, float64 [channels] each.
+
+    Args:
+        scale, point: of each channel, float64 [channels]. bits: of the codes.
+        features: what k-means sees: ``log``, logarithms of scales and products of both, each in units of its deviation;
+            ``plain``, scales and zero points as they are (the paper), of which zero points decide.
+    """
+    centre = np.stack([scale, point], axis=1)
+    for count in COUNTS:
+        seen = np.stack([np.log(centre[:, 0]), centre.prod(axis=1)], axis=1) if features == "log" else centre
+        if len(np.unique(seen, axis=0)) <= count:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of groups that stay empty, and of features that are all the same
+            _, labels = kmeans2(whiten(seen) if features == "log" else seen, count, minit="++", seed=0)
+        for label in np.unique(labels):
+            mean = seen[labels == label].mean(axis=0)
+            centre[labels == label] = (np.exp(mean[0]), mean[1] / np.exp(mean[0])) if features == "log" else mean
+    top = 2**bits - 1
+    lows, highs = -point * scale, (top - point) * scale
+    made, zero = scale.copy(), point.copy()
+    for one in np.unique(centre, axis=0):
+        members = (centre == one).all(axis=1)
+        low, high = lows[members].min(), highs[members].max()
+        made[members] = (high - low) / top
+        zero[members] = np.rint(-low / made[members])
+    return made, zero
+
+
+class GroupChannels(ScaleNorms):
+    """CAG where norms and linears can hold it; says which inputs of a decoder's attention keep one scale."""
+
+    name = "channel groups (CAG)"
+    shifts = True
+
+    def __init__(self, features: str) -> None:
+        self.features = features
+
+    def statistics(self, tensor: str, readers: NormReaders) -> list[Statistic]:
+        return [RowSamples(tensor, channels=readers.channels)]
+
+    def affine(self, work: Work, tensor: str, readers: NormReaders) -> tuple[np.ndarray, np.ndarray]:
+        rows = work.found(RowSamples(tensor)).rows
+        bits = min(work.scheme.bits(linear.name, "input") for linear in readers.linears)
+        scale, point = channel_codes(rows, bits, zero=readers.no_shift is not None)
+        least = NARROWEST * scale.max()
+        point = np.where(scale < least, point * scale / least, point)
+        r, shift = reparametrised(*grouped(np.maximum(scale, least), point, bits, self.features))
+        return r, shift if readers.no_shift is None else np.zeros_like(shift)
+
+    def apply(self, work: Work) -> Report:
+        report = super().apply(work)
+        for site in work.lifted.attentions:
+            if site.kind in DECODER_KINDS:
+                report.refuse(
+                    site.name,
+                    "what its linears read is no norm's output alone; groups of channels do not run in integers",
+                )
+        return report
+
+
+@method("ahcptq-s", paper="AHCPTQ, ICCV 2025 (HLUQ and CAG, without learning)")
+@dataclasses.dataclass(frozen=True)
+class AhcptqS(Method):
+    """PTQ4SAM-S, hybrid log and uniform codes behind GELU and ReLU, groups of channels behind an encoder's norms."""
+
+    activation: str = parameter("omse", "ranges of activations", lambda: TENSOR_OBSERVERS)
+    hybrid: str = parameter(
+        "always",
+        "hybrid codes behind GELU and ReLU: always, as in the paper, where they are better, or never",
+        lambda: WHERE,
+    )
+    groups: bool = parameter(True, "groups of channels behind norms (CAG)")
+    features: str = parameter("log", "what channels are grouped by: log, or plain as in the paper", lambda: FEATURES)
+
+    def steps(self, part: Part, scheme: Scheme) -> list[Step]:
+        steps: list[Step] = [FlipBimodalKeys(TOKEN_TO_IMAGE_KINDS)]
+        if self.groups:
+            steps.append(GroupChannels(self.features))
+        steps.append(Ranges(self.activation, "mse", "log"))
+        return [*steps, HybridInputs(always=self.hybrid == "always")] if self.hybrid != "never" else steps
