@@ -133,12 +133,7 @@ def run_two_streams(
             bar.set_postfix_str(f"block {number} of {len(blocks)}, {resident_memory()}", refresh=False)
             streams = _Streams(block, {EXACT: exact_feeds, QUANTIZED: feeds}, scratch, bar)
             for stage in (stages[index] for index in block.groups):
-                streams.run(
-                    stage.tensors,
-                    plan,
-                    held_constants(model.graph),
-                    lambda index, *seen, stage=stage: stage.update(*seen),
-                )
+                streams.run(stage.tensors, plan, held_constants(model.graph), lambda index, *seen, stage=stage: stage.update(*seen))
                 stage.decide()
             streams.carry_on(plan, held_constants(model.graph))
 

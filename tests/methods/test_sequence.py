@@ -130,7 +130,5 @@ def test_methods_quantize_both_parts(method: str, tiny_sam: Path, one_image: Pat
     write_plans(tmp_path / "plan.json", result.plans)
     again = samq_onnx.lower(tiny_sam, read_plans(tmp_path / "plan.json"))
     for name, part in result.parts.items():
-        one, two = (
-            ir.to_proto(found.model).SerializeToString(deterministic=True) for found in (part, again.parts[name])
-        )
+        one, two = (ir.to_proto(found.model).SerializeToString(deterministic=True) for found in (part, again.parts[name]))
         assert one == two
