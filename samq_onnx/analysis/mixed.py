@@ -36,6 +36,7 @@ MEGABYTE = 1e6
 INPUTS = 2  # that single sites are tried on
 HELD_OUT = 8  # images at most, and a quarter of all
 LOOKED_AT = 4  # images whose masks are compared where none are held out
+SLACK = 64  # bytes; constants that sites share, such as zero points, differ a little with the widths
 HALVINGS = 4  # of the bytes that may be saved
 
 Quantize = Callable[["Order", Calibration], "Result"]
@@ -190,6 +191,8 @@ def _fit(goal: Goal, budget: float, case: _Case, calibration: Calibration, pair:
             f"weights of {budget:g} MB are not possible: with every quantized weight that may be packed they take "
             f"{_megabytes(case.least)} MB; give that or more"
         )
+    if needed > 0:
+        needed = min(needed + SLACK, case.stored - case.least)
     packed = cheapest(case.costs, needed)
     case.say(f"packing {len(packed)} of {len(case.costs)} weights")
     result = case.made(packed, calibration)
