@@ -61,16 +61,14 @@ class _Section(NamedTuple):
             yield [row.name, row.width, numbers[0], _loss(found, 2), numbers[1], kept, agreement, numbers[2], seconds]
 
     def bars(self, prompt: str) -> list[tuple[str, float, str, bool]]:
-        """What the chart draws."""
-        return [
-            (
-                f"{row.name} {row.width}".strip(),
-                record[prompt]["mean_iou"],
-                f"{100 * record[prompt]['mean_iou']:.1f}  {_loss(record[prompt], 1)}",
-                row.method == HIGHLIGHTED,
-            )
-            for row, record in self.measured()
-        ]
+        """What the chart draws: agreement, in which rows differ most, and as remarks mean IoU and its difference."""
+        bars = []
+        for row, record in self.measured():
+            found = record[prompt]
+            agreement = found["agreement"]["mean_iou"] if "agreement" in found else 1.0
+            remark = f"{100 * agreement:.1f}   IoU {100 * found['mean_iou']:.1f}  {_loss(found, 1)}"
+            bars.append((f"{row.name} {row.width}".strip(), agreement, remark, row.method == HIGHLIGHTED))
+        return bars
 
 
 def _loss(found: Record, digits: int) -> str:
@@ -115,7 +113,7 @@ class Results:
         with atomic_path(self._path.with_suffix(".md")) as temporary:
             temporary.write_text(self.markdown(), encoding="utf-8")
         charts = [
-            [bar_chart(f"{section.title(prompt)}: mean IoU, %", section.bars(prompt)) for prompt in PROMPTS]
+            [bar_chart(f"{section.title(prompt)}: IoU with float masks, %", section.bars(prompt)) for prompt in PROMPTS]
             for section in self._sections()
             if section.measured()
         ]

@@ -16,7 +16,8 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float, str, bool]]) -> Image
     """Draw bars of (name, length in any unit, remark, highlighted)."""
     font = ImageFont.load_default(16)
     names = max(NAMES, *(2 * MARGIN + round(font.getlength(name)) for name, _, _, _ in bars))
-    picture = Image.new("RGB", (names + BARS + REMARKS, TITLE + ROW * len(bars) + MARGIN), "white")
+    remarks = max(REMARKS, *(8 + MARGIN + round(font.getlength(remark)) for _, _, remark, _ in bars))
+    picture = Image.new("RGB", (names + BARS + remarks, TITLE + ROW * len(bars) + MARGIN), "white")
     draw = ImageDraw.Draw(picture)
     draw.text((MARGIN, MARGIN), title, INK, ImageFont.load_default(20))
     scale = BARS / (max(length for _, length, _, _ in bars) or 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from samq_onnx.methods.steps.attention_repair import AttentionRepairSettings, RepairAttention
 from samq_onnx.methods.steps.balance import BalanceOperands
+from samq_onnx.methods.steps.best_of import BestOf
 from samq_onnx.methods.steps.clip_by_focus import ClipByFocus
 from samq_onnx.methods.steps.first_of import FirstOf
 from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
@@ -16,10 +17,12 @@ from samq_onnx.methods.steps.reconstruct import Reconstruct
 from samq_onnx.methods.steps.repair import RepairOutputs, RepairSettings
 from samq_onnx.methods.steps.rotate import RotateStream
 from samq_onnx.methods.steps.select import Select
+from samq_onnx.methods.steps.spare import Spare
 
 __all__ = [
     "AttentionRepairSettings",
     "BalanceOperands",
+    "BestOf",
     "CentreKeys",
     "ClipByFocus",
     "FirstOf",
@@ -35,5 +38,6 @@ __all__ = [
     "RotateStream",
     "ScaleNorms",
     "Select",
+    "Spare",
     "input_rows",
 ]

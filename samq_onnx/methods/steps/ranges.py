@@ -31,19 +31,21 @@ class Ranges(Step):
     Attributes:
         activation, weight, probabilities: names of observers, as in `samq_onnx.observers`.
         decoder_keys: of another one for keys in a decoder, if they have one.
+        convolution_outputs: outputs of convolutions have codes too, without which ONNX Runtime computes them in float.
     """
 
     activation: str
     weight: str
     probabilities: str
     decoder_keys: str | None = None
+    convolution_outputs: bool = True
 
     name = "ranges"
 
     def wants(self, work: Work) -> list[Statistic]:
         wanted: list[Statistic] = []
         for linear in work.linears:
-            values = (linear.x, linear.output) if linear.node.op_type == "Conv" else (linear.x,)
+            values = (linear.x, linear.output) if self._has_output(linear) else (linear.x,)
             wanted += [TensorStats(value.name or "") for value in values]
         for site in work.lifted.attentions:
             wanted += [TensorStats(name) for name in site.operand_names]
@@ -68,6 +70,9 @@ class Ranges(Step):
     def _uniform(self, work: Work, tensor: str, bits: int, observer: str | None = None) -> UniformCodes:
         return TENSOR_OBSERVERS[observer or self.activation](work.found(TensorStats(tensor)), bits)
 
+    def _has_output(self, linear: Linear) -> bool:
+        return self.convolution_outputs and linear.node.op_type == "Conv"
+
     def _linear(self, work: Work, linear: Linear) -> LinearPlan:
         assert linear.x.name and linear.output.name
         input_bits, weight_bits, output_bits = (
@@ -80,7 +85,7 @@ class Ranges(Step):
         return LinearPlan(
             input=x,
             weight=WeightCodes(tuple(np.float32(scales).ravel().tolist()), weight_bits),
-            output=self._uniform(work, linear.output.name, output_bits) if linear.node.op_type == "Conv" else None,
+            output=self._uniform(work, linear.output.name, output_bits) if self._has_output(linear) else None,
         )
 
     def _attention(self, work: Work, site: AttentionSite, kind: str) -> AttentionPlan:

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Try alternatives on a few inputs, and take the one whose outputs are nearest to the float ones."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from samq_onnx.analysis.judge import OutputJudge
+from samq_onnx.calibrate.stream import open_block, run
+from samq_onnx.families import Role
+from samq_onnx.feeds import Selection
+from samq_onnx.methods.step import Feeds, Step, Work
+from samq_onnx.passes.lift import lift
+from samq_onnx.passes.lower.targets import TARGETS
+from samq_onnx.passes.report import Report
+from samq_onnx.runtime import run_session
+
+__all__ = ["BestOf"]
+
+IMAGES, PROMPTS = 2, 16  # that statistics of a trial see, and as many others that it is judged on
+
+
+class BestOf(Step):
+    """The steps, of several alternatives, after which the quantized model is nearest to the float one.
+
+    Each is tried with the steps ``then`` behind it, which decide the rest of the plan, on few inputs: a model is lowered
+    and run on others, and the squared error of its embedding or masks counts. A tie is for the first one. Nothing of a
+    trial stays; the best alternative is then done with all inputs, and ``then`` is left to the steps that follow.
+
+    Args:
+        what: is chosen. alternatives: name -> steps.
+    """
+
+    edits = True
+
+    def __init__(self, what: str, alternatives: Mapping[str, Sequence[Step]], then: Sequence[Step]) -> None:
+        self._what, self.alternatives, self.then = what, alternatives, then
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self._what
+
+    def apply(self, work: Work) -> Report:
+        report = Report(self.name)
+        count = PROMPTS if work.part.role is Role.DECODER else IMAGES
+        seen, judged = _halves(work.observed, count)
+        judge = OutputJudge(work.part)
+        references = _Outputs(judge.outputs)
+        run(work.model, judged, [references], label=f"{work.label}: {self.name}")
+        for name, steps in self.alternatives.items():
+            report.facts[name] = self._loss(work, steps, seen, judged, judge, references.arrays)
+        best = min(report.facts, key=lambda name: report.facts[name])
+        work.run(self.alternatives[best], work)
+        report.done.append(best)
+        return report
+
+    def _loss(
+        self,
+        work: Work,
+        steps: Sequence[Step],
+        seen: Feeds,
+        judged: Feeds,
+        judge: OutputJudge,
+        references: Sequence[Mapping[str, np.ndarray]],
+    ) -> float:
+        """The mean error of the outputs after a trial."""
+        initializers = work.model.graph.initializers
+        held = {name: value.const_value for name, value in initializers.items()}
+        trial = dataclasses.replace(
+            work, plan=copy.deepcopy(work.plan), observed=seen, linears=list(work.linears), reports=[], statistics={}
+        )
+        work.run([*steps, *self.then], trial)
+        model = work.model.clone()
+        for name, tensor in held.items():
+            initializers[name].const_value = tensor
+        TARGETS[trial.plan.target].lower(lift(model), trial.plan)
+        session = open_block(model)
+        losses = []
+        for index, reference in enumerate(references):
+            fed = {value.name or "": judged[index][value.name or ""] for value in model.graph.inputs}
+            outputs = run_session(session, fed, "a trial", judge.outputs)
+            losses.append(judge(index, reference, dict(zip(judge.outputs, outputs, strict=True))).error)
+        return float(np.mean(losses))
+
+
+def _halves(feeds: Feeds, count: int) -> tuple[Feeds, Feeds]:
+    """Two lots of so many inputs, evenly spread, none in both if there are enough."""
+    places = np.unique(np.linspace(0, len(feeds) - 1, 2 * count).round().astype(int))
+    return Selection(feeds, places[::2].tolist()), Selection(feeds, places[1::2].tolist() or places.tolist())
+
+
+class _Outputs:
+    """Keeps tensors of all inputs."""
+
+    inputs = None
+
+    def __init__(self, tensors: tuple[str, ...]) -> None:
+        self.tensors = tensors
+        self.arrays: list[dict[str, np.ndarray]] = []
+
+    def update(self, *arrays: np.ndarray) -> None:
+        self.arrays.append(dict(zip(self.tensors, arrays, strict=True)))
