@@ -114,7 +114,8 @@ def _part(
         worst = {site: trials[site][1:] for site in found.worst()[:WORST]}
         roles = sensitivity(subject.lifted, runs, worst, tried, judge, label=f"{file.stem}, roles")
         losses = {site: {**one, **roles.losses.get(site, {})} for site, one in found.losses.items()}
-        sites = site_facts(subject, *seen, losses)
+        before, after = seen
+        sites = site_facts(subject, before, after, losses)
         quantized = lowered(load_model(file), subject.plan)
     whole = _whole(file, quantized, tried, judge)
     notes = [f"Histograms of {len(few)} inputs, single sites tried on {len(tried)}."]
@@ -152,7 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("analyze", __doc__)
     parser.add_argument("model", type=Path, help="float model, or folder of encoder.onnx and decoder.onnx")
     parser.add_argument("--calib", type=Path, required=True, help="folder of calibration images")
-    parser.add_argument("-o", "--output", type=check_writable, required=True, metavar="HTML", help="write the page here")
+    parser.add_argument(
+        "-o", "--output", type=check_writable, required=True, metavar="HTML", help="write the page here"
+    )
     parser.add_argument("--plan", type=Path, help="what quantize --plan-out wrote (default: plan now)")
     parser.add_argument("--method", choices=sorted(METHODS), default=DEFAULT_METHOD, help="that plans without --plan")
     parser.add_argument("--bits", default="w8a8", metavar="wXaY", help="of weights and activations, each 2 to 8")

@@ -361,12 +361,12 @@ def execute(
         UserError: unusable model, images or statistics, or a goal that cannot be met.
     """
     if goal is not None:
-        files = {name: source / PARTS[name] if source.is_dir() else source for name in parts_of(source)}
+        sources = {name: source / PARTS[name] if source.is_dir() else source for name in parts_of(source)}
 
         def once(chosen: Order, images: Calibration) -> Result:
             return execute(chosen, source, images, encoder=encoder, stats=stats, say=lambda line: None)
 
-        return meet(goal, order, files, calibration, encoder, once, say)
+        return meet(goal, order, sources, calibration, encoder, once, say)
     run = _Run(order, calibration, say)
     names = parts_of(source)
     files = [source / PARTS[name] for name in names] if source.is_dir() else [source]

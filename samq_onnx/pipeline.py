@@ -92,13 +92,6 @@ class Preparation:
             if name in initializers and initializers[name].const_value is not tensor
         }
 
-    def restore(self, constants: dict[str, np.ndarray]) -> None:
-        """Let constants hold what they held at first, but for these."""
-        initializers = self.lifted.model.graph.initializers
-        for name in self.moved():
-            initializers[name].const_value = self._held[name]
-        self.move(constants, "the model")
-
     def move(self, constants: dict[str, np.ndarray], where: str) -> None:
         """Let constants hold what a plan says.
 

@@ -81,7 +81,7 @@ def _widths(found: Mapping[str, Any]) -> list[str]:
     predicted, measured, sites = found["predicted"], found["measured"], found["sites"]
     packed = [site for site in sites if site["chosen"]]
     lines = [
-        f"widths: {len(packed)} of {len(sites)} weights packed to 4 bits; weights take {measured['bytes'] / 1e6:.4g} MB "
+        f"widths: {len(packed)} of {len(sites)} weights packed to 4 bits; all take {measured['bytes'] / 1e6:.4g} MB "
         f"(predicted {predicted['bytes'] / 1e6:.4g}, possible {found['bytes_least'] / 1e6:.4g} to "
         f"{found['bytes_most'] / 1e6:.4g})",
         f"widths: predicted error of all weights {predicted['error']:.3g} of the output's square"
@@ -89,7 +89,9 @@ def _widths(found: Mapping[str, Any]) -> list[str]:
     ]
     if "points_lost" in measured:
         where = "images held out" if measured["held_out"] else "calibration images"
-        lines.append(f"widths: measured {measured['points_lost']:.2f} points of mean IoU lost to float masks on {where}")
+        lines.append(
+            f"widths: measured {measured['points_lost']:.2f} points of mean IoU lost to float masks on {where}"
+        )
     return lines
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from samq_onnx.scoring import overlap
 from samq_onnx.feeds import prompts_of
 from samq_onnx.intake import Intake
 from samq_onnx.opened import Model
@@ -15,6 +14,7 @@ from samq_onnx.predictor import SamPredictor
 from samq_onnx.progress import progress_bar
 from samq_onnx.prompts import PADDING_LABEL
 from samq_onnx.samples import Sample
+from samq_onnx.scoring import overlap
 
 __all__ = ["Masks"]
 

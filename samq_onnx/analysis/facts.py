@@ -12,7 +12,7 @@ from samq_onnx.analysis.judge import Loss
 from samq_onnx.analysis.observe import Observed, weight_stats
 from samq_onnx.analysis.subject import Subject
 from samq_onnx.calibrate.statistics import AttentionRows, TensorStats
-from samq_onnx.codes import LogCodes, RowCodes, UniformCodes
+from samq_onnx.codes import HybridCodes, LogCodes, RowCodes, UniformCodes
 from samq_onnx.observers import agq, row
 from samq_onnx.passes.fold import is_bimodal
 from samq_onnx.passes.graph import constant
@@ -34,18 +34,18 @@ def site_facts(
     Args:
         before, after: of the model without and with its folds. losses: of sites quantized alone, by trial.
     """
-    found = []
+    found: list[Facts] = []
     for linear in subject.lifted.linears:
         plan = subject.plan.linears.get(linear.name)
         if plan is not None:
             tensors = [
-                _tensor("input", linear.x.name or "", before, after, plan.input),
+                _tensor("input", linear.x.name or "", before, after, plan.input, plan.hybrid),
                 _weight(subject, linear.name, before, after, plan),
             ]
             if plan.output is not None:
                 tensors.append(_tensor("output", linear.output.name or "", before, after, plan.output))
             ranges = {
-                name: _channels(seen.channels[linear.name].low, seen.channels[linear.name].high)
+                name: _channels(seen.channels[linear.name].lows, seen.channels[linear.name].highs)
                 for name, seen in (("before", before), ("after", after))
             }
             found.append({"site": linear.name, "kind": "linear", "tensors": tensors, "channels": ranges})
@@ -65,14 +65,16 @@ def site_facts(
     return sorted(found, key=lambda one: -one["losses"]["all"]["error"])
 
 
-def _tensor(role: str, name: str, before: Observed, after: Observed, codes: UniformCodes) -> Facts:
+def _tensor(
+    role: str, name: str, before: Observed, after: Observed, codes: UniformCodes, hybrid: HybridCodes | None = None
+) -> Facts:
     stats = after.tensors[name]
     low, high = ((end - codes.zero_point) * codes.scale for end in (0, 2**codes.bits - 1))
-    quantized = codes.fake_quantize(stats.centres)
+    quantized = codes.fake_quantize(stats.centres) if hybrid is None else hybrid.on_grid(stats.centres)
     return {
         "role": role,
         "tensor": name,
-        "bits": codes.bits,
+        "bits": (hybrid or codes).bits,
         "range": [low, high],
         "sqnr_db": _sqnr(stats.counts, stats.centres, quantized),
         **_histograms(before.tensors[name], stats),

@@ -71,7 +71,7 @@ class OutputJudge:
 
     def __init__(self, part: Part) -> None:
         role = next((role for role in ROLES if role in part.outputs), None)
-        self.outputs = (part.outputs[role] if role is not None else part.signature.outputs[0].name,)
+        self.outputs: tuple[str, ...] = (part.outputs[role] if role is not None else part.signature.outputs[0].name,)
         self._masks = role in (LOW_RES_MASKS, MASKS)
 
     def __call__(self, index: int, reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> Loss:
@@ -104,9 +104,7 @@ class MaskJudge:
         if index not in self._reference:
             self._reference[index] = self._answers(index, reference)
         pairs = list(zip(self._reference[index], self._answers(index, found), strict=True))
-        return Loss.mean(
-            [Loss(relative_error(one, two), float(((one > 0) != (two > 0)).mean())) for one, two in pairs]
-        )
+        return Loss.mean([Loss(relative_error(one, two), float(((one > 0) != (two > 0)).mean())) for one, two in pairs])
 
     def _answers(self, index: int, outputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         embedding = tuple(outputs[name] for name in self.outputs)
@@ -118,8 +116,6 @@ class MaskJudge:
     def _feeds(self, sample: Sample, embedding: tuple[np.ndarray, ...]) -> list[Feed]:
         shape = (sample.height, sample.width)
         return [
-            self._decoder.prompt(
-                embedding, self._image.coords(coords, *shape)[None], labels[None], None, shape
-            )
+            self._decoder.prompt(embedding, self._image.coords(coords, *shape)[None], labels[None], None, shape)
             for coords, labels in islice(prompts_of(sample, self._intake), PROMPTS)
         ]

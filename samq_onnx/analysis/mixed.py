@@ -36,6 +36,7 @@ MEGABYTE = 1e6
 INPUTS = 2  # that single sites are tried on
 HELD_OUT = 8  # images at most, and a quarter of all
 LOOKED_AT = 4  # images whose masks are compared where none are held out
+SLACK = 64  # bytes; constants that sites share, such as zero points, differ a little with the widths
 HALVINGS = 4  # of the bytes that may be saved
 
 Quantize = Callable[["Order", Calibration], "Result"]
@@ -83,7 +84,9 @@ class _Case:
 
     def made(self, packed: Sequence[SiteCost], calibration: Calibration) -> Result:
         """The model with these sites packed."""
-        sites = {name: {site: dict(roles) for site, roles in bits.items()} for name, bits in self.order.site_bits.items()}
+        sites = {
+            name: {site: dict(roles) for site, roles in bits.items()} for name, bits in self.order.site_bits.items()
+        }
         for cost in packed:
             sites.setdefault(cost.part, {}).setdefault(cost.site, {})["weight"] = PACKED
         return self.quantize(dataclasses.replace(self.order, site_bits=sites), calibration)
@@ -92,9 +95,7 @@ class _Case:
         chosen = {(cost.part, cost.site) for cost in packed}
         return {
             "goal": dataclasses.asdict(goal),
-            "sites": [
-                {**dataclasses.asdict(cost), "chosen": (cost.part, cost.site) in chosen} for cost in self.costs
-            ],
+            "sites": [{**dataclasses.asdict(cost), "chosen": (cost.part, cost.site) in chosen} for cost in self.costs],
             "predicted": {
                 "bytes": self.stored - sum(cost.saved for cost in packed),
                 **predicted(self.costs, packed),
@@ -190,6 +191,8 @@ def _fit(goal: Goal, budget: float, case: _Case, calibration: Calibration, pair:
             f"weights of {budget:g} MB are not possible: with every quantized weight that may be packed they take "
             f"{_megabytes(case.least)} MB; give that or more"
         )
+    if needed > 0:
+        needed = min(needed + SLACK, case.stored - case.least)
     packed = cheapest(case.costs, needed)
     case.say(f"packing {len(packed)} of {len(case.costs)} weights")
     result = case.made(packed, calibration)

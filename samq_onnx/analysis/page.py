@@ -22,12 +22,14 @@ h1 { font-size: 1.5em } h2 { font-size: 1.25em; margin-top: 2.2em; border-bottom
 details { border-top: 1px solid #e4e8ee; padding: .35em 0 } summary { cursor: pointer; overflow-wrap: anywhere }
 summary .why { color: #8a4a00; white-space: nowrap }
 .plots { display: flex; flex-wrap: wrap; gap: 14px 20px; margin: .6em 0 } figure { margin: 0; max-width: 100% }
-figcaption { font-size: 12.5px; color: #465063; max-width: 300px } .wide figcaption { max-width: 620px } .note { color: #465063; font-size: 13px }
+figcaption { font-size: 12.5px; color: #465063; max-width: 300px }
+.wide figcaption { max-width: 620px } .note { color: #465063; font-size: 13px }
 svg { display: block; max-width: 100%; height: auto } svg text { font: 11px system-ui, sans-serif; fill: #465063 }
 .n { text-anchor: middle } .e { text-anchor: end } .s { text-anchor: start } .axis { stroke: #8d97a8; stroke-width: 1 }
 .kept { fill: #d6ecd9 } polyline.before { fill: #b9c0cc55; stroke: #98a1b0; stroke-width: 1 }
 polyline.after { fill: none; stroke: #2463c4; stroke-width: 1.4 } path.before { stroke: #b4bbc7; fill: none }
-path.after { stroke: #2463c4; fill: none; stroke-opacity: .8 } rect.chosen { fill: #2463c4 } rect.other { fill: #c3cbd7 }
+path.after { stroke: #2463c4; fill: none; stroke-opacity: .8 }
+rect.chosen { fill: #2463c4 } rect.other { fill: #c3cbd7 }
 .key span { display: inline-block; width: 1.1em; height: .8em; margin: 0 .35em 0 1em }
 """
 

@@ -140,9 +140,7 @@ def sensitivity(
     references, times = _float_outputs(pieces, feeds, judge)
     spent = [len(trials[site.name]) for piece in pieces for site in piece.runs]
     wanted = sum(
-        len(trials[site.name]) * sum(times[number:])
-        for number, piece in enumerate(pieces)
-        for site in piece.runs
+        len(trials[site.name]) * sum(times[number:]) for number, piece in enumerate(pieces) for site in piece.runs
     )
     weighted = wanted * len(feeds) > seconds
     losses: dict[str, dict[str, list[Loss]]] = {site: {one.name: [] for one in tried} for site, tried in trials.items()}
@@ -170,7 +168,8 @@ def _float_outputs(pieces: Sequence[_Piece], feeds: Sequence[Feed], judge: Judge
     """Outputs of each feed, and seconds that each block took, judging the last one's among them."""
     outputs, times = [], [0.0] * len(pieces)
     for index, feed in enumerate(feeds):
-        carried, found = None, {}
+        carried: np.ndarray | None = None
+        found: Tensors = {}
         for number, piece in enumerate(pieces):
             began = time.perf_counter()
             made = piece.run(carried, feed, piece.ends)

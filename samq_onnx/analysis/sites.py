@@ -63,7 +63,7 @@ class LinearRun:
 
     def __init__(self, lifted: Lifted, linear: Linear, rounded: Mapping[str, np.ndarray]) -> None:
         self.name = linear.name
-        self.inputs = (linear.x.name or "",)
+        self.inputs: tuple[str, ...] = (linear.x.name or "",)
         self.output = linear.output.name or ""
         self._axis = linear.out_axis
         self._held = {value.name or "": constant(value) for value in (linear.weight, linear.bias) if value is not None}
@@ -82,7 +82,9 @@ class LinearRun:
 
     def run(self, arrays: Sequence[np.ndarray], codes: SiteCodes, roles: Collection[str]) -> np.ndarray:
         assert isinstance(codes, LinearPlan)
-        x = codes.input.fake_quantize(arrays[0]).astype(np.float32) if "input" in roles else arrays[0]
+        x = arrays[0]
+        if "input" in roles:
+            x = (codes.input.fake_quantize(x) if codes.hybrid is None else codes.hybrid.on_grid(x)).astype(np.float32)
         held = self._held
         if "weight" in roles:
             stored = codes.weight.encode(self._rounded[self._weight], self._axis)
@@ -98,7 +100,7 @@ class AttentionRun:
 
     def __init__(self, lifted: Lifted, site: AttentionSite) -> None:
         self.name = site.name
-        self.inputs = site.operand_names
+        self.inputs: tuple[str, ...] = site.operand_names
         self.output = site.node.outputs[0].name or ""
         self._scale = site.scale
         tables = [constant(table) for table in site.tables or ()]

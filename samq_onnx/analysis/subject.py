@@ -46,24 +46,20 @@ class Subject:
     reports: list[Report]
 
 
-class _Steps:
-    """Runs steps in place of the pipeline's runner, one by one, and keeps what the last fold left.
+class _Folds:
+    """Runs steps in place of the pipeline's runner, but for those that move weights once the plan is there.
 
     Steps that run others do so through the same runner, so every step is seen.
     """
 
-    def __init__(self, prepared: Preparation, work: Work, compensate: bool) -> None:
-        self._run, self._prepared, self._compensate = work.run, prepared, compensate
-        self.folded: dict[str, np.ndarray] = prepared.moved()
+    def __init__(self, work: Work) -> None:
+        self._run = work.run
 
     def __call__(self, steps: Sequence[Step], work: Work) -> None:
         for step in steps:
-            planned = {linear.name for linear in work.linears} <= set(work.plan.linears)
-            if planned and work.plan.linears and not step.edits and not self._compensate:
-                continue  # moves weights
-            self._run([step], work)
-            if step.edits:
-                self.folded = self._prepared.moved()
+            planned = bool(work.plan.linears) and {linear.name for linear in work.linears} <= set(work.plan.linears)
+            if not planned or (step.edits and not step.reads_plan):
+                self._run([step], work)
 
 
 @contextlib.contextmanager
@@ -90,14 +86,15 @@ def by_method(
         if look is not None:
             look(prepared.lifted)
         work = begin(prepared, part, feeds, scheme, target=target, float_feeds=float_feeds, label=label)
-        steps = _Steps(prepared, work, compensate)
-        work.run = steps
+        if not compensate:
+            work.run = _Folds(work)
         work.run([Select()], work)
         work.run(method.steps(part, scheme), work)
         work.plan.constants = prepared.moved()
-        rounded = work.plan.constants
-        prepared.restore(steps.folded)
-        yield Subject(prepared.lifted, work.plan, rounded, work.reports)
+        initializers = prepared.lifted.model.graph.initializers
+        for name, tensor in work.exact.items():
+            initializers[name].const_value = tensor
+        yield Subject(prepared.lifted, work.plan, work.plan.constants, work.reports)
 
 
 @contextlib.contextmanager
@@ -115,7 +112,6 @@ def by_plan(model: ir.Model, plan: QuantPlan, *, label: str, look: Look | None =
             look(prepared.lifted)
         prepared.move(plan.constants, label)
         yield Subject(prepared.lifted, plan, {}, [])
-
 
 
 def weight_bytes(model: ir.Model) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots as inline SVG: histograms, ranges of channels, errors of codes, bars. Colours are classes of the page's style."""
+"""Plots as inline SVG: histograms, ranges of channels, errors of codes, bars. The page's style has the colours."""
 
 from __future__ import annotations
 
@@ -96,9 +96,7 @@ def channels(before: tuple[Sequence[float], Sequence[float]], after: tuple[Seque
         content.append(f'<path d="{path}" class="{kind}" style="stroke-width:{max(step * 0.8, 0.6):.1f}"/>')
     content.append(f'<line x1="{LEFT}" y1="{y(0.0):.1f}" x2="{wide - RIGHT}" y2="{y(0.0):.1f}" class="axis"/>')
     content.append(f'<text x="{LEFT}" y="{tall - 6}" class="s">channels 0 to {len(after[0]) - 1}</text>')
-    content.append(
-        f'<text x="{wide - RIGHT}" y="{tall - 6}" class="e">from {_number(low)} to {_number(high)}</text>'
-    )
+    content.append(f'<text x="{wide - RIGHT}" y="{tall - 6}" class="e">from {_number(low)} to {_number(high)}</text>')
     return _svg(wide, tall, content, "ranges of channels")
 
 

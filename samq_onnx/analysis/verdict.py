@@ -9,9 +9,9 @@ __all__ = ["WORST", "cause", "verdict"]
 
 WORST = 10  # sites that are told
 GRADES = (  # error relative to the output's square, and what that is called
-    (0.1, "collapses"),
-    (0.01, "loses a lot"),
-    (0.001, "loses a little"),
+    (0.3, "collapses"),
+    (0.03, "loses a lot"),
+    (0.003, "loses a little"),
     (0.0, "keeps what the float model gives"),
 )
 CREST = 15.0  # largest value in units of the root mean square; a normal distribution has about five

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from samq_onnx import api
 from samq_onnx.analysis.judge import OutputJudge, relative_error
 from samq_onnx.analysis.sensitivity import ALL, Sensitivity, sensitivity_of_plan
-from samq_onnx.analysis.sites import attention_through_codes, site_runs
+from samq_onnx.analysis.sites import attention_through_codes
 from samq_onnx.analysis.subject import Subject, by_method, by_plan
 from samq_onnx.codes import LogCodes, RowCodes
 from samq_onnx.families import Part, identify
@@ -24,7 +25,7 @@ from samq_onnx.pipeline import lower_model
 from tests.conftest import Feed, run_model
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Held:
     """A subject, its part and inputs."""
 
@@ -33,6 +34,7 @@ class Held:
     feeds: list[Feed]
     subject: Subject
 
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - of a few objects
     def measured(self, seconds: float = 1e9) -> Sensitivity:
         return sensitivity_of_plan(
             self.subject.lifted, self.subject.plan, self.subject.rounded, self.feeds, OutputJudge(self.part),
@@ -48,9 +50,10 @@ def _held(path: Path, method: str, bits: str) -> Iterator[Held]:
         yield Held(path, part, feeds, subject)
 
 
-@pytest.fixture(scope="module", params=["encoder.onnx", "decoder.onnx"])
+@pytest.fixture(scope="module", params=["encoder minmax", "decoder minmax", "encoder ahcptq-s", "decoder ptq4sam-s"])
 def held(request: pytest.FixtureRequest, tiny_sam: Path) -> Iterator[Held]:
-    yield from _held(tiny_sam / request.param, "minmax", "w4a5")
+    part, method = request.param.split()
+    yield from _held(tiny_sam / f"{part}.onnx", method, "w4a5")
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +79,13 @@ def test_a_site_costs_what_a_model_with_it_alone_quantized_loses(held: Held) -> 
         assert found.losses[site][ALL].error == pytest.approx(lost, rel=0.15, abs=1e-9), site
 
 
-def test_roles_of_a_site_add_up_about(held: Held) -> None:
+def test_a_site_costs_no_more_than_its_roles_together(held: Held) -> None:
     found = held.measured().losses
     for site, tried in found.items():
         roles = {name: loss.error for name, loss in tried.items() if name != ALL}
         assert set(roles) in ({"input", "weight"}, {"input", "weight", "output"}, {"q", "k", "v", "probabilities"})
-        assert 0.2 * sum(roles.values()) < tried[ALL].error < 5 * sum(roles.values()), site
+        assert all(error > 0 for error in roles.values())
+        assert tried[ALL].error ** 0.5 < 1.5 * sum(error**0.5 for error in roles.values()), site  # as lengths add up
 
 
 def test_flips_are_counted_where_masks_come_out(held: Held) -> None:
@@ -124,7 +128,8 @@ def test_weights_that_a_plan_holds_rounded_cost_nothing(tiny_sam: Path, one_imag
     part = identify(model, str(path))
     with by_plan(model, plan, label="test") as subject:
         held = Held(path, part, [part.sample_feed()], subject)
-        products = [one.name for one in subject.lifted.linears if one.name in plan.linears and one.node.op_type != "Conv"]
+        linears = [linear for linear in subject.lifted.linears if linear.name in plan.linears]
+        products = [linear.name for linear in linears if linear.node.op_type != "Conv"]
         found = held.measured()
     assert products and all(found.losses[name]["weight"].error < 1e-9 for name in products)
     assert all(found.losses[name]["input"].error > 1e-7 for name in products)
@@ -134,7 +139,8 @@ def test_weights_that_a_plan_holds_rounded_cost_nothing(tiny_sam: Path, one_imag
 def test_a_map_goes_through_its_codes_row_by_row(codes: LogCodes | RowCodes) -> None:
     random = np.random.default_rng(0)
     q, k, v = (random.standard_normal((2, 3, 16, 8)).astype(np.float32) for _ in range(3))
-    tables = (random.standard_normal((4, 4, 8)).astype(np.float32), random.standard_normal((4, 4, 8)).astype(np.float32))
+    first, second = (random.standard_normal((4, 4, 8)).astype(np.float32) for _ in range(2))
+    tables = (first, second)
     grid = q.reshape(2, 3, 4, 4, 8)
     logits = np.einsum("abqd,abkd->abqk", q, k).reshape(2, 3, 4, 4, 4, 4)
     logits = logits + np.einsum("abywd,yhd->abywh", grid, tables[0])[..., None]
@@ -145,9 +151,3 @@ def test_a_map_goes_through_its_codes_row_by_row(codes: LogCodes | RowCodes) -> 
     found = attention_through_codes(q, k, v, 1.0, tables, codes)
     assert relative_error(expected, found) < 1e-4
     assert relative_error(p @ v, attention_through_codes(q, k, v, 1.0, tables, None)) < 1e-10
-
-
-def test_runs_in_float_give_the_float_output(held: Held) -> None:
-    runs = site_runs(held.subject.lifted, held.subject.plan, {})
-    trials = held.measured().losses
-    assert list(runs) == list(trials)

@@ -47,26 +47,31 @@ class ChannelMean(Statistic):
 
 
 class ChannelRange(Statistic):
-    """Extremes of each channel, along the last axis, over everything seen.
+    """Extremes of each channel over everything seen.
 
     Args:
-        channels: how many there are, if that is known.
+        channels: how many there are, if that is known. axis: that counts them.
 
     Attributes:
         lows, highs: float32 [channels].
     """
 
-    def __init__(self, tensor: str, *, channels: int | None = None) -> None:
+    def __init__(self, tensor: str, *, channels: int | None = None, axis: int = -1) -> None:
         self.tensors = (tensor,)
-        self.channels = channels
+        self.channels, self.axis = channels, axis
         self.lows = self.highs = np.zeros(0, np.float32)
 
     def update(self, *arrays: np.ndarray) -> None:
-        rows = arrays[0].reshape(-1, arrays[0].shape[-1]).astype(np.float32, copy=False)
+        last = np.moveaxis(arrays[0], self.axis, -1)
+        rows = last.reshape(-1, last.shape[-1]).astype(np.float32, copy=False)
         low, high = rows.min(axis=0), rows.max(axis=0)
         seen = self.lows.size > 0
         self.lows = np.minimum(self.lows, low) if seen else low
         self.highs = np.maximum(self.highs, high) if seen else high
+
+    @property
+    def key(self) -> str:
+        return super().key if self.axis == -1 else f"{super().key} axis {self.axis}"
 
     def state(self) -> State:
         return {"lows": self.lows, "highs": self.highs}
