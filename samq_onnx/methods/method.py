@@ -19,7 +19,7 @@ from samq_onnx.registry import Registry
 
 __all__ = ["DEFAULT_METHOD", "METHODS", "Method", "Parameter", "configured", "method", "parameter", "parameters"]
 
-DEFAULT_METHOD = "samq"
+DEFAULT_METHOD = "auto"
 
 
 class Method(ABC):

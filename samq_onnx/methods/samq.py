@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The default method: what loses least."""
+"""What loses least with learning."""
 
 from __future__ import annotations
 
