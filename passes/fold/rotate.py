@@ -184,7 +184,7 @@ def rotation(size: int, seed: int = 0) -> np.ndarray:
     mirror = -np.full(size, 1 / np.sqrt(size))
     mirror[0] += 1
     mirror /= np.linalg.norm(mirror)
-    turned = linalg.block_diag(np.ones((1, 1)), inner)
+    turned: np.ndarray = linalg.block_diag(np.ones((1, 1)), inner)
     turned -= 2 * np.outer(mirror, mirror @ turned)
     turned -= 2 * np.outer(turned @ mirror, mirror)
     return turned
