@@ -60,6 +60,8 @@ def test_parameters_are_set_by_dotted_names() -> None:
         ("samq", {"gptq.damping": "nan"}, "wanted a number from 0"),
         ("samq", {"gptq.damping": "1e308"}, "wanted a number from 0"),
         ("samq", {"decoder_bits": "9"}, "wanted a number from 0 to 8"),
+        ("auto", {"encoder_float": "1.1"}, "wanted a number from 0 to 1,"),
+        ("auto", {"decoder_floats": "0"}, "did you mean decoder_float"),
         ("samq", {"decoder_bits": "8.5"}, "wanted a whole number"),
         ("samq", {"compensate": "1"}, "wanted true or false"),
         ("samq", {"probabilities": "sine"}, "choose one of log, log-sqrt2, row, uniform"),
@@ -114,8 +116,10 @@ def test_the_default_method_keeps_wide_activations_in_a_decoder() -> None:
         identify(load_model(assets.nano_dir() / f"{part}.onnx"), part) for part in ("decoder", "encoder")
     )
     assert decoder.role is Role.DECODER
-    assert configured("samq").widths(decoder, Widths(4, 4)) == Widths(4, 8)
-    assert configured("samq").widths(encoder, Widths(4, 4)) == Widths(4, 4)
+    for name in (DEFAULT_METHOD, "samq"):
+        assert configured(name).widths(decoder, Widths(4, 4)) == Widths(4, 8)
+        assert configured(name).widths(encoder, Widths(4, 4)) == Widths(4, 4)
+    assert configured(DEFAULT_METHOD, {"decoder_bits": "6"}).widths(decoder, Widths(4, 4)) == Widths(4, 6)
     assert configured("minmax").widths(decoder, Widths(4, 4)) == Widths(4, 4)
 
 
