@@ -11,6 +11,7 @@ from samq_onnx.methods.scheme import Scheme, Widths
 from samq_onnx.methods.step import Step
 from samq_onnx.methods.steps import (
     BalanceOperands,
+    BestCodes,
     BestOf,
     CentreKeys,
     FlipBimodalKeys,
@@ -25,6 +26,8 @@ __all__ = ["Auto"]
 
 GPTQ = GptqSettings()
 KEYS = [CentreKeys(), FlipBimodalKeys()]
+OBSERVERS = ("l4", "omse", "minmax")  # of a decoder, whose rare foreground lies at the ends that least error cuts
+PROMPTS = 6  # that sites of a decoder are tried on
 
 
 @method("auto", paper="this package; rotation after QuaRot (Ashkboos et al. 2024), GPTQ (Frantar et al. 2023)")
@@ -61,10 +64,9 @@ class Auto(Method):
         return [BestOf("folds", folds, [*KEYS, ranges]), *KEYS, ranges, *spare, Gptq(self.gptq)]
 
     def _decoder(self, scheme: Scheme) -> list[Step]:
-        def ranges(activation: str) -> Ranges:
-            return Ranges(activation, "mse", "row", convolution_outputs=not scheme.strict)
-
+        ways = {
+            observer: Ranges(observer, "mse", "row", convolution_outputs=not scheme.strict) for observer in OBSERVERS
+        }
         folds: dict[str, list[Step]] = {"as it is": [], "balanced operands": [BalanceOperands()]}
-        observers: dict[str, list[Step]] = {name: [ranges(name)] for name in ("l4", "omse", "minmax")}
-        spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=8)]
-        return [BestOf("folds", folds, [*KEYS, ranges("l4")]), *KEYS, BestOf("ranges", observers, []), *spare]
+        spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=PROMPTS)]
+        return [BestOf("folds", folds, [*KEYS, ways[OBSERVERS[0]]]), *KEYS, BestCodes(ways, inputs=PROMPTS), *spare]
