@@ -35,7 +35,9 @@ PROMPTS = 6  # that sites of a decoder are tried on
 class Auto(Method):
     """Exact folds and ranges that measure best, row-relative post-softmax codes, GPTQ, and few sites left in float."""
 
-    decoder_bits: int = parameter(8, "activations of a decoder have at least so many bits; few lose the prompt", most=8)
+    decoder_bits: int = parameter(
+        8, "a decoder has at least so many bits; few lose the prompt, and it is a few percent of a model", most=8
+    )
     encoder_float: float = parameter(
         0.08, "share of an encoder's products that may stay in float, in convolutions, whose outputs need codes", most=1
     )
@@ -47,7 +49,7 @@ class Auto(Method):
     def widths(self, part: Part, widths: Widths) -> Widths:
         if part.role is not Role.DECODER:
             return widths
-        return dataclasses.replace(widths, activation=max(widths.activation, self.decoder_bits))
+        return Widths(max(widths.weight, self.decoder_bits), max(widths.activation, self.decoder_bits))
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
         return self._decoder(scheme) if part.role is Role.DECODER else self._encoder(scheme)
