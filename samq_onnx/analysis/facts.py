@@ -44,16 +44,16 @@ def site_facts(
             ]
             if plan.output is not None:
                 tensors.append(_tensor("output", linear.output.name or "", before, after, plan.output))
-            ranges = {
-                name: _channels(seen.channels[linear.name].lows, seen.channels[linear.name].highs)
-                for name, seen in (("before", before), ("after", after))
-            }
-            found.append({"site": linear.name, "kind": "linear", "tensors": tensors, "channels": ranges})
+            tensors[0]["channels"] = _both(linear.name, "input", before, after)
+            found.append({"site": linear.name, "kind": "linear", "tensors": tensors})
     for site in subject.lifted.attentions:
         codes = subject.plan.attentions.get(site.name)
         if codes is not None:
             operands = zip(("q", "k", "v"), site.operand_names, (codes.q, codes.k, codes.v), strict=True)
             tensors = [_tensor(role, name, before, after, one) for role, name, one in operands]
+            for tensor, projection in zip(tensors, (site.q, site.k, site.v), strict=True):
+                if projection is not None:
+                    tensor["channels"] = _both(site.name, tensor["role"], before, after, projection.channels.ravel())
             tensors[1]["bimodal"] = {
                 name: bool(is_bimodal(seen.keys[site.name].values))
                 for name, seen in (("before", before), ("after", after))
@@ -137,6 +137,15 @@ def _histograms(before: TensorStats, after: TensorStats) -> Facts:
         "after": np.histogram(after.centres, edges, weights=after.counts)[0].tolist(),
         "seen": [min(after.lows), max(after.highs)],
         "crest": max(-min(after.lows), max(after.highs)) / max(np.sqrt(power), 1e-30),
+    }
+
+
+def _both(site: str, role: str, before: Observed, after: Observed, which: np.ndarray | None = None) -> Facts:
+    """Of channels of a tensor, all or which, without and with the folds."""
+    chosen = slice(None) if which is None else which
+    return {
+        name: _channels(seen.channels[site][role].lows[chosen], seen.channels[site][role].highs[chosen])
+        for name, seen in (("before", before), ("after", after))
     }
 
 

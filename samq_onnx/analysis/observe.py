@@ -22,13 +22,14 @@ class Observed:
 
     Attributes:
         tensors: name of an activation -> its statistics. weights: name of a linear -> those of its weight.
-        channels: name of a linear -> ranges of its input's channels.
+        channels: name of a linear or an attention -> role -> ranges of its channels; the role is ``input``, or ``q``,
+            ``k`` or ``v`` where a linear makes it.
         keys, rows: name of an attention -> samples of its keys, rows of its map.
     """
 
     tensors: dict[str, TensorStats] = dataclasses.field(default_factory=dict)
     weights: dict[str, TensorStats] = dataclasses.field(default_factory=dict)
-    channels: dict[str, ChannelRange] = dataclasses.field(default_factory=dict)
+    channels: dict[str, dict[str, ChannelRange]] = dataclasses.field(default_factory=dict)
     keys: dict[str, KeySamples] = dataclasses.field(default_factory=dict)
     rows: dict[str, AttentionRows] = dataclasses.field(default_factory=dict)
 
@@ -47,9 +48,15 @@ def observe(lifted: Lifted, feeds: Feeds, *, label: str) -> Observed:
         convolution = linear.node.op_type == "Conv"
         for value in (linear.x, *([linear.output] if convolution else [])):
             found.tensors.setdefault(value.name or "", TensorStats(value.name or ""))
-        found.channels[linear.name] = ChannelRange(linear.x.name or "", axis=1 if convolution else -1)
+        found.channels[linear.name] = {"input": ChannelRange(linear.x.name or "", axis=1 if convolution else -1)}
         found.weights[linear.name] = weight_stats(constant(linear.weight))
+    made: dict[str, ChannelRange] = {}
     for site in lifted.attentions:
+        found.channels[site.name] = {
+            role: made.setdefault(name, ChannelRange(name))
+            for role, projection in (("q", site.q), ("k", site.k), ("v", site.v))
+            if projection is not None and (name := projection.linear.output.name)
+        }
         for name in site.operand_names:
             found.tensors.setdefault(name, TensorStats(name))
         tables = [constant(table) for table in site.tables or ()]
@@ -58,7 +65,8 @@ def observe(lifted: Lifted, feeds: Feeds, *, label: str) -> Observed:
             site.operand_names, scale=site.scale, tables=(tables[0], tables[1]) if tables else None
         )
     wanted: list[Statistic] = [
-        *found.tensors.values(), *found.channels.values(), *found.keys.values(), *found.rows.values()
+        *found.tensors.values(), *found.keys.values(), *found.rows.values(), *made.values(),
+        *(found.channels[linear.name]["input"] for linear in lifted.linears),
     ]  # fmt: skip
     run(lifted.model, feeds, wanted, label=label)
     return found

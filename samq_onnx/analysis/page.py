@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from samq_onnx.analysis import svg
-from samq_onnx.analysis.verdict import WORST, cause
+from samq_onnx.analysis.verdict import HELP, WORST, cause
 
 __all__ = ["page"]
 
@@ -23,6 +23,7 @@ details { border-top: 1px solid #e4e8ee; padding: .35em 0 } summary { cursor: po
 summary .why { color: #8a4a00; white-space: nowrap }
 .plots { display: flex; flex-wrap: wrap; gap: 14px 20px; margin: .6em 0 } figure { margin: 0; max-width: 100% }
 figcaption { font-size: 12.5px; color: #465063; max-width: 300px }
+dt { font-weight: 600; color: #8a4a00 } dd { margin: 0 0 .5em }
 .wide figcaption { max-width: 620px } .note { color: #465063; font-size: 13px }
 svg { display: block; max-width: 100%; height: auto } svg text { font: 11px system-ui, sans-serif; fill: #465063 }
 .n { text-anchor: middle } .e { text-anchor: end } .s { text-anchor: start } .axis { stroke: #8d97a8; stroke-width: 1 }
@@ -44,12 +45,20 @@ def page(report: Facts) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>"
-        f'<p class="note">{escape(report["how"])}</p>{opening}{_key()}{sections}</body></html>\n'
+        f'<p class="note">{escape(report["how"])}</p>{opening}{_help(parts)}{_key()}{sections}</body></html>\n'
     )
+
+
+def _help(parts: Facts) -> str:
+    """What can be done about the causes that occur."""
+    names = {cause(site)[0] for part in parts.values() for site in part["sites"][:WORST]}
+    told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(help)}</dd>" for name, help in HELP.items() if name in names)
+    return f"<h2>What helps</h2><dl>{told}</dl>"
 
 
 def _key() -> str:
     return (
+        "<h2>How to read the plots</h2>"
         '<p class="note key">In the plots:<span style="background:#b9c0cc"></span>before the folds'
         '<span style="background:#2463c4"></span>after them'
         '<span style="background:#d6ecd9"></span>the range that codes hold. Shares of values are on a logarithmic '
@@ -65,14 +74,14 @@ def _opening(name: str, part: Facts) -> str:
 def _section(name: str, part: Facts) -> str:
     sites = part["sites"]
     rows = [
-        (site["site"], site["losses"]["all"]["error"], f"{site['losses']['all']['error']:.2e}  {cause(site)[0]}")
+        (site["site"], site["losses"]["all"]["error"], f"{_percent(site['losses']['all']['error'])}  {cause(site)[0]}")
         for site in sites[:WORST]
     ]
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in part["notes"])
     told = "".join(_site(site, number < WORST, number == 0) for number, site in enumerate(sites))
     return (
         f"<h2>{escape(name)}: the sites that cost most when quantized alone</h2>{svg.bars(rows)}"
-        f'<p class="note">Squared error of {escape(part["judged"])} over its square.</p>{notes}'
+        f'<p class="note">Percentages are the squared error of {escape(part["judged"])} over its square.</p>{notes}'
         f"<h2>{escape(name)}: all {len(sites)} sites, the costliest first</h2>{told}"
     )
 
@@ -80,15 +89,14 @@ def _section(name: str, part: Facts) -> str:
 def _site(site: Facts, worst: bool, opened: bool) -> str:
     name, why = cause(site) if worst else ("", "")
     loss = site["losses"]["all"]
-    flips = f", {100 * loss['flips']:.2g} % of pixels" if loss["flips"] is not None else ""
-    roles = ", ".join(f"{role} {one['error']:.1e}" for role, one in site["losses"].items() if role != "all")
-    alone = f'<p class="note">Alone: {roles}. {escape(why[:1].upper() + why[1:])}.</p>' if worst else ""
+    flips = f", {100 * loss['flips']:.2g} % of pixels flip" if loss["flips"] is not None else ""
+    roles = ", ".join(f"{role} {_percent(one['error'])}" for role, one in site["losses"].items() if role != "all")
+    alone = f'<p class="note">One tensor alone: {roles}. {escape(why[:1].upper() + why[1:])}.</p>' if worst else ""
     plots = "".join(_plot(tensor) for tensor in site["tensors"])
-    if "channels" in site:
-        plots += _channels(site["channels"])
+    plots += "".join(_channels(one["role"], one["channels"]) for one in site["tensors"] if "channels" in one)
     return (
         f"<details{' open' if opened else ''}><summary><b>{escape(site['site'])}</b> ({escape(site['kind'])}): "
-        f'{loss["error"]:.2e}{flips} <span class="why">{escape(name)}</span></summary>'
+        f'{_percent(loss["error"])}{flips} <span class="why">{escape(name)}</span></summary>'
         f'{alone}<div class="plots">{plots}</div></details>'
     )
 
@@ -116,11 +124,15 @@ def _plot(tensor: Facts) -> str:
     return made
 
 
-def _channels(found: Facts) -> str:
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
+
+
+def _channels(role: str, found: Facts) -> str:
     before, after = found["before"], found["after"]
     drawn = svg.channels((before["low"], before["high"]), (after["low"], after["high"]))
     return (
-        f'<figure class="wide">{drawn}<figcaption>range of each input channel; the widest reaches '
+        f'<figure class="wide">{drawn}<figcaption>range of each channel of {escape(role)}; the widest reaches '
         f"{before['ratio']:.1f} times as far as the middle one before the folds, {after['ratio']:.1f} times after them"
         "</figcaption></figure>"
     )

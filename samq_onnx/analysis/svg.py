@@ -11,7 +11,8 @@ __all__ = ["bars", "channels", "curve", "histogram"]
 
 WIDTH, HEIGHT = 300, 110  # of a plot
 LEFT, RIGHT, TOP, BOTTOM = 8, 8, 8, 20  # around it
-ROW, NAME, REMARK = 22, 330, 230  # of a bar: height, and width of the words left and right of it
+ROW, REMARK = 22, 230  # of a bar: height, and width of the words right of it
+LETTER = 6.4  # width
 BAR = 300  # longest
 LEAST_SHARE = 1e-6  # of a histogram, that is drawn
 
@@ -122,12 +123,13 @@ def curve(points: Sequence[tuple[float, float]], chosen: float) -> str:
 def bars(rows: Sequence[tuple[str, float, str]]) -> str:
     """Bars of (name, length, remark)."""
     longest = max((length for _, length, _ in rows), default=0.0) or 1.0
+    names = [name if len(name) < 52 else "…" + name[-50:] for name, _, _ in rows]
+    left = 8 + LETTER * max(map(len, names), default=0)
     content = []
-    for number, (name, length, remark) in enumerate(rows):
+    for number, (shown, (_, length, remark)) in enumerate(zip(names, rows, strict=True)):
         top = number * ROW
         wide = max(2.0, BAR * length / longest)
-        shown = name if len(name) < 52 else "…" + name[-50:]
-        content.append(f'<text x="{NAME - 8}" y="{top + 15}" class="e">{escape(shown)}</text>')
-        content.append(f'<rect x="{NAME}" y="{top + 3}" width="{wide:.1f}" height="{ROW - 7}" class="chosen"/>')
-        content.append(f'<text x="{NAME + wide + 6:.1f}" y="{top + 15}" class="s">{escape(remark)}</text>')
-    return _svg(NAME + BAR + REMARK, ROW * len(rows), content, "costliest sites")
+        content.append(f'<text x="{left - 8:g}" y="{top + 15}" class="e">{escape(shown)}</text>')
+        content.append(f'<rect x="{left:g}" y="{top + 3}" width="{wide:.1f}" height="{ROW - 7}" class="chosen"/>')
+        content.append(f'<text x="{left + wide + 6:.1f}" y="{top + 15}" class="s">{escape(remark)}</text>')
+    return _svg(left + BAR + REMARK, ROW * len(rows), content, "costliest sites")

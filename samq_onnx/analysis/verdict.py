@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["WORST", "cause", "verdict"]
+__all__ = ["HELP", "WORST", "cause", "verdict"]
 
 WORST = 10  # sites that are told
 GRADES = (  # error relative to the output's square, and what that is called
@@ -18,6 +18,20 @@ CREST = 15.0  # largest value in units of the root mean square; a normal distrib
 SHARP = 0.5  # largest probability of the middle row
 OUTLIERS = 8.0
 FLAT = 0.05
+ROW_CODES = "Codes relative to the largest of their row (auto, samq) or log codes (ptq4sam-s, repq-vit) fit it better."
+HELP = {  # cause -> what can be done about it
+    "outlier channels": (
+        "A few channels reach far beyond the others, and all share one step. Folds that scale or rotate channels help "
+        "and cost nothing when the model runs: auto tries them, smoothquant, os-plus and repq-vit scale those behind "
+        "norms."
+    ),
+    "bimodal keys": "All methods centre keys or turn their signs; the report of quantize says why it was not possible.",
+    "sharp softmax": ROW_CODES,
+    "flat softmax": ROW_CODES,
+    "softmax": ROW_CODES,
+    "heavy tail": "More bits for this site (--site-bits), or ranges that cut off less or more (another method).",
+    "few bits": "More bits for this site (--site-bits), or weights that are rounded together (auto) or learned (samq).",
+}
 
 Facts = dict[str, Any]
 
@@ -28,12 +42,13 @@ def cause(site: Facts) -> tuple[str, str]:
     role = max(losses, key=lambda name: losses[name]) if losses else site["tensors"][0]["role"]
     tensor = next(one for one in site["tensors"] if one["role"] == role)
     bits, crest = tensor["bits"], tensor["crest"]
-    if role == "input" and site["channels"]["after"]["ratio"] > OUTLIERS:
-        channels = site["channels"]["after"]
+    channels = tensor.get("channels", {}).get("after")
+    if channels is not None and channels["ratio"] > OUTLIERS:
+        reach = "reaches" if channels["outliers"] == 1 else "reach"
         return "outlier channels", (
-            f"{channels['outliers']} of {len(channels['low'])} input channels reach more than {OUTLIERS:.0f} times as "
-            f"far as the middle one, the widest {channels['ratio']:.0f} times: one scale for all leaves the others "
-            f"about {max(1, round(2**bits / channels['ratio']))} of {2**bits} codes"
+            f"{channels['outliers']} of {len(channels['low'])} channels of {role} {reach} more than {OUTLIERS:.0f} "
+            f"times as far as the middle one, the widest {channels['ratio']:.0f} times: one scale for all leaves the "
+            f"others about {max(1, round(2**bits / channels['ratio']))} of {2**bits} codes"
         )
     if role == "k" and tensor["bimodal"]["after"]:
         return "bimodal keys", (
@@ -72,15 +87,18 @@ def verdict(sites: list[Facts], whole: Facts, what: str) -> list[str]:
         sites: costliest first. whole: loss of the quantized model. what: name of the output that is judged.
     """
     error = whole["error"]
-    lines = [f"Quantized as planned, the model {grade(error)}: {what} is {100 * error:.3g} % off (squared error)."]
+    lines = [
+        f"Quantized as planned, the model {grade(error)}: the squared error of {what} is {100 * error:.3g} % of its "
+        "square."
+    ]
     if whole["flips"] is not None:
         lines[0] = lines[0][:-1] + f", and {100 * whole['flips']:.2g} % of the mask pixels change sides."
     total = sum(site["losses"]["all"]["error"] for site in sites) or 1.0
     shares = [site["losses"]["all"]["error"] / total for site in sites[:WORST]]
     half = next((n for n in range(1, len(shares) + 1) if sum(shares[:n]) >= 0.5), len(shares))
     lines.append(
-        f"{half} of {len(sites)} sites make up {100 * sum(shares[:half]):.0f} % of what all cost when each is "
-        "quantized alone."
+        f"{half} of {len(sites)} sites {'makes' if half == 1 else 'make'} up {100 * sum(shares[:half]):.0f} % of what "
+        "all cost when each is quantized alone:"
     )
     for site, share in list(zip(sites, shares, strict=False))[: max(3, min(half, 5))]:
         name, why = cause(site)

@@ -71,10 +71,11 @@ def test_outlier_channels_are_named_as_the_cause(outlier_encoder: Path, one_imag
     report, page = _analyzed(outlier_encoder, one_image, tmp_path, "--method", "minmax")
     part = report["parts"]["model"]
     worst = part["sites"][0]
-    assert worst["channels"]["after"]["outliers"] == 1 and worst["channels"]["after"]["ratio"] > 50
+    seen = worst["tensors"][0]["channels"]["after"]
+    assert seen["outliers"] == 1 and seen["ratio"] > 50
     assert worst["losses"]["input"]["error"] > 3 * worst["losses"]["weight"]["error"]
     assert cause(worst)[0] == "outlier channels"
-    assert any("outlier channels: 1 of 16 input channels" in line for line in part["verdict"])
+    assert any("outlier channels: 1 of 16 channels of input reaches" in line for line in part["verdict"])
     assert all(line in page.words for line in part["verdict"])
 
 
@@ -114,12 +115,17 @@ def test_a_plan_is_looked_at_as_it_is(tiny_sam: Path, one_image: Path, nano: Pat
 
 
 def _site(role: str, **facts: Any) -> dict[str, Any]:
-    tensor = {"role": role, "bits": 8, "crest": 4.0, "bimodal": {"after": False}, "largest_of_row": 0.2, **facts}
-    return {
-        "losses": {"all": {"error": 1.0}, role: {"error": 1.0}},
-        "tensors": [tensor],
-        "channels": {"after": _channels(np.full(4, -1.0), np.ones(4))},
+    channels = {"after": _channels(-np.ones(4), np.ones(4))}
+    tensor = {
+        "role": role,
+        "bits": 8,
+        "crest": 4.0,
+        "channels": channels,
+        "bimodal": {"after": False},
+        "largest_of_row": 0.2,
+        **facts,
     }
+    return {"losses": {"all": {"error": 1.0}, role: {"error": 1.0}}, "tensors": [tensor]}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +135,7 @@ def _site(role: str, **facts: Any) -> dict[str, Any]:
         (_site("probabilities", largest_of_row=0.9), "sharp softmax"),
         (_site("probabilities", largest_of_row=0.001), "flat softmax"),
         (_site("v", crest=40.0), "heavy tail"),
+        (_site("k", channels={"after": _channels(-np.ones(4), np.array([1.0, 1, 1, 9]))}), "outlier channels"),
         (_site("input"), "few bits"),
     ],
 )

@@ -75,7 +75,7 @@ class Spare(Step):
         found = sensitivity(
             work.lifted, runs, trials, Selection(work.observed, places), OutputJudge(work.part), label=work.label
         )
-        return {name: loss[ALL].error for name, loss in found.losses.items()}
+        return {name: loss[ALL].cost for name, loss in found.losses.items()}
 
 
 def _take_out(work: Work, name: str, reason: str) -> None:
