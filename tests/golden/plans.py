@@ -12,13 +12,17 @@ import samq_onnx
 from samq_onnx.methods import METHODS
 from samq_onnx.plan_file import plan_to_json
 
-__all__ = ["FILE", "WIDTHS", "made", "numbers"]
+__all__ = ["FILE", "made", "numbers"]
 
 FILE = Path(__file__).with_name("plans.json")
 WIDTHS = ("w8a8", "w6a6", "w4a4")
+SLOW = {"auto": ("w6a6",), "erq": ("w4a4",)}  # method -> widths
 DIGITS = 7
 SKIPPED = ("metadata", "constants", "kept_float")
-NO_LEARNING = {"samq": {"encoder_learned_bits": "0", "decoder_learned_bits": "0"}}  # its numbers depend on the machine
+SETTINGS = {  # without what depends on the machine: learning, and choices among sites that cost nearly the same
+    "auto": {"encoder_float": "0", "decoder_float": "0"},
+    "samq": {"encoder_learned_bits": "0", "decoder_learned_bits": "0"},
+}
 
 
 def numbers(value: Any) -> Any:
@@ -34,7 +38,7 @@ def made(model: Path, images: Path) -> dict[str, Any]:
     """Method and widths -> part -> plan."""
     found = {}
     for method in sorted(METHODS):
-        for bits in WIDTHS:
-            result = samq_onnx.quantize(model, images, method=method, bits=bits, settings=NO_LEARNING.get(method))
+        for bits in SLOW.get(method, WIDTHS):
+            result = samq_onnx.quantize(model, images, method=method, bits=bits, settings=SETTINGS.get(method))
             found[f"{method} {bits}"] = {name: numbers(plan_to_json(plan)) for name, plan in result.plans.items()}
     return found
