@@ -20,8 +20,8 @@ OUTLIERS = 8.0
 FLAT = 0.05
 LEAST = 0.01  # share of a cause that is told
 ROW_CODES = (
-    "Codes relative to the largest of their row (auto, samq) or log codes (ptq4sam-s, repq-vit) fit it better; where it "
-    "has them, more bits (--site-bits)."
+    "Codes relative to the largest of their row (auto, samq) or log codes (ptq4sam-s, repq-vit) fit it better; where "
+    "it has them, more bits (--site-bits)."
 )
 HELP = {  # cause -> what can be done about it
     "outlier channels": (
@@ -68,7 +68,7 @@ def cause(site: Facts) -> tuple[str, str]:
             )
         if largest < FLAT and tensor.get("codes") != "row":
             return "flat softmax", (
-                f"the largest probability of a middle row is {largest:.2g}: with one scale for all rows it has few codes"
+                f"the largest probability of a middle row is {largest:.2g}; with one scale for all it has few codes"
             )
         return "softmax", f"{2**bits} codes are too few for rows that hold both large and small probabilities"
     if crest > CREST:
