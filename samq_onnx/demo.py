@@ -32,17 +32,18 @@ RUNS = 5
 
 @dataclasses.dataclass(frozen=True)
 class _Way:
-    """A way to quantize: its title, widths, those of the decoder, and about how many seconds it takes on slow cores."""
+    """A way to quantize: its title, method and widths, those of the decoder, and about how many seconds it takes on slow
+    cores."""
 
     title: str
+    method: str
     bits: str
     decoder_bits: str | None
     seconds: int
 
 
-QUICK = (_Way("w8a8", "w8a8", None, 20), _Way("w4a8", "w4a8", "w8a8", 20))
-LEARNED = (_Way("w6a6", "w6a6", None, 120), _Way("w4a4", "w4a4", None, 360))
-NO_LEARNING = {"encoder_learned_bits": "0", "decoder_learned_bits": "0"}
+QUICK = (_Way("w8a8", "auto", "w8a8", None, 60), _Way("w4a8", "auto", "w4a8", "w8a8", 60))
+LEARNED = (_Way("w6a6", "samq", "w6a6", None, 120), _Way("w4a4", "samq", "w4a4", None, 360))
 OTHERWISE = 20  # seconds: to score and to draw, each row
 
 
@@ -94,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for way in ways:
         folders[way.title] = output / way.title
         print(f"quantizing SAM-Nano to {way.title} ...", flush=True)
-        settings = {} if way in LEARNED else NO_LEARNING
-        order = Order.of("samq", way.bits, "samq", settings, way.decoder_bits, parts=parts_of(source))
+        order = Order.of(way.method, way.bits, "samq", {}, way.decoder_bits, parts=parts_of(source))
         execute(order, source, Calibration(assets.calibration_images()), say=lambda line: None).save(output / way.title)
     rows: list[dict[str, Any]] = []
     for title, folder in folders.items():

@@ -26,7 +26,7 @@ from samq_onnx.passes.graph import array_of, constant, input_of, is_shared, repl
 from samq_onnx.passes.lift import Lifted, Linear, Norm
 from samq_onnx.passes.report import Report
 
-__all__ = ["NormReaders", "axis_through", "fold_norm_affine", "norm_readers"]
+__all__ = ["NormReaders", "axis_through", "fold_norm_affine", "into_readers", "norm_readers"]
 
 PADDED = "zero padding lies between it and {}"
 
@@ -100,6 +100,15 @@ def _fold(readers: NormReaders, scale: np.ndarray, shift: np.ndarray) -> None:
     if norm.bias is not None:
         bias = constant(norm.bias)
         replace_constant(norm.bias, (bias - shift.reshape(bias.shape)) / scale.reshape(bias.shape))
+    into_readers(readers, scale, shift)
+
+
+def into_readers(readers: NormReaders, scale: np.ndarray, shift: np.ndarray) -> None:
+    """Let the linears behind a norm read scale * x + shift where they read x.
+
+    Args:
+        scale, shift: float64, a number for each channel; no shift where a linear has no bias.
+    """
     for linear in readers.linears:
         matrix = constant(linear.weight).astype(np.float64)
         along = [1] * matrix.ndim

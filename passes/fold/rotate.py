@@ -30,7 +30,7 @@ import onnx_ir as ir
 from scipy import linalg
 
 from samq_onnx.passes.fold.edit import map_inputs, map_outputs, private_to_attention, reader_is_private
-from samq_onnx.passes.fold.norm_affine import NormReaders, axis_through, norm_readers
+from samq_onnx.passes.fold.norm_affine import NormReaders, axis_through, into_readers, norm_readers
 from samq_onnx.passes.graph import constant, is_constant, is_shared, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Lifted, Linear, Norm
 from samq_onnx.passes.report import Report
@@ -184,7 +184,7 @@ def rotation(size: int, seed: int = 0) -> np.ndarray:
     mirror = -np.full(size, 1 / np.sqrt(size))
     mirror[0] += 1
     mirror /= np.linalg.norm(mirror)
-    turned = linalg.block_diag(np.ones((1, 1)), inner)
+    turned: np.ndarray = linalg.block_diag(np.ones((1, 1)), inner)
     turned -= 2 * np.outer(mirror, mirror @ turned)
     turned -= 2 * np.outer(turned @ mirror, mirror)
     return turned
@@ -222,13 +222,7 @@ def _absorb(found: NormReaders) -> None:
     norm = found.norm
     scale = constant(norm.scale).astype(np.float64)
     shift = constant(norm.bias).astype(np.float64) if norm.bias is not None else np.zeros_like(scale)
-    for linear in found.linears:
-        matrix = constant(linear.weight).astype(np.float64)
-        columns = matrix if linear.out_axis == 1 else matrix.T
-        if linear.bias is not None:
-            replace_constant(linear.bias, constant(linear.bias) + shift @ columns)
-        columns = columns * scale[:, None]
-        replace_constant(linear.weight, columns if linear.out_axis == 1 else columns.T)
+    into_readers(found, scale, shift)
     replace_constant(norm.scale, np.ones_like(scale))
     if norm.bias is not None:
         replace_constant(norm.bias, np.zeros_like(scale))

@@ -25,6 +25,7 @@ __all__ = ["Judge", "Loss", "MaskJudge", "OutputJudge", "relative_error"]
 
 ROLES = (EMBEDDING, LOW_RES_MASKS, MASKS, OUTPUT)  # the first that a model has is judged
 PROMPTS = 4  # for each image
+SMALLEST_MASK = 1e-9  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +35,45 @@ class Loss:
     Attributes:
         error: squared error over the squared float output.
         flips: share of mask pixels on the other side of the threshold; None where there is no mask.
+        masks: 1 - IoU of the masks, of probabilities, mean over masks; None where there is no mask.
     """
 
     error: float
     flips: float | None = None
+    masks: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """What counts: of masks how little they overlap, which a squared error hardly knows; else the error."""
+        return self.error if self.masks is None else self.masks
 
     @classmethod
     def mean(cls, losses: Sequence[Loss]) -> Loss:
         """Of several inputs."""
         flips = [loss.flips for loss in losses if loss.flips is not None]
-        return cls(float(np.mean([loss.error for loss in losses])), float(np.mean(flips)) if flips else None)
+        masks = [loss.masks for loss in losses if loss.masks is not None]
+        return cls(
+            float(np.mean([loss.error for loss in losses])),
+            float(np.mean(flips)) if flips else None,
+            float(np.mean(masks)) if masks else None,
+        )
+
+    @classmethod
+    def of_masks(cls, reference: np.ndarray, value: np.ndarray) -> Loss:
+        """Of logits [..., H, W]."""
+        one, two = (_probabilities(logits) for logits in (reference, value))
+        shared, either = np.minimum(one, two).sum(axis=(-2, -1)), np.maximum(one, two).sum(axis=(-2, -1))
+        return cls(
+            relative_error(reference, value),
+            float(((reference > 0) != (value > 0)).mean()),
+            float(1 - (shared / np.maximum(either, SMALLEST_MASK)).mean()),
+        )
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    clipped = np.clip(logits.astype(np.float64), -60, 60)
+    made: np.ndarray = 1 / (1 + np.exp(-clipped))
+    return made
 
 
 def relative_error(reference: np.ndarray, value: np.ndarray) -> float:
@@ -76,7 +106,7 @@ class OutputJudge:
 
     def __call__(self, index: int, reference: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> Loss:
         one, two = reference[self.outputs[0]], found[self.outputs[0]]
-        return Loss(relative_error(one, two), float(((one > 0) != (two > 0)).mean()) if self._masks else None)
+        return Loss.of_masks(one, two) if self._masks else Loss(relative_error(one, two))
 
 
 class MaskJudge:

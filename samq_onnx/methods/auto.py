@@ -11,6 +11,7 @@ from samq_onnx.methods.scheme import Scheme, Widths
 from samq_onnx.methods.step import Step
 from samq_onnx.methods.steps import (
     BalanceOperands,
+    BestCodes,
     BestOf,
     CentreKeys,
     FlipBimodalKeys,
@@ -25,6 +26,8 @@ __all__ = ["Auto"]
 
 GPTQ = GptqSettings()
 KEYS = [CentreKeys(), FlipBimodalKeys()]
+OBSERVERS = ("l4", "omse", "minmax")  # of a decoder, whose rare foreground lies at the ends that least error cuts
+PROMPTS = 6  # that sites of a decoder are tried on
 
 
 @method("auto", paper="this package; rotation after QuaRot (Ashkboos et al. 2024), GPTQ (Frantar et al. 2023)")
@@ -32,7 +35,9 @@ KEYS = [CentreKeys(), FlipBimodalKeys()]
 class Auto(Method):
     """Exact folds and ranges that measure best, row-relative post-softmax codes, GPTQ, and few sites left in float."""
 
-    decoder_bits: int = parameter(8, "activations of a decoder have at least so many bits; few lose the prompt", most=8)
+    decoder_bits: int = parameter(
+        8, "a decoder has at least so many bits; few lose the prompt, and it is a few percent of a model", most=8
+    )
     encoder_float: float = parameter(
         0.08, "share of an encoder's products that may stay in float, in convolutions, whose outputs need codes", most=1
     )
@@ -44,7 +49,7 @@ class Auto(Method):
     def widths(self, part: Part, widths: Widths) -> Widths:
         if part.role is not Role.DECODER:
             return widths
-        return dataclasses.replace(widths, activation=max(widths.activation, self.decoder_bits))
+        return Widths(max(widths.weight, self.decoder_bits), max(widths.activation, self.decoder_bits))
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
         return self._decoder(scheme) if part.role is Role.DECODER else self._encoder(scheme)
@@ -61,10 +66,9 @@ class Auto(Method):
         return [BestOf("folds", folds, [*KEYS, ranges]), *KEYS, ranges, *spare, Gptq(self.gptq)]
 
     def _decoder(self, scheme: Scheme) -> list[Step]:
-        def ranges(activation: str) -> Ranges:
-            return Ranges(activation, "mse", "row", convolution_outputs=not scheme.strict)
-
+        ways = {
+            observer: Ranges(observer, "mse", "row", convolution_outputs=not scheme.strict) for observer in OBSERVERS
+        }
         folds: dict[str, list[Step]] = {"as it is": [], "balanced operands": [BalanceOperands()]}
-        observers: dict[str, list[Step]] = {name: [ranges(name)] for name in ("l4", "omse", "minmax")}
-        spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=8)]
-        return [BestOf("folds", folds, [*KEYS, ranges("l4")]), *KEYS, BestOf("ranges", observers, []), *spare]
+        spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=PROMPTS)]
+        return [BestOf("folds", folds, [*KEYS, ways[OBSERVERS[0]]]), *KEYS, BestCodes(ways, inputs=PROMPTS), *spare]

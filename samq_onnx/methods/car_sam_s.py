@@ -9,7 +9,7 @@ from samq_onnx.families import Part, Role
 from samq_onnx.methods.method import Method, method, parameter
 from samq_onnx.methods.scheme import Scheme
 from samq_onnx.methods.step import Step
-from samq_onnx.methods.steps import FlipBimodalKeys, Ranges, RepairAttention, AttentionRepairSettings
+from samq_onnx.methods.steps import AttentionRepairSettings, FlipBimodalKeys, Ranges, RepairAttention
 from samq_onnx.passes.lift.kinds import TOKEN_TO_IMAGE_KINDS
 
 __all__ = ["CarSamS"]

@@ -51,9 +51,11 @@ def reconstruct(
         feeds: inputs of the quantized model. targets: the same inputs as the float model sees them.
 
     Raises:
-        NotReconstructable: no objective for these outputs, an operator without a gradient, too much work for this
-            machine, or numbers that float32 does not hold on the way; nothing was changed.
+        NotReconstructable: hybrid codes, no objective for these outputs, an operator without a gradient, too much work
+            for this machine, or numbers that float32 does not hold on the way; nothing was changed.
     """
+    if hybrid := [name for name, codes in plan.linears.items() if codes.hybrid is not None]:
+        raise NotReconstructable(f"hybrid codes have no gradient here ({hybrid[0]})")
     model = lifted.model
     objective = objective_of(part, model)
     outputs = {value.name: value for value in model.graph.outputs}

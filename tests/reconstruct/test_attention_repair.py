@@ -151,7 +151,8 @@ def test_sites_of_a_decoder_are_repaired_and_an_encoder_left_alone(
         model = load_model(nano / f"{part}.onnx")
         prepared = Preparation(model, BITS)
         work = begin(prepared, identify(model, part), [feed], scheme, target="samq")
-        work.run([Select(), Ranges("omse", "mse", "uniform"), RepairAttention(operand, AttentionRepairSettings())], work)
+        repair = RepairAttention(operand, AttentionRepairSettings())
+        work.run([Select(), Ranges("omse", "mse", "uniform"), repair], work)
         report = work.reports[-1]
         assert not report.refused
         assert len(report.done) == (7 if part == "decoder" else 0)

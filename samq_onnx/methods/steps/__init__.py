@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from samq_onnx.methods.steps.attention_repair import AttentionRepairSettings, RepairAttention
 from samq_onnx.methods.steps.balance import BalanceOperands
+from samq_onnx.methods.steps.best_codes import BestCodes
 from samq_onnx.methods.steps.best_of import BestOf
 from samq_onnx.methods.steps.clip_by_focus import ClipByFocus
 from samq_onnx.methods.steps.first_of import FirstOf
@@ -22,6 +23,7 @@ from samq_onnx.methods.steps.spare import Spare
 __all__ = [
     "AttentionRepairSettings",
     "BalanceOperands",
+    "BestCodes",
     "BestOf",
     "CentreKeys",
     "ClipByFocus",

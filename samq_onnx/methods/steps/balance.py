@@ -31,9 +31,10 @@ class BalanceOperands(Step):
     def apply(self, work: Work) -> Report:
         def largest(projection: Projection | None) -> np.ndarray:
             found = work.found(_range(projection))
-            made: np.ndarray = np.maximum(np.abs(found.lows), np.abs(found.highs)).astype(np.float64)
             assert projection is not None
-            return made[projection.channels]
+            reach = np.maximum(np.abs(found.lows), np.abs(found.highs)).astype(np.float64)
+            made: np.ndarray = reach[projection.channels]
+            return made
 
         keys, values = {}, {}
         for site in self._sites(work):

@@ -27,9 +27,10 @@ IMAGES, PROMPTS = 2, 16  # that statistics of a trial see, and as many others th
 class BestOf(Step):
     """The steps, of several alternatives, after which the quantized model is nearest to the float one.
 
-    Each is tried with the steps ``then`` behind it, which decide the rest of the plan, on few inputs: a model is lowered
-    and run on others, and the squared error of its embedding or masks counts. A tie is for the first one. Nothing of a
-    trial stays; the best alternative is then done with all inputs, and ``then`` is left to the steps that follow.
+    Each is tried with the steps ``then`` behind it, which decide the rest of the plan, on few inputs: a model is
+    lowered and run on others, and the error of its embedding counts, or how little its masks overlap the float ones. A
+    tie is for the first one. Nothing of a trial stays; the best alternative is then done with all inputs, and ``then``
+    is left to the steps that follow.
 
     Args:
         what: is chosen. alternatives: name -> steps.
@@ -83,7 +84,7 @@ class BestOf(Step):
         for index, reference in enumerate(references):
             fed = {value.name or "": judged[index][value.name or ""] for value in model.graph.inputs}
             outputs = run_session(session, fed, "a trial", judge.outputs)
-            losses.append(judge(index, reference, dict(zip(judge.outputs, outputs, strict=True))).error)
+            losses.append(judge(index, reference, dict(zip(judge.outputs, outputs, strict=True))).cost)
         return float(np.mean(losses))
 
 

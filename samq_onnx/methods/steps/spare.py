@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from samq_onnx.analysis.judge import OutputJudge
 from samq_onnx.analysis.sensitivity import ALL, Trial, sensitivity
-from samq_onnx.analysis.sites import site_runs
+from samq_onnx.analysis.sites import SiteCodes, site_runs
 from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.passes.lift import AttentionSite, Linear
@@ -69,13 +69,13 @@ class Spare(Step):
         if not candidates:
             return {}
         runs = site_runs(work.lifted, work.plan, {})
-        codes = {**work.plan.linears, **work.plan.attentions}
+        codes: dict[str, SiteCodes] = {**work.plan.linears, **work.plan.attentions}
         trials = {name: [Trial(ALL, codes[name])] for name in candidates}
         places = np.unique(np.linspace(0, len(work.observed) - 1, self.inputs).round().astype(int)).tolist()
         found = sensitivity(
             work.lifted, runs, trials, Selection(work.observed, places), OutputJudge(work.part), label=work.label
         )
-        return {name: loss[ALL].error for name, loss in found.losses.items()}
+        return {name: loss[ALL].cost for name, loss in found.losses.items()}
 
 
 def _take_out(work: Work, name: str, reason: str) -> None:

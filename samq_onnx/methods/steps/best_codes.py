@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choose the observer of each site by what the site alone costs at the model's output."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from samq_onnx.analysis.judge import OutputJudge
+from samq_onnx.analysis.sensitivity import Trial, sensitivity
+from samq_onnx.analysis.sites import site_runs
+from samq_onnx.calibrate.statistics import Statistic
+from samq_onnx.feeds import Selection
+from samq_onnx.methods.step import Step, Work
+from samq_onnx.methods.steps.ranges import Ranges
+from samq_onnx.passes.report import Report
+
+__all__ = ["BestCodes"]
+
+
+class BestCodes(Step):
+    """The plan, site by site, of several ways to choose ranges: that with which the site, quantized alone, costs least.
+
+    Args:
+        ways: name -> ranges. The first one wins where nothing is better. inputs: that sites are tried on.
+    """
+
+    name = "ranges of each site"
+
+    def __init__(self, ways: dict[str, Ranges], inputs: int) -> None:
+        self.ways, self.inputs = ways, inputs
+
+    def wants(self, work: Work) -> Sequence[Statistic]:
+        wanted = {one.key: one for way in self.ways.values() for one in way.wants(work)}
+        return list(wanted.values())
+
+    def apply(self, work: Work) -> Report:
+        report = Report(self.name)
+        plans = {}
+        for name, way in self.ways.items():
+            way.apply(work)
+            plans[name] = copy.copy(work.plan.linears), copy.copy(work.plan.attentions)
+        runs = site_runs(work.lifted, work.plan, {})
+        trials: dict[str, list[Trial]] = {}
+        for site in runs:
+            found = {name: linears.get(site) or attentions[site] for name, (linears, attentions) in plans.items()}
+            different = {codes: name for name, codes in reversed(found.items())}
+            trials[site] = [Trial(name, codes) for codes, name in reversed(different.items())]
+        places = np.unique(np.linspace(0, len(work.observed) - 1, self.inputs).round().astype(int)).tolist()
+        open_sites = {site: tried for site, tried in trials.items() if len(tried) > 1}
+        losses = sensitivity(
+            work.lifted, runs, open_sites, Selection(work.observed, places), OutputJudge(work.part), label=work.label
+        ).losses
+        chosen: Counter[str] = Counter()
+        for site, tried in trials.items():
+            costs = {one.name: losses[site][one.name].cost for one in tried} if site in losses else {}
+            best = min(costs, key=lambda name: costs[name]) if costs else tried[0].name
+            linears, attentions = plans[best]
+            if site in linears:
+                work.plan.linears[site] = linears[site]
+            else:
+                work.plan.attentions[site] = attentions[site]
+            chosen[best] += 1
+            report.done.append(f"{site}: {best}")
+        report.facts |= {f"sites with {name}": float(count) for name, count in chosen.items()}
+        return report
