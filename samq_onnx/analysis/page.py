@@ -52,7 +52,11 @@ def page(report: Facts) -> str:
 def _help(parts: Facts) -> str:
     """What can be done about the causes that occur."""
     names = {cause(site)[0] for part in parts.values() for site in part["sites"][:WORST]}
-    told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(help)}</dd>" for name, help in HELP.items() if name in names)
+    by_words: dict[str, list[str]] = {}
+    for name, words in HELP.items():
+        if name in names:
+            by_words.setdefault(words, []).append(name)
+    told = "".join(f"<dt>{escape(', '.join(one))}</dt><dd>{escape(words)}</dd>" for words, one in by_words.items())
     return f"<h2>What helps</h2><dl>{told}</dl>"
 
 
@@ -106,9 +110,10 @@ def _plot(tensor: Facts) -> str:
     drawn = svg.histogram(
         tuple(tensor["edges"]), tensor["before"], tensor["after"], tuple(kept) if kept is not None else None
     )
-    words = [f"{tensor['role']}: {tensor['bits']} bits, SQNR {tensor['sqnr_db']:.1f} dB"]
+    words = [f"{tensor['role']}: {tensor['bits']} bits, signal to noise {tensor['sqnr_db']:.1f} dB"]
     if kept is not None:
-        words.append(f"range {kept[0]:.3g} to {kept[1]:.3g} of {tensor['seen'][0]:.3g} to {tensor['seen'][1]:.3g}")
+        low, high = tensor["seen"]
+        words.append(f"codes hold {kept[0]:.3g} to {kept[1]:.3g}, values go from {low:.3g} to {high:.3g}")
     if "bimodal" in tensor:
         says = {True: "two peaks", False: "one peak"}
         words.append(f"{says[tensor['bimodal']['before']]} before, {says[tensor['bimodal']['after']]} after")
