@@ -16,6 +16,7 @@ from samq_onnx.families import Role, identify
 from samq_onnx.methods import DEFAULT_METHOD, METHODS, Scheme, Widths, configured, parameters
 from samq_onnx.methods.__main__ import main, markdown
 from samq_onnx.methods.scheme import check_site_bits
+from samq_onnx.methods.steps import GptqSettings
 from samq_onnx.models import load_model
 
 README = Path(__file__).parents[2] / "README.md"
@@ -44,7 +45,7 @@ def test_the_command_lists_names_papers_and_parameters(tmp_path: Path, capsys: p
 def test_parameters_are_set_by_dotted_names() -> None:
     settings = {"gptq.damping": "0.02", "compensate": "false", "decoder_bits": "6", "probabilities": "uniform"}
     chosen = configured("samq", settings)
-    assert dataclasses.asdict(chosen) | {"gptq": {"damping": 0.02, "ridge": 0.1}} == dataclasses.asdict(chosen)
+    assert dataclasses.asdict(chosen)["gptq"] == dataclasses.asdict(GptqSettings(damping=0.02, ridge=0.1))
     assert (chosen.compensate, chosen.decoder_bits, chosen.probabilities) == (False, 6, "uniform")  # type: ignore
     assert configured("samq") != chosen
 
