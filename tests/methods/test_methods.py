@@ -60,6 +60,8 @@ def test_parameters_are_set_by_dotted_names() -> None:
         ("samq", {"gptq.damping": "nan"}, "wanted a number from 0"),
         ("samq", {"gptq.damping": "1e308"}, "wanted a number from 0"),
         ("samq", {"decoder_bits": "9"}, "wanted a number from 0 to 8"),
+        ("auto", {"encoder_float": "1.1"}, "wanted a number from 0 to 1,"),
+        ("auto", {"decoder_floats": "0"}, "did you mean decoder_float"),
         ("samq", {"decoder_bits": "8.5"}, "wanted a whole number"),
         ("samq", {"compensate": "1"}, "wanted true or false"),
         ("samq", {"probabilities": "sine"}, "choose one of log, log-sqrt2, row, uniform"),
@@ -109,13 +111,16 @@ def test_files_of_widths_are_checked(value: object) -> None:
         check_site_bits(value, "here")
 
 
-def test_the_default_method_keeps_wide_activations_in_a_decoder() -> None:
+def test_the_default_method_keeps_a_decoder_wide() -> None:
     decoder, encoder = (
         identify(load_model(assets.nano_dir() / f"{part}.onnx"), part) for part in ("decoder", "encoder")
     )
     assert decoder.role is Role.DECODER
     assert configured("samq").widths(decoder, Widths(4, 4)) == Widths(4, 8)
-    assert configured("samq").widths(encoder, Widths(4, 4)) == Widths(4, 4)
+    assert configured(DEFAULT_METHOD).widths(decoder, Widths(4, 4)) == Widths(8, 8)
+    assert configured(DEFAULT_METHOD, {"decoder_bits": "6"}).widths(decoder, Widths(4, 7)) == Widths(6, 7)
+    for name in (DEFAULT_METHOD, "samq"):
+        assert configured(name).widths(encoder, Widths(4, 4)) == Widths(4, 4)
     assert configured("minmax").widths(decoder, Widths(4, 4)) == Widths(4, 4)
 
 

@@ -17,16 +17,21 @@ BLOCKS = (*ATTENTIONS, "linear")
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> onnx.ModelProto:
-    """float ``x`` [1, rows, columns, width] -> ``y`` of that shape, by an attention, an MLP and perhaps more."""
+def networks(draw: st.DrawFn, *, ends: bool = False) -> onnx.ModelProto:
+    """float ``x`` [1, rows, columns, width] -> ``y`` of that shape, by an attention, an MLP and perhaps more.
+
+    Args:
+        ends: a linear is the first and the last of it, and its norms have gains.
+    """
     heads, depth = draw(st.integers(1, 3)), draw(st.sampled_from([4, 8]))
     rows, columns = draw(st.integers(2, 4)), draw(st.integers(2, 4))
     g = Graph(heads * depth, heads, seed=draw(st.integers(0, 999)))
     shape = (1, rows, columns, g.width)
-    x = "x"
+    x = g.linear("x", g.width, g.width) if ends else "x"
     more = draw(st.lists(st.sampled_from(BLOCKS), max_size=1))
     for block in draw(st.permutations([draw(st.sampled_from(ATTENTIONS)), "mlp", *more])):
-        normed = g.norm(x) if draw(st.booleans()) else x
+        gain = g.drawn(g.width) if ends else g.held(np.ones(g.width))
+        normed = g.op("LayerNormalization", x, gain, g.drawn(g.width), axis=-1) if draw(st.booleans()) else x
         if block == "rel_pos":
             made = rel_pos_attention(g, normed, rows, columns)
         elif block == "attention":
@@ -38,6 +43,7 @@ def networks(draw: st.DrawFn) -> onnx.ModelProto:
         else:
             made = g.linear(normed, g.width, g.width, bias=draw(st.booleans()))
         x = g.op("Add", x, made) if draw(st.booleans()) else made
+    x = g.linear(x, g.width, g.width) if ends else x
     dims = ", ".join(map(str, shape))
     return g.model(f"float[{dims}] x", f"float[{dims}] y", {"y": x})
 

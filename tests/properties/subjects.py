@@ -5,7 +5,16 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, Phase, settings
 
-from samq_onnx.passes.fold import fold_attention_scale, fold_key_centre, fold_norm_affine, fold_sign
+from samq_onnx.passes.fold import (
+    fold_attention_scale,
+    fold_key_centre,
+    fold_key_scale,
+    fold_norm_affine,
+    fold_sign,
+    fold_value_scale,
+    rotate_heads,
+    rotate_stream,
+)
 from samq_onnx.passes.lift import Lifted, lift, simplify
 from samq_onnx.passes.lower import qlinear, views
 from samq_onnx.passes.lower.build import Builder
@@ -20,14 +29,18 @@ __all__ = [
     "examples",
     "fold_attention_scale",
     "fold_key_centre",
+    "fold_key_scale",
     "fold_norm_affine",
     "fold_sign",
+    "fold_value_scale",
     "gather_views",
     "lift",
     "merge_slices",
     "move_rows_first",
     "propagate_qdq",
     "qlinear",
+    "rotate_heads",
+    "rotate_stream",
     "simplify",
     "views",
 ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,6 +117,73 @@ def test_centring_keys() -> None:
 
     holds()
     assert centred >= 8
+
+
+@pytest.mark.parametrize("operand", ["keys", "values"])
+def test_scaling_operands(operand: str) -> None:
+    scaled = 0
+
+    @subjects.examples(15)
+    @given(networks(), st.integers(0, 99))
+    def holds(proto: onnx.ModelProto, seed: int) -> None:
+        nonlocal scaled
+        model, structure = _lifted(proto)
+        feed, random = feed_of(model), np.random.default_rng(seed)
+        expected = run_model(model, feed)
+        scales = {}
+        for site in structure.attentions:
+            drawn = np.exp(2 * random.normal(size=(site.heads, site.head_dim)))
+            alike = operand == "keys" and site.tables
+            scales[site.name] = np.broadcast_to(drawn[:1], drawn.shape) if alike else drawn
+        fold = subjects.fold_key_scale if operand == "keys" else subjects.fold_value_scale
+        report = fold(structure, scales)
+        assert report.done == list(scales) and not report.refused
+        scaled += len(report.done)
+        assert relative_error(expected, run_model(model, feed)) < ROUNDING
+        once = _state(model)
+        fold(structure, {name: np.ones_like(scale) for name, scale in scales.items()})
+        assert _state(model) == once
+
+    holds()
+    assert scaled >= 15
+
+
+def test_rotating_heads() -> None:
+    rotated = 0
+
+    @subjects.examples(15)
+    @given(networks(), st.sampled_from(["qk", "v", "qkv"]), st.integers(0, 99))
+    def holds(proto: onnx.ModelProto, operands: str, seed: int) -> None:
+        nonlocal rotated
+        model, structure = _lifted(proto)
+        feed = feed_of(model)
+        expected = run_model(model, feed)
+        report = subjects.rotate_heads(structure, operands, seed)
+        assert len(report.done) == len(structure.attentions) * (1 + (operands == "qkv")) and not report.refused
+        rotated += len(report.done)
+        assert relative_error(expected, run_model(model, feed)) < ROUNDING
+
+    holds()
+    assert rotated >= 15
+
+
+def test_rotating_streams() -> None:
+    counts = {True: 0, False: 0}
+
+    @subjects.examples(25)
+    @given(networks(ends=True))
+    def holds(proto: onnx.ModelProto) -> None:
+        model, structure = _lifted(proto)
+        feed = feed_of(model)
+        expected, before = run_model(model, feed), _state(model)
+        report = subjects.rotate_stream(structure)
+        counts[bool(report.done)] += 1
+        assert len(report.refused) == (not report.done)
+        assert relative_error(expected, run_model(model, feed)) < ROUNDING
+        assert report.done or _state(model) == before
+
+    holds()
+    assert min(counts.values()) >= 3
 
 
 @st.composite
