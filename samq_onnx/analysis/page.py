@@ -95,7 +95,7 @@ def _site(site: Facts, worst: bool, opened: bool) -> str:
     loss = site["losses"]["all"]
     flips = f", {100 * loss['flips']:.2g} % of pixels flip" if loss["flips"] is not None else ""
     roles = ", ".join(f"{role} {_percent(one['error'])}" for role, one in site["losses"].items() if role != "all")
-    alone = f'<p class="note">One tensor alone: {roles}. {escape(why[:1].upper() + why[1:])}.</p>' if worst else ""
+    alone = f'<p class="note">One tensor alone: {roles}. {escape(f"{name.capitalize()}: {why}")}.</p>' if worst else ""
     plots = "".join(_plot(tensor) for tensor in site["tensors"])
     plots += "".join(_channels(one["role"], one["channels"]) for one in site["tensors"] if "channels" in one)
     return (
@@ -122,9 +122,10 @@ def _plot(tensor: Facts) -> str:
     made = f"<figure>{drawn}<figcaption>{escape('; '.join(words))}</figcaption></figure>"
     if "tau" in tensor:
         points = [(point[0], point[1]) for point in tensor["tau"]["curve"]]
+        errors = [error for _, error in points]
         made += (
             f"<figure>{svg.curve(points, tensor['tau']['chosen'])}<figcaption>error of the attention output by code, "
-            f"logarithmic: {points[0][1]:.2e} to {points[-1][1]:.2e}; chosen stands out</figcaption></figure>"
+            f"logarithmic: {min(errors):.2e} to {max(errors):.2e}; chosen stands out</figcaption></figure>"
         )
     return made
 
