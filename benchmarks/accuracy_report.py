@@ -20,7 +20,7 @@ __all__ = ["Results"]
 
 KEPT = "0.96"  # least IoU with the float mask of a mask that is kept
 HEAD = ("row", "width", "IoU", "against float", "Dice", f"kept at {KEPT}", "agreement", "oracle IoU", "seconds")
-HIGHLIGHTED = "samq"
+HIGHLIGHTED = "auto"
 
 Record = dict[str, Any]
 """``settings``, and what was measured or the ``error``."""

@@ -122,7 +122,7 @@ def _part(
     planned = {*subject.plan.linears, *subject.plan.attentions}
     in_float = [one.name for one in (*subject.lifted.linears, *subject.lifted.attentions) if one.name not in planned]
     if in_float:
-        notes.append(f"{len(in_float)} sites stay in float and are not listed: {', '.join(in_float)}.")
+        notes.append(f"Not listed, as they stay in float: {', '.join(in_float)}.")
     if found.weighted:
         notes.append("Errors are measured at the end of a site's block and weighted by what the rest makes of them.")
     if plan is not None and subject.plan.constants:

@@ -31,6 +31,8 @@ from samq_onnx.runtime import open_session, run_session
 __all__ = ["main", "sqnr", "verify"]
 
 COMPARABLE = "samq_onnx.comparable"  # metadata of a quantized model
+FLOAT_ATTENTION = {"Attention", "AttentionRelPos"}  # whose kernel adds up in another order than its body
+ROUNDING = 1e-3  # of an output's largest value, that such an attention may change
 
 
 def sqnr(reference: np.ndarray, value: np.ndarray) -> float:
@@ -77,7 +79,8 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
 
     Returns:
         ``native_max_abs`` output -> largest difference between native kernels and function bodies; ``same`` whether
-        there is none; ``output_sqnr_db`` output -> dB against float; ``site_sqnr_db`` value name -> dB against float
+        there is none; ``agree``, whether there is none but what rounding in an attention that stayed in float explains;
+        ``output_sqnr_db`` output -> dB against float; ``site_sqnr_db`` value name -> dB against float
         for every quantized linear and attention whose float output is there and means the same in both.
 
     Raises:
@@ -101,6 +104,8 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
     native = _run(str(quantized), feed)
     body = _run(str(quantized), feed, native=False)
     outputs = list(native)
+    same = all(_same(body[name], native[name]) for name in outputs)
+    in_float = any(node.domain == ops.DOMAIN and node.op_type in FLOAT_ATTENTION for node in model.graph)
     unfuse(model)
     ops.add_functions(model)
     both = _floats(model) & _floats(original)
@@ -113,7 +118,8 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
         "quantized": str(quantized),
         "reference": str(reference),
         "native_max_abs": {name: _apart(body[name], native[name]) for name in outputs},
-        "same": all(_same(body[name], native[name]) for name in outputs),
+        "same": same,
+        "agree": same or (in_float and all(_near(body[name], native[name]) for name in outputs)),
         "output_sqnr_db": _ratios(float_values, native, outputs, quantized),
         "site_sqnr_db": _ratios(float_values, quantized_values, sites, quantized),
     }
@@ -133,6 +139,10 @@ def _apart(one: np.ndarray, two: np.ndarray) -> float:
     if not _is_numeric(one) or not _is_numeric(two) or one.shape != two.shape or _same(one, two):
         return 0.0 if _same(one, two) else math.inf
     return float(np.abs(one.astype(np.float64) - two).max())
+
+
+def _near(one: np.ndarray, two: np.ndarray) -> bool:
+    return _apart(one, two) <= (ROUNDING * float(np.abs(one).max(initial=0.0)) if _is_numeric(one) else 0.0)
 
 
 def _ratios(
@@ -167,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in report["output_sqnr_db"].items():
         print(f"output against float {value:7.1f} dB  {name}")
     write_report(arguments.json, report, "the numbers are above")
-    if not report["same"]:
+    if not report["agree"]:
         print("error: native kernels and function bodies give different outputs", file=sys.stderr)
         return 1
     return 0

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
+import samq_onnx
 from samq_onnx import assets, quantize, verify
 from tests import nets
 
@@ -34,6 +37,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_float_model_it_came_from_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert verify.main(["quantized.onnx", "--reference", "float.onnx"]) == 0
+
+
+@pytest.mark.parametrize("rounding", [0.01, 10])  # of what is allowed
+def test_only_an_attention_in_float_may_round(
+    folder: Path, tiny_sam: Path, one_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounding: float
+) -> None:
+    run = verify._run
+
+    def rounded(model: Any, feed: Any, native: bool = True, where: str = "") -> dict[str, np.ndarray]:
+        values = run(model, feed, native, where)
+        return {name: value * (1 + rounding * verify.ROUNDING * native) for name, value in values.items()}
+
+    encoder = tmp_path / "encoder.onnx"
+    plans = samq_onnx.quantize(tiny_sam / "encoder.onnx", one_image, method="minmax").plans
+    plans["model"].attentions.clear()
+    samq_onnx.lower(tiny_sam / "encoder.onnx", plans).save(encoder)
+    monkeypatch.setattr(verify, "_run", rounded)
+    assert verify.main([str(encoder), "--reference", str(tiny_sam / "encoder.onnx")]) == (0 if rounding < 1 else 1)
+    assert verify.main([str(folder / "quantized.onnx"), "--reference", str(folder / "float.onnx")]) == 1
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,11 @@ def page(report: Facts) -> str:
 def _help(parts: Facts) -> str:
     """What can be done about the causes that occur."""
     names = {cause(site)[0] for part in parts.values() for site in part["sites"][:WORST]}
-    told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(help)}</dd>" for name, help in HELP.items() if name in names)
+    by_words: dict[str, list[str]] = {}
+    for name, words in HELP.items():
+        if name in names:
+            by_words.setdefault(words, []).append(name)
+    told = "".join(f"<dt>{escape(', '.join(one))}</dt><dd>{escape(words)}</dd>" for words, one in by_words.items())
     return f"<h2>What helps</h2><dl>{told}</dl>"
 
 
@@ -91,7 +95,7 @@ def _site(site: Facts, worst: bool, opened: bool) -> str:
     loss = site["losses"]["all"]
     flips = f", {100 * loss['flips']:.2g} % of pixels flip" if loss["flips"] is not None else ""
     roles = ", ".join(f"{role} {_percent(one['error'])}" for role, one in site["losses"].items() if role != "all")
-    alone = f'<p class="note">One tensor alone: {roles}. {escape(why[:1].upper() + why[1:])}.</p>' if worst else ""
+    alone = f'<p class="note">One tensor alone: {roles}. {escape(f"{name.capitalize()}: {why}")}.</p>' if worst else ""
     plots = "".join(_plot(tensor) for tensor in site["tensors"])
     plots += "".join(_channels(one["role"], one["channels"]) for one in site["tensors"] if "channels" in one)
     return (
@@ -106,9 +110,10 @@ def _plot(tensor: Facts) -> str:
     drawn = svg.histogram(
         tuple(tensor["edges"]), tensor["before"], tensor["after"], tuple(kept) if kept is not None else None
     )
-    words = [f"{tensor['role']}: {tensor['bits']} bits, SQNR {tensor['sqnr_db']:.1f} dB"]
+    words = [f"{tensor['role']}: {tensor['bits']} bits, signal to noise {tensor['sqnr_db']:.1f} dB"]
     if kept is not None:
-        words.append(f"range {kept[0]:.3g} to {kept[1]:.3g} of {tensor['seen'][0]:.3g} to {tensor['seen'][1]:.3g}")
+        low, high = tensor["seen"]
+        words.append(f"codes hold {kept[0]:.3g} to {kept[1]:.3g}, values go from {low:.3g} to {high:.3g}")
     if "bimodal" in tensor:
         says = {True: "two peaks", False: "one peak"}
         words.append(f"{says[tensor['bimodal']['before']]} before, {says[tensor['bimodal']['after']]} after")
@@ -117,9 +122,10 @@ def _plot(tensor: Facts) -> str:
     made = f"<figure>{drawn}<figcaption>{escape('; '.join(words))}</figcaption></figure>"
     if "tau" in tensor:
         points = [(point[0], point[1]) for point in tensor["tau"]["curve"]]
+        errors = [error for _, error in points]
         made += (
             f"<figure>{svg.curve(points, tensor['tau']['chosen'])}<figcaption>error of the attention output by code, "
-            f"logarithmic: {points[0][1]:.2e} to {points[-1][1]:.2e}; chosen stands out</figcaption></figure>"
+            f"logarithmic: {min(errors):.2e} to {max(errors):.2e}; chosen stands out</figcaption></figure>"
         )
     return made
 

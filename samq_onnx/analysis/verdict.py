@@ -18,12 +18,16 @@ CREST = 15.0  # largest value in units of the root mean square; a normal distrib
 SHARP = 0.5  # largest probability of the middle row
 OUTLIERS = 8.0
 FLAT = 0.05
-ROW_CODES = "Codes relative to the largest of their row (auto, samq) or log codes (ptq4sam-s, repq-vit) fit it better."
+LEAST = 0.01  # share of a cause that is told
+ROW_CODES = (
+    "Codes relative to the largest of their row (auto, samq) or log codes (ptq4sam-s, repq-vit) fit it better; where "
+    "it has them, more bits (--site-bits)."
+)
 HELP = {  # cause -> what can be done about it
     "outlier channels": (
         "A few channels reach far beyond the others, and all share one step. Folds that scale or rotate channels help "
         "and cost nothing when the model runs: auto tries them, smoothquant, os-plus and repq-vit scale those behind "
-        "norms."
+        "norms. No fold reaches channels behind a GELU: more bits there (--site-bits), or hybrid codes (ahcptq-s)."
     ),
     "bimodal keys": "All methods centre keys or turn their signs; the report of quantize says why it was not possible.",
     "sharp softmax": ROW_CODES,
@@ -62,9 +66,9 @@ def cause(site: Facts) -> tuple[str, str]:
                 f"half of all rows put {100 * largest:.0f} % or more on one key, and the many small probabilities "
                 f"beside it share what is left of {2**bits} codes"
             )
-        if largest < FLAT:
+        if largest < FLAT and tensor.get("codes") != "row":
             return "flat softmax", (
-                f"the largest probability of a middle row is {largest:.2g}: all of it lies in few of the codes"
+                f"the largest probability of a middle row is {largest:.2g}; with one scale for all it has few codes"
             )
         return "softmax", f"{2**bits} codes are too few for rows that hold both large and small probabilities"
     if crest > CREST:
@@ -98,8 +102,15 @@ def verdict(sites: list[Facts], whole: Facts, what: str) -> list[str]:
     half = next((n for n in range(1, len(shares) + 1) if sum(shares[:n]) >= 0.5), len(shares))
     lines.append(
         f"{half} of {len(sites)} sites {'makes' if half == 1 else 'make'} up {100 * sum(shares[:half]):.0f} % of what "
-        "all cost when each is quantized alone:"
+        "all cost when each is quantized alone."
     )
+    causes: dict[str, float] = {}
+    for site, share in zip(sites, shares, strict=False):
+        name, _ = cause(site)
+        causes[name] = causes.get(name, 0.0) + share
+    ranked = sorted(causes.items(), key=lambda pair: -pair[1])
+    told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ranked if share >= LEAST)
+    lines.append(f"By cause, of the {len(shares)} costliest sites: {told}.")
     for site, share in list(zip(sites, shares, strict=False))[: max(3, min(half, 5))]:
         name, why = cause(site)
         lines.append(f"{site['site']} ({100 * share:.0f} %): {name}: {why}.")
