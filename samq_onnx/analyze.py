@@ -120,7 +120,8 @@ def _part(
     whole = _whole(file, quantized, tried, judge)
     notes = [f"Histograms of {len(few)} inputs, single sites tried on {len(tried)}."]
     planned = {*subject.plan.linears, *subject.plan.attentions}
-    in_float = [one.name for one in (*subject.lifted.linears, *subject.lifted.attentions) if one.name not in planned]
+    names = [*(one.name for one in subject.lifted.linears), *(site.name for site in subject.lifted.attentions)]
+    in_float = [name for name in names if name not in planned]
     if in_float:
         notes.append(f"Not listed, as they stay in float: {', '.join(in_float)}.")
     if found.weighted:

@@ -32,8 +32,7 @@ RUNS = 5
 
 @dataclasses.dataclass(frozen=True)
 class _Way:
-    """A way to quantize: its title, method and widths, those of the decoder, and about how many seconds it takes on slow
-    cores."""
+    """A way to quantize: its title, method, widths, those of a decoder, and how many seconds it takes on slow cores."""
 
     title: str
     method: str

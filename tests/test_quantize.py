@@ -89,7 +89,10 @@ def test_each_attention_is_the_same_without_the_library(  # type: ignore[no-unty
         ops.add_functions(alone)
         feed = {value.name: found[value.name] for value in codes[site.name]}
         native, body = (run_model(alone, feed, native=native)[0] for native in (True, False))
-        np.testing.assert_array_equal(body, native, err_msg=site.name)
+        if site.op_type in verify.FLOAT_ATTENTION:
+            np.testing.assert_allclose(body, native, atol=1e-5 * np.abs(body).max(), err_msg=site.name)
+        else:
+            np.testing.assert_array_equal(body, native, err_msg=site.name)
 
 
 def _found(folder: Path, *, native: bool) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -104,13 +107,20 @@ def _found(folder: Path, *, native: bool) -> list[tuple[np.ndarray, np.ndarray, 
 
 
 def test_masks_are_the_same_without_the_library(quantized) -> None:  # type: ignore[no-untyped-def]
-    """Encoder and decoder both with kernels, and both with bodies: the same masks, and the same bits behind them."""
+    """Encoder and decoder both with kernels, and both with bodies: the same masks, and the same bits behind them.
+
+    An attention that stayed in float may round, and a code behind it change.
+    """
     folder, _ = quantized
+    in_float = any(node.op_type in verify.FLOAT_ATTENTION for node in onnx.load(folder / "decoder.onnx").graph.node)
     native, bodies = (_found(folder, native=native) for native in (True, False))
     assert np.mean([overlap(one[0], two[0])[0] for one, two in zip(native, bodies, strict=True)]) >= 0.999
     for one, two in zip(native, bodies, strict=True):
         for here, there in zip(one, two, strict=True):
-            np.testing.assert_array_equal(here, there)
+            if in_float:
+                assert relative_error([here], [there]) < 0.01
+            else:
+                np.testing.assert_array_equal(here, there)
 
 
 def test_verify_sees_small_differences_only(quantized, nano: Path) -> None:  # type: ignore[no-untyped-def]
@@ -125,7 +135,7 @@ def test_verify_of_a_decoder_takes_an_encoder(quantized, nano: Path) -> None:  #
     folder, report = quantized
     decoder, original = folder / "decoder.onnx", nano / "decoder.onnx"
     image, noise = (verify.verify(decoder, original, encoder) for encoder in (nano / "encoder.onnx", None))
-    assert image["same"] and noise["same"]
+    assert image["agree"] and noise["agree"]
     assert image["output_sqnr_db"] != noise["output_sqnr_db"]
     assert image["output_sqnr_db"]["low_res_masks"] > _limits(report)[2]
     with pytest.raises(UserError, match="is no SAM decoder"):
@@ -140,7 +150,8 @@ def test_verify_refuses_another_float_model(quantized, nano: Path, capsys: pytes
 
 def test_most_of_the_encoder_runs_in_integers(quantized) -> None:  # type: ignore[no-untyped-def]
     _, report = quantized
-    assert report["encoder"]["fusion"]["integer_share"] > 0.95
+    least = 0.9 if report["encoder"]["recipe"]["method"] == DEFAULT_METHOD else 0.95  # which leaves convolutions
+    assert report["encoder"]["fusion"]["integer_share"] > least
     attention = [macs for name, macs in report["encoder"]["fusion"]["operators"].items() if "Attention" in name]
     assert attention and all(whole > 0 and real == 0 for whole, real in attention)
 
@@ -150,7 +161,7 @@ def test_four_bit_weights_are_packed(quantized) -> None:  # type: ignore[no-unty
     types = {tensor.data_type for tensor in onnx.load(folder / "encoder.onnx").graph.initializer}
     narrow = report["encoder"]["recipe"]["weight_bits"] == 4
     assert (onnx.TensorProto.INT4 in types) == narrow
-    assert report["encoder"]["bytes_after"] < report["encoder"]["bytes_before"] / (3.5 if narrow else 2.6)
+    assert report["encoder"]["bytes_after"] < report["encoder"]["bytes_before"] / (3.5 if narrow else 2.4)
 
 
 def test_metadata_says_how_the_file_was_made(quantized) -> None:  # type: ignore[no-untyped-def]
