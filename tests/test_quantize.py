@@ -127,7 +127,7 @@ def test_verify_sees_small_differences_only(quantized, nano: Path) -> None:  # t
     folder, report = quantized
     found = verify.verify(folder / "encoder.onnx", nano / "encoder.onnx")
     assert found["same"]
-    assert len(found["site_sqnr_db"]) >= 16
+    assert len(found["site_sqnr_db"]) >= 14
     assert found["output_sqnr_db"]["image_embeddings"] > _limits(report)[0]
 
 
