@@ -10,7 +10,7 @@ from samq_onnx.passes.lift.attention import DOMAIN, Match, match_attention, outl
 from samq_onnx.passes.lift.gelu import find_gelus
 from samq_onnx.passes.lift.kinds import site_kinds
 from samq_onnx.passes.lift.linear import find_linears, plain_gemms
-from samq_onnx.passes.lift.norm import find_norms
+from samq_onnx.passes.lift.norm import find_norms, own_constants
 from samq_onnx.passes.lift.padding import pad_behind
 from samq_onnx.passes.lift.simplify import simplify
 from samq_onnx.passes.lift.structure import AttentionSite, Gelu, Lifted, Linear, Norm, Projection
@@ -30,6 +30,7 @@ def lift(model: ir.Model) -> Lifted:
     plain_gemms(graph)
     common.NameFixPass()(model)
     lifted = Lifted(model, norms=find_norms(graph), gelus=find_gelus(graph))
+    own_constants(graph, lifted.norms)
     matches: list[Match] = []
     for node in graph:
         if node.op_type == "Softmax" and node.domain == "":

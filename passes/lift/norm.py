@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from samq_onnx.passes.graph import array_of, input_of, only_reader
+from samq_onnx.passes.graph import add_constant, array_of, input_of, is_shared, only_reader
 from samq_onnx.passes.lift.structure import Norm
 
-__all__ = ["epsilon_of", "find_norms"]
+__all__ = ["epsilon_of", "find_norms", "own_constants"]
 
 
 def epsilon_of(node: ir.Node) -> float:
@@ -93,3 +93,32 @@ def find_norms(graph: ir.Graph) -> list[Norm]:
         elif node.op_type == "Div" and (norm := _by_means(node)) is not None:
             found.append(norm)
     return found
+
+
+def own_constants(graph: ir.Graph, norms: list[Norm]) -> None:
+    """Give every norm a scale and a shift of its own, in place: equal ones of fresh norms are stored once, and what is
+    folded into one norm would be seen in the others."""
+    for norm in norms:
+        for name in ("scale", "bias"):
+            value = getattr(norm, name)
+            held = array_of(value)
+            if value is None or held is None or not is_shared(value):
+                continue
+            node = next(node for node in (norm.node, *_readers(norm)) if value in node.inputs)
+            own = add_constant(graph, f"{norm.output.name}_{name}", held.copy())
+            node.replace_input_with(list(node.inputs).index(value), own)
+            setattr(norm, name, own)
+
+
+def _readers(norm: Norm) -> list[ir.Node]:
+    """The nodes of a norm spelled by means that multiply and add."""
+    multiply = norm.output.producer()
+    last = [multiply] if multiply is not None else []
+    return [
+        *last,
+        *(
+            node
+            for value in (multiply.inputs if multiply is not None else ())
+            if value is not None and (node := value.producer()) is not None
+        ),
+    ]

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from samq_onnx.calibrate.statistics import Statistic
 from samq_onnx.families import Part, identify
 from samq_onnx.methods import Method, Scheme, Widths, configured
-from samq_onnx.methods.step import Feeds, Step
+from samq_onnx.methods.step import Feeds, Step, Work
 from samq_onnx.methods.steps import Ranges, Spare
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import lift, simplify
@@ -24,7 +27,23 @@ from tests.fuzz import tiny
 
 DEPTH = 4  # of the chain, which has one linear more, all alike
 DEAR = 2  # the place of the one that has few bits
+EIGHT = Scheme(Widths(8, 8))
 RANGES = Ranges(activation="omse", weight="mse", probabilities="uniform")
+
+
+class Uneven(Step):
+    """Ranges, one site of which has two bits, as no user asks for."""
+
+    name = "uneven ranges"
+
+    def __init__(self, dear: str) -> None:
+        self._sites = {dear: {"weight": 2, "input": 2}}
+
+    def wants(self, work: Work) -> Sequence[Statistic]:
+        return RANGES.wants(work)
+
+    def apply(self, work: Work) -> Report:
+        return RANGES.apply(dataclasses.replace(work, scheme=Scheme(Widths(8, 8), sites=self._sites)))
 
 
 class Steps(Method):
@@ -32,15 +51,17 @@ class Steps(Method):
 
     name = "steps"
 
-    def __init__(self, spare: Spare) -> None:
-        self._steps = [RANGES, spare]
+    def __init__(self, ranges: Step, spare: Spare) -> None:
+        self._steps = [ranges, spare]
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
         return self._steps
 
 
-def _quantized(model: ir.Model, inputs: Feeds, spare: Spare, scheme: Scheme) -> tuple[Outcome, Report]:
-    outcome = quantize_model(model, identify(model, "model"), inputs, Steps(spare), scheme, target="samq")
+def _quantized(
+    model: ir.Model, inputs: Feeds, spare: Spare, scheme: Scheme, ranges: Step = RANGES
+) -> tuple[Outcome, Report]:
+    outcome = quantize_model(model, identify(model, "model"), inputs, Steps(ranges, spare), scheme, target="samq")
     (report,) = (report for report in outcome.reports if report.name == Spare.name)
     return outcome, report
 
@@ -53,13 +74,8 @@ def names() -> list[str]:
     return [linear.name for linear in lift(model).linears]
 
 
-def _uneven(names: list[str]) -> Scheme:
-    """One site of two bits among many of eight."""
-    return Scheme(Widths(8, 8), sites={names[DEAR]: {"weight": 2, "input": 2}})
-
-
 def test_the_dearest_stays_float_and_the_plan_says_why(names: list[str]) -> None:
-    outcome, report = _quantized(chain(DEPTH), feeds(4), Spare(0.99, inputs=2), _uneven(names))
+    outcome, report = _quantized(chain(DEPTH), feeds(4), Spare(0.99, inputs=2), EIGHT, Uneven(names[DEAR]))
     assert report.done == [names[DEAR]]  # though others might
     assert report.facts["share of products in float"] == pytest.approx(1 / len(names))
     assert report.facts[names[DEAR]] > 0.9 * report.facts["loss of all, one by one"]
@@ -79,9 +95,15 @@ def test_no_more_than_the_share(names: list[str], share: float, count: int) -> N
     assert losses == sorted(losses, reverse=True)
 
 
+def test_a_width_that_was_asked_for_is_kept(names: list[str]) -> None:
+    asked = Scheme(Widths(8, 8), sites={names[DEAR]: {"weight": 2, "input": 2}})
+    _, report = _quantized(chain(DEPTH), feeds(2), Spare(0.99, inputs=1), asked)
+    assert report.done and names[DEAR] not in report.done
+
+
 def test_what_stays_float_helps(names: list[str]) -> None:
     def error(share: float) -> float:
-        outcome, _ = _quantized(chain(DEPTH), feeds(4), Spare(share, inputs=2), _uneven(names))
+        outcome, _ = _quantized(chain(DEPTH), feeds(4), Spare(share, inputs=2), EIGHT, Uneven(names[DEAR]))
         wanted, found = ([run_model(model, feed)[0] for feed in feeds(4)] for model in (chain(DEPTH), outcome.model))
         return relative_error(wanted, found)
 

@@ -20,7 +20,7 @@ __all__ = ["Spare"]
 
 TOKENS = 7  # of a prompt, where their number is not known
 LEAST = 0.02  # of all loss; what costs less stays quantized
-REASON = "quantized alone it costs {:.0%} of what all sites cost, and saves {:.1%} of the products"
+REASON = "quantized alone it costs {:.0%} of what all that may stay float cost, and saves {:.1%} of the products"
 
 
 class Spare(Step):
@@ -49,7 +49,8 @@ class Spare(Step):
             *(one.name for one in work.linears if one.node.op_type == "Conv" or not self.convolutions),
             *(site.name for site in work.lifted.attentions if not self.convolutions),
         ]
-        candidates = [name for name in candidates if 0 < products[name] <= self.share * total]
+        asked = work.scheme.sites  # a width that a user asks for is kept
+        candidates = [name for name in candidates if 0 < products[name] <= self.share * total and name not in asked]
         losses = self._losses(work, candidates)
         everything = sum(losses.values())
         left = self.share * total
