@@ -58,7 +58,7 @@ class Auto(Method):
             "rotated, balanced operands": [RotateStream(), BalanceOperands()],
         }
         spare = [] if scheme.strict else [Spare(self.encoder_float, inputs=2, convolutions=True)]
-        return [BestOf("folds", folds, [*KEYS, ranges]), *KEYS, ranges, *spare, Gptq(self.gptq)]
+        return [*KEYS, BestOf("folds", folds, [ranges]), ranges, *spare, Gptq(self.gptq)]
 
     def _decoder(self, scheme: Scheme) -> list[Step]:
         def ranges(activation: str) -> Ranges:
@@ -67,4 +67,4 @@ class Auto(Method):
         folds: dict[str, list[Step]] = {"as it is": [], "balanced operands": [BalanceOperands()]}
         observers: dict[str, list[Step]] = {name: [ranges(name)] for name in ("l4", "omse", "minmax")}
         spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=8)]
-        return [BestOf("folds", folds, [*KEYS, ranges("l4")]), *KEYS, BestOf("ranges", observers, []), *spare]
+        return [*KEYS, BestOf("folds", folds, [ranges("l4")]), BestOf("ranges", observers, []), *spare]
