@@ -254,6 +254,7 @@ def _collect(work: Work, statistics: list[Statistic], kept: StatisticsFile | Non
     if kept is not None:
         for statistic in missing:
             kept.keep(context, statistic)
+        kept.save()  # a run that is killed later goes on from here
 
 
 def _state(prepared: Preparation) -> str:

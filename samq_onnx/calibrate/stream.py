@@ -8,7 +8,7 @@ input: memory grows neither with the number of inputs nor with the depth of the 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from samq_onnx.progress import progress_bar
 from samq_onnx.runtime import open_session, run_session
 from samq_onnx.scratch import Scratch
 
-__all__ = ["Collector", "Feed", "check_finite", "open_block", "resident_memory", "run"]
+__all__ = ["Collector", "Feed", "check_finite", "chosen", "open_block", "resident_memory", "run"]
 
 LARGEST_BLOCK = 2_000_000_000  # bytes of weights; a protobuf holds less than 2 GiB
 
@@ -34,7 +34,7 @@ class Collector(Protocol):
     """Something that wants to see tensors: all of ``tensors`` at once, once for each calibration input.
 
     Attributes:
-        inputs: of so many, the first ones; of all if None.
+        inputs: of so many, evenly spread (`chosen`); of all if None.
     """
 
     @property
@@ -52,13 +52,15 @@ def run(
     collectors: Sequence[Collector],
     *,
     label: str,
+    done: Callable[[Collector], None] | None = None,
 ) -> None:
-    """Feed every calibration input through ``model`` and update ``collectors``.
+    """Feed calibration inputs, those that a collector wants, through ``model`` and update ``collectors``.
 
     Args:
         model: float model, samq nodes allowed; not changed.
         feeds: inputs by graph input name, fetched one at a time.
         label: shown in front of the progress bar, which says how far it is: time left, block, memory in use.
+        done: is given each collector once it has seen all its inputs, which is at the end of its block.
 
     Raises:
         UserError: there is no input, or the model does not run, or a tensor is not finite, or a block is too large for
@@ -70,21 +72,38 @@ def run(
     if not collectors:
         return
     blocks = cut(model, [collector.tensors for collector in collectors])
-    count = min(len(feeds), max(collector.inputs or len(feeds) for collector in collectors))
-    bar = progress_bar(len(blocks) * count, label, "step")
+    seen = [chosen(len(feeds), collector.inputs) for collector in collectors]
+    indices = sorted(set().union(*seen))
+    bar = progress_bar(len(blocks) * len(indices), label, "step")
     with bar, Scratch() as scratch:
         for number, block in enumerate(blocks, 1):
             bar.set_postfix_str(f"block {number} of {len(blocks)}, {resident_memory()}", refresh=False)
-            _run_block(block, feeds, count, [collectors[index] for index in block.groups], scratch, bar)
+            mine = [(collectors[index], seen[index]) for index in block.groups]
+            _run_block(block, feeds, indices, mine, scratch, bar)
+            if done is not None:
+                for collector, _ in mine:
+                    done(collector)
+
+
+def chosen(count: int, wanted: int | None) -> set[int]:
+    """Indices of ``wanted`` of so many inputs, evenly spread; of all if None."""
+    if wanted is None or wanted >= count:
+        return set(range(count))
+    return set(np.linspace(0, count - 1, wanted).round().astype(int).tolist())
 
 
 def _run_block(
-    block: Block, feeds: Sequence[Feed], count: int, collectors: Sequence[Collector], scratch: Path, bar: tqdm
+    block: Block,
+    feeds: Sequence[Feed],
+    indices: Sequence[int],
+    collectors: Sequence[tuple[Collector, set[int]]],
+    scratch: Path,
+    bar: tqdm,
 ) -> None:
     session = open_block(block.model)
     outputs = [output.name for output in session.get_outputs()]
-    wanted = sorted({name for collector in collectors for name in collector.tensors})
-    for index in range(count):
+    wanted = sorted({name for collector, _ in collectors for name in collector.tensors})
+    for index in indices:
         carried = scratch / f"{index}.npy"
         tensors: dict[str, np.ndarray] = {}
         if block.feed_inputs:
@@ -97,8 +116,8 @@ def _run_block(
         tensors.update(zip(outputs, made, strict=True))
         for name in wanted:
             check_finite(name, tensors[name], index)
-        for collector in collectors:
-            if collector.inputs is None or index < collector.inputs:
+        for collector, seen in collectors:
+            if index in seen:
                 collector.update(*(tensors[name] for name in collector.tensors))
         if block.carried_out is not None:
             np.save(carried, tensors[block.carried_out], allow_pickle=False)

@@ -63,7 +63,7 @@ class Auto(Method):
             "rotated, balanced operands": [RotateStream(), BalanceOperands()],
         }
         spare = [] if scheme.strict else [Spare(self.encoder_float, inputs=2, convolutions=True)]
-        return [BestOf("folds", folds, [*KEYS, ranges]), *KEYS, ranges, *spare, Gptq(self.gptq)]
+        return [*KEYS, BestOf("folds", folds, [ranges]), ranges, *spare, Gptq(self.gptq)]
 
     def _decoder(self, scheme: Scheme) -> list[Step]:
         ways = {
@@ -71,4 +71,4 @@ class Auto(Method):
         }
         folds: dict[str, list[Step]] = {"as it is": [], "balanced operands": [BalanceOperands()]}
         spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=PROMPTS)]
-        return [BestOf("folds", folds, [*KEYS, ways[OBSERVERS[0]]]), *KEYS, BestCodes(ways, inputs=PROMPTS), *spare]
+        return [*KEYS, BestOf("folds", folds, [ways[OBSERVERS[0]]]), BestCodes(ways, inputs=PROMPTS), *spare]

@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from samq_onnx.observers.minmax import widest_scales
@@ -16,6 +21,10 @@ WEIGHT_RATIOS = np.linspace(1.0, 0.2, 17, dtype=np.float32)  # of the scale that
 WEIGHT_STEPS = np.linspace(0.04, -0.04, 9, dtype=np.float32)  # tried around the best of these
 CHUNK = 1 << 16  # weights searched at once: what the search needs of them stays in the cache
 LARGEST_BIAS = 2.0**30
+REMEMBERED = 1024  # weights whose scales are known: trials of folds ask again and again for most of them
+THREADS = min(4, os.cpu_count() or 1)
+
+_known: OrderedDict[tuple[str, tuple[int, ...], int, int, WeightObserver], np.ndarray] = OrderedDict()
 
 
 @WEIGHT_OBSERVERS.add("mse")
@@ -33,8 +42,14 @@ def mse_scales(rows: np.ndarray, bits: int) -> np.ndarray:
 
 def weight_scales(weight: np.ndarray, out_axis: int, bits: int, observe: WeightObserver) -> np.ndarray:
     """Scales of symmetric codes for each output channel, float64 [out]."""
-    rows = np.moveaxis(weight, out_axis, 0)
-    return observe(np.ascontiguousarray(rows.reshape(len(rows), -1), np.float32), bits)
+    name = hashlib.sha256(np.ascontiguousarray(weight, np.float32)).hexdigest()
+    key = name, weight.shape, out_axis, bits, observe
+    if key not in _known:
+        rows = np.moveaxis(weight, out_axis, 0)
+        _known[key] = observe(np.ascontiguousarray(rows.reshape(len(rows), -1), np.float32), bits)
+        if len(_known) > REMEMBERED:
+            _known.popitem(last=False)
+    return _known[key].copy()
 
 
 def scales_for_bias(bias: np.ndarray, input_scale: float) -> np.ndarray:
@@ -50,10 +65,14 @@ def _best_ratio(rows: np.ndarray, widest: np.ndarray, ratios: np.ndarray, top: i
     errors = np.zeros(ratios.shape)
     scales = widest[:, None] * ratios
     chunk_rows = max(1, CHUNK // rows.shape[1])
-    for start in range(0, len(rows), chunk_rows):
+
+    def search(start: int) -> None:
         part = slice(start, start + chunk_rows)
         for column in range(0, rows.shape[1], CHUNK):
             _add_errors(errors[part], rows[part, column : column + CHUNK], scales[part], top)
+
+    with ThreadPoolExecutor(THREADS) as threads:  # numpy lets go of the interpreter
+        list(threads.map(search, range(0, len(rows), chunk_rows)))
     best: np.ndarray = ratios[np.arange(len(rows)), errors.argmin(axis=1)]
     return best
 

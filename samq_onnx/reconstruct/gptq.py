@@ -27,16 +27,15 @@ DAMPING = 0.01  # of the mean variance, added to the diagonal before the inverse
 RIDGE = 0.1  # of the mean variance: how strongly W' is held to W
 SMALLEST_VARIANCE = 1e-12  # of squared units of the moments
 DOUBTS = 2.0 ** -np.arange(23, -4, -3.0)  # of sums of squares in float32, in as many directions as there are channels
-BLOCK = 64  # input channels rounded before their joint correction is applied to the rest
+BLOCK = 32  # input channels rounded before their joint correction is applied to the rest
 
 
 def _round_in_order(weight: np.ndarray, scale: np.ndarray, bits: int, covariance: np.ndarray) -> np.ndarray:
     """GPTQ on ``weight`` [in, out] with per-output ``scale`` [out] (or one entry); returns dequantized weights."""
     width = len(covariance)
     order = np.argsort(-np.diag(covariance))
-    inverse = linalg.inv(covariance[np.ix_(order, order)])
-    factor = linalg.cholesky((inverse + inverse.T) / 2, lower=False)
-    remaining = weight[order].copy()
+    factor = _inverse_factor(covariance[np.ix_(order, order)])
+    remaining = weight[order]
     rounded = np.empty_like(remaining)
     top = 2 ** (bits - 1)
     for start in range(0, width, BLOCK):
@@ -53,6 +52,20 @@ def _round_in_order(weight: np.ndarray, scale: np.ndarray, bits: int, covariance
     return result
 
 
+def _inverse_factor(matrix: np.ndarray) -> np.ndarray:
+    """The upper triangular U with U^T U = matrix^-1.
+
+    With the order of rows and columns reversed, matrix is L L^T; reversed again, L is the upper triangular R of
+    matrix = R R^T, and U is R^-1. That takes a quarter of the time of an inverse and its factor.
+    """
+    lower = linalg.cholesky(matrix[::-1, ::-1], lower=True, check_finite=False)
+    inverse, failed = linalg.lapack.dtrtri(lower, lower=True, overwrite_c=True)
+    if failed:
+        raise linalg.LinAlgError("a triangular matrix that is singular")
+    upper: np.ndarray = inverse[::-1, ::-1]
+    return upper
+
+
 def _damping(covariance: np.ndarray, least: float, squares: np.ndarray) -> np.ndarray:
     """What to add to the diagonal [in], half of which makes the matrix positive definite.
 
@@ -62,9 +75,16 @@ def _damping(covariance: np.ndarray, least: float, squares: np.ndarray) -> np.nd
     for doubt in DOUBTS:
         damping = np.maximum(least, doubt * len(squares) * squares)
         with contextlib.suppress(linalg.LinAlgError):
-            linalg.cholesky(covariance + np.diag(damping / 2))
+            linalg.cholesky(_with_diagonal(covariance, damping / 2), overwrite_a=True, check_finite=False)
             break
     return damping
+
+
+def _with_diagonal(matrix: np.ndarray, added: np.ndarray) -> np.ndarray:
+    """A copy with something added to its diagonal."""
+    made = matrix.copy()
+    made[np.diag_indices_from(made)] += added
+    return made
 
 
 def compensate(
@@ -98,8 +118,9 @@ def compensate(
     variance = max(float(np.mean(np.diag(covariance))), SMALLEST_VARIANCE)
     added = _damping(covariance, damping * variance, squares)
     held = np.maximum(ridge * variance, added)
-    target = linalg.solve(covariance + np.diag(held), cross @ weight + held[:, None] * weight, assume_a="pos")
-    rounded = _round_in_order(target, scale.astype(np.float64), bits, covariance + np.diag(added))
+    factor = linalg.cho_factor(_with_diagonal(covariance, held), overwrite_a=True, check_finite=False)
+    target = linalg.cho_solve(factor, cross @ weight + held[:, None] * weight, overwrite_b=True, check_finite=False)
+    rounded = _round_in_order(target, scale.astype(np.float64), bits, _with_diagonal(covariance, added))
     if bias is not None:
         bias = bias + moments.unit * (mean @ weight - mean_quantized @ rounded)
     return rounded, bias

@@ -15,7 +15,7 @@ __all__ = ["InputMoments"]
 
 LARGEST = float(np.finfo(np.float32).max)
 ROUNDING = 1e-3  # of sums in float32
-ROWS_PER_FEED = 512  # evenly spread rows; some thousands of rows in all are many times the input width
+ROWS_PER_FEED = 512  # evenly spread rows, where nothing else is said
 
 
 class InputMoments(Statistic):
@@ -26,6 +26,7 @@ class InputMoments(Statistic):
 
     Args:
         width: of the rows, if it is known.
+        rows_per_feed: so many of each input are seen, evenly spread.
 
     Attributes:
         unit: what 1 stands for.
@@ -33,8 +34,11 @@ class InputMoments(Statistic):
         mean_float, mean_quantized: means, float64 [in]. rows: number of rows seen.
     """
 
-    def __init__(self, tensor: str, codes: UniformCodes, *, width: int | None = None) -> None:
+    def __init__(
+        self, tensor: str, codes: UniformCodes, *, width: int | None = None, rows_per_feed: int = ROWS_PER_FEED
+    ) -> None:
         self.tensors = (tensor,)
+        self.rows_per_feed = rows_per_feed
         self.width = width
         self.codes = codes
         _, self._exponent = math.frexp(codes.scale)
@@ -45,12 +49,12 @@ class InputMoments(Statistic):
 
     @property
     def key(self) -> str:
-        return f"{super().key} {self.codes}"
+        return f"{super().key} {self.codes} {self.rows_per_feed} rows"
 
     def _rows(self, array: np.ndarray) -> np.ndarray:
         """Evenly spread rows, float32 [rows, in] in units of `unit`."""
         rows = array.reshape(-1, array.shape[-1])
-        return np.ldexp(rows[:: stride(len(rows), ROWS_PER_FEED)].astype(np.float32), -self._exponent)
+        return np.ldexp(rows[:: stride(len(rows), self.rows_per_feed)].astype(np.float32), -self._exponent)
 
     def update(self, *arrays: np.ndarray) -> None:
         (array,) = arrays
@@ -66,7 +70,7 @@ class InputMoments(Statistic):
             width = rows.shape[1]
             self.quantized, self.cross = np.zeros((width, width)), np.zeros((width, width))
             self._sum_float, self._sum_quantized = np.zeros(width), np.zeros(width)
-        self.quantized += quantized.T @ quantized
+        self.quantized += quantized.T @ quantized  # numpy computes half of a symmetric product
         self.cross += quantized.T @ rows
         self._sum_float += rows.sum(axis=0, dtype=np.float64)
         self._sum_quantized += quantized.sum(axis=0, dtype=np.float64)

@@ -19,7 +19,7 @@ class Statistic(ABC):
 
     Attributes:
         tensors: names of the tensors that it sees, all at once.
-        inputs: it sees so many inputs, the first ones; all if None.
+        inputs: it sees so many inputs, evenly spread; all if None.
     """
 
     tensors: tuple[str, ...]
@@ -28,7 +28,7 @@ class Statistic(ABC):
     @property
     def key(self) -> str:
         """Equal for statistics that hold the same after the same inputs."""
-        return " ".join((type(self).__name__, *self.tensors, *([f"first {self.inputs}"] if self.inputs else [])))
+        return " ".join((type(self).__name__, *self.tensors, *([f"of {self.inputs}"] if self.inputs else [])))
 
     @abstractmethod
     def update(self, *arrays: np.ndarray) -> None:

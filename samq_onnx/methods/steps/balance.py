@@ -14,6 +14,8 @@ from samq_onnx.passes.report import Report
 
 __all__ = ["BalanceOperands"]
 
+INPUTS = 4  # that decide the exact fold; any choice leaves the float function as it is
+
 
 class BalanceOperands(Step):
     """Scale q against k and v against the weight behind it, channel by channel (`passes.fold.operand_scale`)."""
@@ -50,4 +52,4 @@ class BalanceOperands(Step):
 
 def _range(projection: Projection | None) -> ChannelRange:
     assert projection is not None
-    return ChannelRange(projection.linear.output.name or "", channels=projection.linear.out_features)
+    return ChannelRange(projection.linear.output.name or "", INPUTS, channels=projection.linear.out_features)

@@ -15,7 +15,7 @@ from samq_onnx.passes.report import Report
 
 __all__ = ["CentreKeys", "FlipBimodalKeys"]
 
-INPUTS = 8  # that decide the exact folds; any choice leaves the float function as it is
+INPUTS = 4  # that decide the exact folds; any choice leaves the float function as it is
 
 
 def _sites(work: Work) -> list[AttentionSite]:
