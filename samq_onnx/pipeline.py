@@ -238,7 +238,9 @@ def _run_steps(steps: Sequence[Step], work: Work, kept: StatisticsFile | None, f
         wanted = {statistic.key: statistic for step in group for statistic in step.wants(work)}
         new = [statistic for key, statistic in wanted.items() if key not in work.statistics]
         work.statistics.update({statistic.key: statistic for statistic in new})
-        _collect(work, new, kept, f"{fed} {len(work.observed)} {_state(prepared)}" if kept is not None else "", group[0].name)
+        _collect(
+            work, new, kept, f"{fed} {len(work.observed)} {_state(prepared)}" if kept is not None else "", group[0].name
+        )
         for step in group:
             work.reports.append(step.apply(work))
             if step.edits:

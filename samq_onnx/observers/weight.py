@@ -42,7 +42,7 @@ def mse_scales(rows: np.ndarray, bits: int) -> np.ndarray:
 
 def weight_scales(weight: np.ndarray, out_axis: int, bits: int, observe: WeightObserver) -> np.ndarray:
     """Scales of symmetric codes for each output channel, float64 [out]."""
-    name = hashlib.sha256(np.ascontiguousarray(weight, np.float32)).hexdigest()
+    name = hashlib.sha256(np.ascontiguousarray(weight, np.float32).tobytes()).hexdigest()
     key = name, weight.shape, out_axis, bits, observe
     if key not in _known:
         rows = np.moveaxis(weight, out_axis, 0)

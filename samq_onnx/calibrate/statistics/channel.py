@@ -56,9 +56,7 @@ class ChannelRange(Statistic):
         lows, highs: float32 [channels].
     """
 
-    def __init__(
-        self, tensor: str, inputs: int | None = None, *, channels: int | None = None, axis: int = -1
-    ) -> None:
+    def __init__(self, tensor: str, inputs: int | None = None, *, channels: int | None = None, axis: int = -1) -> None:
         self.tensors = (tensor,)
         self.inputs = inputs
         self.channels, self.axis = channels, axis
