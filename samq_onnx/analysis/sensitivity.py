@@ -111,7 +111,7 @@ class _Piece:
 def _open(model: ir.Model) -> ort.InferenceSession:
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-    return open_block(model)
+    return open_block(model, gives_back=True)
 
 
 def sensitivity(

@@ -74,7 +74,7 @@ class LinearRun:
             value = model.graph.initializers.pop(name)
             value.const_value = None
             model.graph.inputs.append(value)
-        self._session = open_block(model)
+        self._session = open_block(model, gives_back=True)
 
     def roles(self, codes: SiteCodes) -> tuple[str, ...]:
         assert isinstance(codes, LinearPlan)
@@ -107,7 +107,7 @@ class AttentionRun:
         self._tables = (tables[0], tables[1]) if tables else None
         operands = [value for value in site.node.inputs[:3] if value is not None]
         model = _session_model(lifted, list(dict.fromkeys(operands)), site.node.outputs[0])
-        self._session = open_block(model)
+        self._session = open_block(model, gives_back=True)
 
     def roles(self, codes: SiteCodes) -> tuple[str, ...]:
         return (*OPERANDS, "probabilities")
@@ -152,13 +152,16 @@ def attention_through_codes(
     return made.reshape(*q.shape[:-1], v.shape[-1])
 
 
-def site_runs(lifted: Lifted, plan: QuantPlan, rounded: Mapping[str, np.ndarray]) -> dict[str, SiteRun]:
-    """All quantized sites of a plan, in graph order; ``rounded`` as in `LinearRun`."""
+def site_runs(
+    lifted: Lifted, plan: QuantPlan, rounded: Mapping[str, np.ndarray], only: Collection[str] | None = None
+) -> dict[str, SiteRun]:
+    """All quantized sites of a plan, or those of some names, in graph order; ``rounded`` as in `LinearRun`."""
+    wanted = {*plan.linears, *plan.attentions} if only is None else set(only)
     made: dict[str, SiteRun] = {}
     for linear in lifted.linears:
-        if linear.name in plan.linears:
+        if linear.name in wanted:
             made[linear.name] = LinearRun(lifted, linear, rounded)
     for site in lifted.attentions:
-        if site.name in plan.attentions:
+        if site.name in wanted:
             made[site.name] = AttentionRun(lifted, site)
     return made

@@ -139,8 +139,11 @@ def check_finite(name: str, array: np.ndarray, index: int) -> None:
         raise UserError(f"tensor {name} is not finite on calibration input {index + 1}; check the model and that image")
 
 
-def open_block(model: ir.Model) -> ort.InferenceSession:
+def open_block(model: ir.Model, *, gives_back: bool = False) -> ort.InferenceSession:
     """A session that leaves idle cores to others.
+
+    Args:
+        gives_back: memory after every run, where many sessions are open at once.
 
     Raises:
         UserError: the model is too large for one ONNX file, or does not load.
@@ -156,6 +159,7 @@ def open_block(model: ir.Model) -> ort.InferenceSession:
     options = ort.SessionOptions()
     # idle threads would take the cores from the collectors
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = not gives_back
     return open_session(ir.to_proto(model).SerializeToString(), options=options)
 
 

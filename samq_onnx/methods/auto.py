@@ -27,6 +27,7 @@ __all__ = ["Auto"]
 GPTQ = GptqSettings()
 KEYS = [CentreKeys(), FlipBimodalKeys()]
 OBSERVERS = ("l4", "omse", "minmax")  # of a decoder, whose rare foreground lies at the ends that least error cuts
+IMAGES = 16  # that decide the ranges of an encoder
 PROMPTS = 6  # that sites of a decoder are tried on
 
 
@@ -55,7 +56,7 @@ class Auto(Method):
         return self._decoder(scheme) if part.role is Role.DECODER else self._encoder(scheme)
 
     def _encoder(self, scheme: Scheme) -> list[Step]:
-        ranges = Ranges("omse", "mse", "row", convolution_outputs=not scheme.strict)
+        ranges = Ranges("omse", "mse", "row", convolution_outputs=not scheme.strict, inputs=IMAGES)
         folds: dict[str, list[Step]] = {
             "as it is": [],
             "balanced operands": [BalanceOperands()],

@@ -57,9 +57,15 @@ class AttentionRows(Statistic):
     """
 
     def __init__(
-        self, tensors: tuple[str, str, str], *, scale: float, tables: tuple[np.ndarray, np.ndarray] | None
+        self,
+        tensors: tuple[str, str, str],
+        *,
+        scale: float,
+        tables: tuple[np.ndarray, np.ndarray] | None,
+        inputs: int | None = None,
     ) -> None:
         self.tensors = tensors
+        self.inputs = inputs
         self.scale, self.tables = scale, tables
         self.probabilities = TensorStats("probabilities")
         self.samples: list[tuple[np.ndarray, np.ndarray]] = []

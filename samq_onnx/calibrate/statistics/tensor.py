@@ -28,8 +28,9 @@ class TensorStats(Statistic):
         counts: float64 [bins], of evenly spread values.
     """
 
-    def __init__(self, tensor: str) -> None:
+    def __init__(self, tensor: str, inputs: int | None = None) -> None:
         self.tensors = (tensor,)
+        self.inputs = inputs
         self.lows: list[float] = []
         self.highs: list[float] = []
         self.width = 0.0

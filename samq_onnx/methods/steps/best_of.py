@@ -52,8 +52,9 @@ class BestOf(Step):
         judge = OutputJudge(work.part)
         references = _Outputs(judge.outputs)
         run(work.model, judged, [references], label=f"{work.label}: {self.name}")
+        known: dict[tuple[str, ...], float] = {}  # by the steps that did something
         for name, steps in self.alternatives.items():
-            report.facts[name] = self._loss(work, steps, seen, judged, judge, references.arrays)
+            report.facts[name] = self._loss(work, steps, seen, judged, judge, references.arrays, known)
         best = min(report.facts, key=lambda name: report.facts[name])
         work.run(self.alternatives[best], work)
         report.done.append(best)
@@ -67,6 +68,7 @@ class BestOf(Step):
         judged: Feeds,
         judge: OutputJudge,
         references: Sequence[Mapping[str, np.ndarray]],
+        known: dict[tuple[str, ...], float],
     ) -> float:
         """The mean error of the outputs after a trial."""
         initializers = work.model.graph.initializers
@@ -74,10 +76,15 @@ class BestOf(Step):
         trial = dataclasses.replace(
             work, plan=copy.deepcopy(work.plan), observed=seen, linears=list(work.linears), reports=[], statistics={}
         )
-        work.run([*steps, *self.then], trial)
-        model = work.model.clone()
+        work.run(steps, trial)
+        effective = tuple(report.name for report in trial.reports if report.done)
+        if effective not in known:
+            work.run(self.then, trial)
+            model = work.model.clone()
         for name, tensor in held.items():
             initializers[name].const_value = tensor
+        if effective in known:
+            return known[effective]
         TARGETS[trial.plan.target].lower(lift(model), trial.plan)
         session = open_block(model)
         losses = []
@@ -85,7 +92,8 @@ class BestOf(Step):
             fed = {value.name or "": judged[index][value.name or ""] for value in model.graph.inputs}
             outputs = run_session(session, fed, "a trial", judge.outputs)
             losses.append(judge(index, reference, dict(zip(judge.outputs, outputs, strict=True))).cost)
-        return float(np.mean(losses))
+        known[effective] = float(np.mean(losses))
+        return known[effective]
 
 
 def _halves(feeds: Feeds, count: int) -> tuple[Feeds, Feeds]:

@@ -32,6 +32,7 @@ class Ranges(Step):
         activation, weight, probabilities: names of observers, as in `samq_onnx.observers`.
         decoder_keys: of another one for keys in a decoder, if they have one.
         convolution_outputs: outputs of convolutions have codes too, without which ONNX Runtime computes them in float.
+        inputs: that statistics see, evenly spread; all if None.
     """
 
     activation: str
@@ -39,6 +40,7 @@ class Ranges(Step):
     probabilities: str
     decoder_keys: str | None = None
     convolution_outputs: bool = True
+    inputs: int | None = None
 
     name = "ranges"
 
@@ -46,10 +48,10 @@ class Ranges(Step):
         wanted: list[Statistic] = []
         for linear in work.linears:
             values = (linear.x, linear.output) if self._has_output(linear) else (linear.x,)
-            wanted += [TensorStats(value.name or "") for value in values]
+            wanted += [TensorStats(value.name or "", self.inputs) for value in values]
         for site in work.lifted.attentions:
-            wanted += [TensorStats(name) for name in site.operand_names]
-            wanted.append(_rows(site))
+            wanted += [TensorStats(name, self.inputs) for name in site.operand_names]
+            wanted.append(_rows(site, self.inputs))
         return wanted
 
     def apply(self, work: Work) -> Report:
@@ -68,7 +70,7 @@ class Ranges(Step):
         return report
 
     def _uniform(self, work: Work, tensor: str, bits: int, observer: str | None = None) -> UniformCodes:
-        return TENSOR_OBSERVERS[observer or self.activation](work.found(TensorStats(tensor)), bits)
+        return TENSOR_OBSERVERS[observer or self.activation](work.found(TensorStats(tensor, self.inputs)), bits)
 
     def _has_output(self, linear: Linear) -> bool:
         return self.convolution_outputs and linear.node.op_type == "Conv"
@@ -95,13 +97,16 @@ class Ranges(Step):
             for tensor, role, observer in zip(site.operand_names, "qkv", observers, strict=True)
         )
         bits = work.scheme.bits(site.name, "probabilities")
-        rows = work.found(_rows(site))
+        rows = work.found(_rows(site, self.inputs))
         observe = SITE_OBSERVERS[kind].observe
         return AttentionPlan(q, k, v, observe(rows, bits, TENSOR_OBSERVERS[self.activation]))
 
 
-def _rows(site: AttentionSite) -> AttentionRows:
+def _rows(site: AttentionSite, inputs: int | None) -> AttentionRows:
     tables: Sequence[np.ndarray] | None = [constant(table) for table in site.tables] if site.tables else None
     return AttentionRows(
-        site.operand_names, scale=site.scale, tables=(tables[0], tables[1]) if tables is not None else None
+        site.operand_names,
+        scale=site.scale,
+        tables=(tables[0], tables[1]) if tables is not None else None,
+        inputs=inputs,
     )

@@ -69,7 +69,7 @@ class Spare(Step):
         """Error of the outputs with a site quantized alone."""
         if not candidates:
             return {}
-        runs = site_runs(work.lifted, work.plan, {})
+        runs = site_runs(work.lifted, work.plan, {}, candidates)
         codes: dict[str, SiteCodes] = {**work.plan.linears, **work.plan.attentions}
         trials = {name: [Trial(ALL, codes[name])] for name in candidates}
         places = np.unique(np.linspace(0, len(work.observed) - 1, self.inputs).round().astype(int)).tolist()
