@@ -63,7 +63,7 @@ class Auto(Method):
             "rotated": [RotateStream()],
             "rotated, balanced operands": [RotateStream(), BalanceOperands()],
         }
-        spare = [] if scheme.strict else [Spare(self.encoder_float, inputs=2, convolutions=True)]
+        spare = [] if scheme.strict else [Spare(self.encoder_float, inputs=2, least=0.15, convolutions=True)]
         return [*KEYS, BestOf("folds", folds, [ranges]), ranges, *spare, Gptq(self.gptq)]
 
     def _decoder(self, scheme: Scheme) -> list[Step]:

@@ -19,7 +19,6 @@ from samq_onnx.passes.report import Report
 __all__ = ["Spare"]
 
 TOKENS = 7  # of a prompt, where their number is not known
-LEAST = 0.02  # of all loss; what costs less stays quantized
 REASON = "quantized alone it costs {:.0%} of what all that may stay float cost, and saves {:.1%} of the products"
 
 
@@ -31,14 +30,15 @@ class Spare(Step):
 
     Args:
         share: of the model's products that may stay in float. inputs: that sites are tried on.
-        convolutions: only these are looked at.
+        least: of what all candidates cost; a site that costs less stays quantized. convolutions: only these are
+            candidates.
     """
 
     name = "sites left in float"
     reads_plan = True
 
-    def __init__(self, share: float, inputs: int, convolutions: bool = False) -> None:
-        self.share, self.inputs, self.convolutions = share, inputs, convolutions
+    def __init__(self, share: float, inputs: int, least: float = 0.02, convolutions: bool = False) -> None:
+        self.share, self.inputs, self.least, self.convolutions = share, inputs, least, convolutions
 
     def apply(self, work: Work) -> Report:
         report = Report(self.name)
@@ -55,7 +55,7 @@ class Spare(Step):
         everything = sum(losses.values())
         left = self.share * total
         for name in sorted(losses, key=lambda name: -losses[name] / products[name]):
-            if losses[name] < LEAST * everything or products[name] > left:
+            if losses[name] < self.least * everything or products[name] > left:
                 continue
             left -= products[name]
             _take_out(work, name, REASON.format(losses[name] / everything, products[name] / total))
