@@ -16,13 +16,10 @@ __all__ = ["FILE", "made", "numbers"]
 
 FILE = Path(__file__).with_name("plans.json")
 WIDTHS = ("w8a8", "w6a6", "w4a4")
-SLOW = {"auto": ("w6a6",), "erq": ("w4a4",)}  # method -> widths
+SLOW = {"auto": (), "erq": ("w4a4",)}  # method -> widths; what auto chooses of near-equals depends on the machine
 DIGITS = 7
 SKIPPED = ("metadata", "constants", "kept_float")
-SETTINGS = {  # without what depends on the machine: learning, and choices among sites that cost nearly the same
-    "auto": {"encoder_float": "0", "decoder_float": "0"},
-    "samq": {"encoder_learned_bits": "0", "decoder_learned_bits": "0"},
-}
+SETTINGS = {"samq": {"encoder_learned_bits": "0", "decoder_learned_bits": "0"}}  # learning depends on the machine
 
 
 def numbers(value: Any) -> Any:
