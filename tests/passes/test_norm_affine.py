@@ -168,14 +168,21 @@ def test_a_norm_of_planes_before_a_convolution(pads: str, shifts: bool) -> None:
     assert relative_error(expected, run_model(model, feed)) < EXACT
 
 
+@pytest.mark.parametrize("shared", ["gain", "offset"])
+def test_what_another_node_reads_stays_as_it_is(shared: str) -> None:
+    model, lifted = _built(f"{NORM} {LINEAR} z = Mul({shared}, two)", result="float[1, M, K] y, float[K] z")
+    feed = _feed(model)
+    expected = run_model(model, feed)
+    assert fold_norm_affine(lifted, {lifted.norms[0].name: _random()}).done  # lifting gave the norm its own
+    assert relative_error(expected, run_model(model, feed)) < EXACT
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
         (f"{NORM} {LINEAR} z = Abs(n)", "Abs .* reads it too"),
         (f"{NORM} {LINEAR} z = Add(n, x)", "Add .* reads it too"),
         (f"{NORM} {LINEAR} z = MatMul(n, w)", "w is shared"),
-        (f"{NORM} {LINEAR} z = Mul(gain, two)", "gain is shared"),
-        (f"{NORM} {LINEAR} z = Mul(offset, two)", "offset is shared"),
         (f"{NORM} t = Transpose <perm = [2, 0, 1]> (n) z = MatMul(side, t)", "MatMul .* reads it too"),
         (f"{NORM} t = Gather <axis = 2> (n, begin) z = Abs(t)", "Gather .* reads it too"),
         (f"{NORM} t = Pad(n, rows, one) m = MatMul(t, w) y = Add(m, b)", "Pad .* reads it too"),

@@ -76,8 +76,12 @@ class BestOf(Step):
         trial = dataclasses.replace(
             work, plan=copy.deepcopy(work.plan), observed=seen, linears=list(work.linears), reports=[], statistics={}
         )
-        work.run(steps, trial)
-        effective = tuple(report.name for report in trial.reports if report.done)
+        effective: tuple[str, ...] = ()
+        for step in steps:
+            before = len(trial.reports)
+            work.run([step], trial)
+            if any(report.done for report in trial.reports[before:]):
+                effective += (f"{type(step).__name__} {vars(step)}",)
         if effective not in known:
             work.run(self.then, trial)
             model = work.model.clone()
