@@ -145,11 +145,12 @@ def sensitivity(
     weighted = wanted * len(feeds) > seconds
     losses: dict[str, dict[str, list[Loss]]] = {site: {one.name: [] for one in tried} for site, tried in trials.items()}
     with progress_bar(sum(spent) * len(feeds), f"{label}: one site at a time", "trial") as bar:
-        for index, (feed, reference) in enumerate(zip(feeds, references, strict=True)):
-            carried: np.ndarray | None = None
-            for number, piece in enumerate(pieces):
+        carried: list[np.ndarray | None] = [None] * len(feeds)
+        for number, piece in enumerate(pieces):
+            behind = {site.name: piece.behind(site) for site in piece.runs}
+            for index, (feed, reference) in enumerate(zip(feeds, references, strict=True)):
                 after = _After(pieces[number + 1 :], index, feed, reference, judge)
-                carried = _try_block(piece, trials, carried, after, weighted, losses, bar)
+                carried[index] = _try_block(piece, behind, trials, carried[index], after, weighted, losses, bar)
     means = {site: {name: Loss.mean(found) for name, found in tried.items()} for site, tried in losses.items()}
     return Sensitivity(means, weighted, len(feeds), time.perf_counter() - started)
 
@@ -205,6 +206,7 @@ class _After:
 
 def _try_block(
     piece: _Piece,
+    behinds: Mapping[str, ort.InferenceSession | None],
     trials: Mapping[str, Sequence[Trial]],
     carried: np.ndarray | None,
     after: _After,
@@ -212,14 +214,14 @@ def _try_block(
     losses: dict[str, dict[str, list[Loss]]],
     bar: tqdm,
 ) -> np.ndarray | None:
-    """All trials of a block on one input; gives what leaves it in float."""
+    """All trials of a block on one input; gives what leaves it in float. ``behinds`` go on from each site."""
     names = list(dict.fromkeys([*(name for site in piece.runs for name in (*site.inputs, site.output)), *piece.ends]))
     tensors = piece.run(carried, after.feed, names)
     leaving = piece.block.carried_out
     weigh = weighted and leaving is not None and not piece.judged
     factor: float | None = None
     for site in piece.runs:
-        behind = piece.behind(site)
+        behind = behinds[site.name]
         arrays = [tensors[name] for name in site.inputs]
         for trial in trials[site.name]:
             roles = trial.roles or site.roles(trial.codes)

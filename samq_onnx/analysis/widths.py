@@ -77,7 +77,7 @@ def site_costs(
     }
     if not trials:
         return []
-    runs = {name: run for name, run in site_runs(subject.lifted, subject.plan, {}).items() if name in trials}
+    runs = site_runs(subject.lifted, subject.plan, {}, trials)
     losses = sensitivity(subject.lifted, runs, trials, feeds, judge, label=label).losses
     return [
         SiteCost(
