@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.passes.fold.edit import private_to_attention, scale_outputs
-from samq_onnx.passes.graph import constant, is_shared, replace_constant
+from samq_onnx.passes.graph import constant, replace_constant
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.passes.report import Report
 
@@ -29,8 +29,6 @@ def fold_attention_scale(lifted: Lifted) -> Report:
         if site.scale == 1.0:
             continue
         reason = private_to_attention(lifted, site, "q")
-        if reason is None and site.tables and any(map(is_shared, site.tables)):
-            reason = "its relative position tables are shared with another node"
         if reason is not None:
             report.refuse(site.name, reason)
             continue

@@ -44,7 +44,7 @@ def private_to_attention(lifted: Lifted, site: AttentionSite, *operands: str) ->
     """Why the named operands (``"q"``, ``"k"``, ``"v"``) of a site cannot be edited, or None when they can.
 
     An edit of a projection's channels is invisible only if these channels reach nothing but this operand of
-    this site, and if the constants belong to this linear alone.
+    this site, and if the constants belong to this linear alone. Tables of relative position are edited with q.
     """
     for operand in operands:
         projection: Projection | None = getattr(site, operand)
@@ -66,6 +66,8 @@ def private_to_attention(lifted: Lifted, site: AttentionSite, *operands: str) ->
                     continue
                 if mine & set(rival.channels.ravel().tolist()):
                     return f"the channels of {operand} also make {name} of {other.name}"
+    if "q" in operands and any(map(is_shared, site.tables or ())):
+        return "its relative position tables are shared with another node"
     return None
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from samq_onnx.passes.fold.edit import map_inputs, private_to_attention, reader_is_private, scale_outputs
-from samq_onnx.passes.graph import constant, is_shared, replace_constant
+from samq_onnx.passes.graph import constant, replace_constant
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.passes.report import Report
 
@@ -37,11 +37,8 @@ def fold_key_scale(lifted: Lifted, scales: Mapping[str, np.ndarray]) -> Report:
             continue
         scale = _checked(scales[site.name])
         reason = private_to_attention(lifted, site, "q", "k")
-        if reason is None and site.tables:
-            if any(map(is_shared, site.tables)):
-                reason = "its relative position tables are shared with another node"
-            elif (scale != scale[:1]).any():
-                reason = "its heads share the relative position tables, and their scales differ"
+        if reason is None and site.tables and (scale != scale[:1]).any():
+            reason = "its heads share the relative position tables, and their scales differ"
         if reason is not None:
             report.refuse(site.name, reason)
             continue

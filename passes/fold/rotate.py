@@ -245,8 +245,6 @@ def rotate_heads(lifted: Lifted, operands: str = "qkv", seed: int = 0) -> Report
     for site in lifted.attentions:
         if "qk" in operands:
             reason = private_to_attention(lifted, site, "q", "k")
-            if reason is None and site.tables and any(map(is_shared, site.tables)):
-                reason = "its relative position tables are shared with another node"
             if reason is None:
                 assert site.q is not None and site.k is not None
                 turn = _head_rotation(site, seed)

@@ -19,7 +19,7 @@ from scipy.signal import find_peaks
 from scipy.stats import gaussian_kde
 
 from samq_onnx.passes.fold.edit import private_to_attention, scale_outputs
-from samq_onnx.passes.graph import constant, is_shared, replace_constant
+from samq_onnx.passes.graph import constant, replace_constant
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.passes.report import Report
 from samq_onnx.sampling import stride
@@ -64,8 +64,6 @@ def fold_sign(lifted: Lifted, key_mean: Mapping[str, np.ndarray], bimodal: Mappi
         if not bimodal.get(site.name, False):
             continue
         reason = private_to_attention(lifted, site, "q", "k")
-        if reason is None and site.tables and any(map(is_shared, site.tables)):
-            reason = "its relative position tables are shared with another node"
         if reason is not None:
             report.refuse(site.name, reason)
             continue

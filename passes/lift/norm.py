@@ -104,21 +104,10 @@ def own_constants(graph: ir.Graph, norms: list[Norm]) -> None:
             held = array_of(value)
             if value is None or held is None or not is_shared(value):
                 continue
-            node = next(node for node in (norm.node, *_readers(norm)) if value in node.inputs)
+            last = norm.output.producer()
+            assert last is not None
+            # itself, or what multiplies and adds behind it where it is spelled by means
+            node = next(node for node in (norm.node, last, *last.predecessors()) if value in node.inputs)
             own = add_constant(graph, f"{norm.output.name}_{name}", held.copy())
             node.replace_input_with(list(node.inputs).index(value), own)
             setattr(norm, name, own)
-
-
-def _readers(norm: Norm) -> list[ir.Node]:
-    """The nodes of a norm spelled by means that multiply and add."""
-    multiply = norm.output.producer()
-    last = [multiply] if multiply is not None else []
-    return [
-        *last,
-        *(
-            node
-            for value in (multiply.inputs if multiply is not None else ())
-            if value is not None and (node := value.producer()) is not None
-        ),
-    ]
