@@ -15,15 +15,13 @@ import warnings
 import numpy as np
 from scipy.cluster.vq import kmeans2, whiten
 
-from samq_onnx.calibrate.statistics import RowSamples, Statistic
 from samq_onnx.families import Part
 from samq_onnx.methods.method import Method, method, parameter
-from samq_onnx.methods.repq_vit import NARROWEST, channel_codes, reparametrised
+from samq_onnx.methods.repq_vit import Reparametrise
 from samq_onnx.methods.scheme import Scheme
 from samq_onnx.methods.step import Step, Work
-from samq_onnx.methods.steps import FlipBimodalKeys, HybridInputs, Ranges, ScaleNorms
+from samq_onnx.methods.steps import FlipBimodalKeys, HybridInputs, Ranges
 from samq_onnx.observers import TENSOR_OBSERVERS
-from samq_onnx.passes.fold import NormReaders
 from samq_onnx.passes.lift.kinds import DECODER_KINDS, TOKEN_TO_IMAGE_KINDS
 from samq_onnx.passes.report import Report
 
@@ -64,26 +62,16 @@ def grouped(scale: np.ndarray, point: np.ndarray, bits: int, features: str = "lo
     return made, zero
 
 
-class GroupChannels(ScaleNorms):
+class GroupChannels(Reparametrise):
     """CAG where norms and linears can hold it; says which inputs of a decoder's attention keep one scale."""
 
     name = "channel groups (CAG)"
-    shifts = True
 
     def __init__(self, features: str) -> None:
         self.features = features
 
-    def statistics(self, tensor: str, readers: NormReaders) -> list[Statistic]:
-        return [RowSamples(tensor, channels=readers.channels)]
-
-    def affine(self, work: Work, tensor: str, readers: NormReaders) -> tuple[np.ndarray, np.ndarray]:
-        rows = work.found(RowSamples(tensor)).rows
-        bits = min(work.scheme.bits(linear.name, "input") for linear in readers.linears)
-        scale, point = channel_codes(rows, bits, zero=readers.no_shift is not None)
-        least = NARROWEST * scale.max()
-        point = np.where(scale < least, point * scale / least, point)
-        r, shift = reparametrised(*grouped(np.maximum(scale, least), point, bits, self.features))
-        return r, shift if readers.no_shift is None else np.zeros_like(shift)
+    def settled(self, scale: np.ndarray, point: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+        return grouped(scale, point, bits, self.features)
 
     def apply(self, work: Work) -> Report:
         report = super().apply(work)

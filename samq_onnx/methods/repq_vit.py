@@ -115,6 +115,10 @@ class Reparametrise(ScaleNorms):
     name = "scale reparametrisation"
     shifts = True
 
+    def settled(self, scale: np.ndarray, point: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+        """The codes that channels get, of those that suit each alone, float64 [channels] each."""
+        return scale, point
+
     def statistics(self, tensor: str, readers: NormReaders) -> list[Statistic]:
         return [RowSamples(tensor, channels=readers.channels)]
 
@@ -124,7 +128,7 @@ class Reparametrise(ScaleNorms):
         scale, point = channel_codes(rows, bits, zero=readers.no_shift is not None)
         least = NARROWEST * scale.max()
         point = np.where(scale < least, point * scale / least, point)
-        r, shift = reparametrised(np.maximum(scale, least), point)
+        r, shift = reparametrised(*self.settled(np.maximum(scale, least), point, bits))
         return r, shift if readers.no_shift is None else np.zeros_like(shift)
 
 
