@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["stride"]
+import numpy as np
+
+__all__ = ["spread", "stride"]
 
 
 def stride(size: int, wanted: int) -> int:
@@ -18,3 +20,8 @@ def stride(size: int, wanted: int) -> int:
     while math.gcd(step, size) > 1:
         step += 1
     return step
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Indices of ``wanted`` of so many things, evenly spread from the first to the last; of all if they are no more."""
+    return list(range(count)) if wanted >= count else np.linspace(0, count - 1, wanted).round().astype(int).tolist()

@@ -21,6 +21,7 @@ from samq_onnx.calibrate.blocks import Block, cut
 from samq_onnx.errors import UserError
 from samq_onnx.progress import progress_bar
 from samq_onnx.runtime import open_session, run_session
+from samq_onnx.sampling import spread
 from samq_onnx.scratch import Scratch
 
 __all__ = ["Collector", "Feed", "check_finite", "chosen", "open_block", "resident_memory", "run"]
@@ -87,9 +88,7 @@ def run(
 
 def chosen(count: int, wanted: int | None) -> set[int]:
     """Indices of ``wanted`` of so many inputs, evenly spread; of all if None."""
-    if wanted is None or wanted >= count:
-        return set(range(count))
-    return set(np.linspace(0, count - 1, wanted).round().astype(int).tolist())
+    return set(spread(count, count if wanted is None else wanted))
 
 
 def _run_block(

@@ -7,8 +7,6 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 from samq_onnx.analysis.judge import OutputJudge
 from samq_onnx.analysis.sensitivity import Trial, sensitivity
 from samq_onnx.analysis.sites import site_runs
@@ -17,6 +15,7 @@ from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.methods.steps.ranges import Ranges
 from samq_onnx.passes.report import Report
+from samq_onnx.sampling import spread
 
 __all__ = ["BestCodes"]
 
@@ -49,7 +48,7 @@ class BestCodes(Step):
             found = {name: linears.get(site) or attentions[site] for name, (linears, attentions) in plans.items()}
             different = {codes: name for name, codes in reversed(found.items())}
             trials[site] = [Trial(name, codes) for codes, name in reversed(different.items())]
-        places = np.unique(np.linspace(0, len(work.observed) - 1, self.inputs).round().astype(int)).tolist()
+        places = spread(len(work.observed), self.inputs)
         open_sites = {site: tried for site, tried in trials.items() if len(tried) > 1}
         losses = sensitivity(
             work.lifted, runs, open_sites, Selection(work.observed, places), OutputJudge(work.part), label=work.label

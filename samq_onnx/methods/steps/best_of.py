@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from samq_onnx.analysis.judge import OutputJudge
 from samq_onnx.calibrate.stream import open_block, run
 from samq_onnx.families import Role
 from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Feeds, Step, Work
+from samq_onnx.passes.graph import held_constants
 from samq_onnx.passes.lift import lift
 from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.passes.report import Report
 from samq_onnx.runtime import run_session
+from samq_onnx.sampling import spread
 
 __all__ = ["BestOf"]
 
@@ -71,24 +75,20 @@ class BestOf(Step):
         known: dict[tuple[str, ...], float],
     ) -> float:
         """The mean error of the outputs after a trial."""
-        initializers = work.model.graph.initializers
-        held = {name: value.const_value for name, value in initializers.items()}
         trial = dataclasses.replace(
             work, plan=copy.deepcopy(work.plan), observed=seen, linears=list(work.linears), reports=[], statistics={}
         )
-        effective: tuple[str, ...] = ()
-        for step in steps:
-            before = len(trial.reports)
-            work.run([step], trial)
-            if any(report.done for report in trial.reports[before:]):
-                effective += (f"{type(step).__name__} {vars(step)}",)
-        if effective not in known:
+        with _restored(work.model):
+            effective: tuple[str, ...] = ()
+            for step in steps:
+                before = len(trial.reports)
+                work.run([step], trial)
+                if any(report.done for report in trial.reports[before:]):
+                    effective += (f"{type(step).__name__} {vars(step)}",)
+            if effective in known:
+                return known[effective]
             work.run(self.then, trial)
             model = work.model.clone()
-        for name, tensor in held.items():
-            initializers[name].const_value = tensor
-        if effective in known:
-            return known[effective]
         TARGETS[trial.plan.target].lower(lift(model), trial.plan)
         session = open_block(model)
         losses = []
@@ -100,10 +100,21 @@ class BestOf(Step):
         return known[effective]
 
 
+@contextlib.contextmanager
+def _restored(model: ir.Model) -> Iterator[None]:
+    """Let constants hold afterwards what they hold now."""
+    held = held_constants(model.graph)
+    try:
+        yield
+    finally:
+        for name, tensor in held.items():
+            model.graph.initializers[name].const_value = tensor
+
+
 def _halves(feeds: Feeds, count: int) -> tuple[Feeds, Feeds]:
     """Two lots of so many inputs, evenly spread, none in both if there are enough."""
-    places = np.unique(np.linspace(0, len(feeds) - 1, 2 * count).round().astype(int))
-    return Selection(feeds, places[::2].tolist()), Selection(feeds, places[1::2].tolist() or places.tolist())
+    places = spread(len(feeds), 2 * count)
+    return Selection(feeds, places[::2]), Selection(feeds, places[1::2] or places)
 
 
 class _Outputs:

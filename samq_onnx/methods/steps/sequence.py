@@ -15,6 +15,7 @@ from samq_onnx.passes.graph import is_shared
 from samq_onnx.passes.lift import Linear
 from samq_onnx.passes.report import Report
 from samq_onnx.reconstruct.moments import InputMoments
+from samq_onnx.sampling import spread
 
 __all__ = ["INPUTS", "in_sequence", "products"]
 
@@ -72,7 +73,7 @@ def in_sequence(work: Work, linears: Sequence[Linear], inputs: int, settle: Sett
     of_node = {linear.node: linear for linear in linears}
     groups = by_depth(work.model.graph, of_node)
     stages = [_Linears(work, [of_node[node] for node in group], settle) for group in groups]
-    count = min(len(work.feeds), max(1, inputs) * (PROMPTS if work.part.role is Role.DECODER else 1))
-    chosen = np.linspace(0, len(work.feeds) - 1, count).round().astype(int).tolist()
+    count = max(1, inputs) * (PROMPTS if work.part.role is Role.DECODER else 1)
+    chosen = spread(len(work.feeds), count)
     feeds, exact_feeds = (Selection(whole, chosen) for whole in (work.feeds, work.float_feeds()))
     run_two_streams(work.model, work.plan, stages, exact_feeds, feeds, exact=work.exact, label=f"{work.label}: {label}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.analysis.judge import OutputJudge
@@ -15,6 +14,7 @@ from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.passes.lift import AttentionSite, Linear
 from samq_onnx.passes.report import Report
+from samq_onnx.sampling import spread
 
 __all__ = ["Spare"]
 
@@ -72,7 +72,7 @@ class Spare(Step):
         runs = site_runs(work.lifted, work.plan, {}, candidates)
         codes: dict[str, SiteCodes] = {**work.plan.linears, **work.plan.attentions}
         trials = {name: [Trial(ALL, codes[name])] for name in candidates}
-        places = np.unique(np.linspace(0, len(work.observed) - 1, self.inputs).round().astype(int)).tolist()
+        places = spread(len(work.observed), self.inputs)
         found = sensitivity(
             work.lifted, runs, trials, Selection(work.observed, places), OutputJudge(work.part), label=work.label
         )
