@@ -27,9 +27,9 @@ __all__ = ["Auto"]
 GPTQ = GptqSettings()
 KEYS = [CentreKeys(), FlipBimodalKeys()]
 OBSERVERS = ("l4", "omse", "minmax")  # of a decoder, whose rare foreground lies at the ends that least error cuts
-RANGE_IMAGES = 16  # that decide the ranges of an encoder
-TRIAL_IMAGES = 2  # that alternatives for an encoder are tried on
-LARGE = 1024  # pixels, a side from which half as many images show as much
+TRIAL_IMAGES = 4  # that alternatives for an encoder are tried on
+LARGE = 1024  # pixels, a side of images of which fewer are enough
+LARGE_RANGE_IMAGES, LARGE_TRIAL_IMAGES = 8, 1  # then
 TRIAL_PROMPTS = 16  # that alternatives for a decoder are tried on
 SITE_PROMPTS = 6  # that its sites are tried on
 
@@ -59,8 +59,8 @@ class Auto(Method):
         return self._decoder(scheme) if part.role is Role.DECODER else self._encoder(part, scheme)
 
     def _encoder(self, part: Part, scheme: Scheme) -> list[Step]:
-        share = 2 if part.image is not None and part.image.size >= LARGE else 1
-        images, tried = RANGE_IMAGES // share, TRIAL_IMAGES // share
+        large = part.image is not None and part.image.size >= LARGE
+        images, tried = (LARGE_RANGE_IMAGES, LARGE_TRIAL_IMAGES) if large else (None, TRIAL_IMAGES)
         ranges = Ranges("omse", "mse", "row", convolution_outputs=not scheme.strict, inputs=images)
         folds: dict[str, list[Step]] = {
             "as it is": [],
@@ -68,7 +68,7 @@ class Auto(Method):
             "rotated": [RotateStream()],
             "rotated, balanced operands": [RotateStream(), BalanceOperands()],
         }
-        spare = [] if scheme.strict else [Spare(self.encoder_float, inputs=tried, least=0.15, convolutions=True)]
+        spare = [] if scheme.strict else [Spare(self.encoder_float, inputs=tried, least=0.1, convolutions=True)]
         return [*KEYS, BestOf("folds", folds, [ranges], inputs=tried), ranges, *spare, Gptq(self.gptq)]
 
     def _decoder(self, scheme: Scheme) -> list[Step]:
