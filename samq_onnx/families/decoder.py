@@ -31,10 +31,12 @@ class DecoderPart(Part):
 
     Attributes:
         unknown: inputs that no role is known for; with such a one it cannot be prompted.
+        takes_boxes: whether a box is a prompt.
     """
 
     role = Role.DECODER
     unknown: tuple[Port, ...] = ()
+    takes_boxes: bool = True
 
     @property
     @abc.abstractmethod
@@ -113,6 +115,8 @@ class DecoderPart(Part):
         names = []
         for wanted in self.embeddings:
             fitting = [port for port in made if _fits(port, wanted)]
+            if len(fitting) > 1:
+                fitting = [port for port in fitting if port.name == wanted.name] or fitting
             if len(fitting) != 1:
                 problem = "several of them fit" if fitting else "use two of one model"
                 raise UserError(f"{where}: makes {described(made)}, the decoder takes {wanted}; {problem}")
