@@ -19,6 +19,7 @@ the three masks of an ambiguous prompt gets the best of these in front of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import onnxruntime as ort
@@ -26,12 +27,12 @@ import onnxruntime as ort
 from samq_onnx.encoder import Embedding
 from samq_onnx.errors import UserError
 from samq_onnx.families import FAMILIES, IOU, LOW_RES_MASKS, MASKS, Family, Part, Signature
-from samq_onnx.families.decoder import Answer, DecoderPart
+from samq_onnx.families.decoder import Answer, DecoderPart, random_embedding
 from samq_onnx.families.points import in_number
 from samq_onnx.families.ports import NUMBERS, Port, described, fit, is_features
 from samq_onnx.families.resize import to_image
 from samq_onnx.families.segment_anything import MASK_SCALE, PATCH, SegmentAnythingDecoder
-from samq_onnx.prompts import BOX_LABELS, PADDING_LABEL
+from samq_onnx.prompts import BOX_LABELS, FOREGROUND, PADDING_LABEL
 from samq_onnx.runtime import run_session
 
 __all__ = ["Prompted", "PromptedDecoder"]
@@ -126,7 +127,10 @@ class PromptedDecoder(DecoderPart):
         mask: np.ndarray | None,
         size: tuple[int, int],
     ) -> dict[str, np.ndarray]:
-        feed = {port.name: fit(port, made) for port, made in zip(self._embeddings, embedding, strict=True)}
+        pairs = zip(self._embeddings, embedding, strict=True)
+        feed = {
+            port.name: fit(port, made[: port.side(0)]) for port, made in pairs
+        }  # the first layers, where it takes less
         boxes = np.zeros((1, 0, 4), np.float32)
         if self._nested:
             coords, labels, boxes = self._without_boxes(coords, labels)
@@ -167,7 +171,7 @@ class PromptedDecoder(DecoderPart):
         order = np.argsort(~kept, axis=1, kind="stable")[:, :count]
         return np.take_along_axis(coords, order[..., None], axis=1), np.take_along_axis(moved, order, axis=1), boxes
 
-    @property
+    @cached_property
     def outputs(self) -> Mapping[str, str]:
         grid = self._embeddings[0].side(-1)
         return self._told(MASK_SCALE * grid) if grid is not None else {}
@@ -175,18 +179,32 @@ class PromptedDecoder(DecoderPart):
     def _told(self, side: int) -> dict[str, str]:
         """Role -> the output that has it; roles that several outputs may have are left out."""
         found: dict[str, list[str]] = {}
-        for port in self.signature.outputs:
-            name, shape = port.name.lower(), port.shape
+        for port, shape in zip(self.signature.outputs, self._shapes(side), strict=True):
+            name = port.name.lower()
             if shape is None:
                 continue
             if len(shape) in (4, 5):
-                fixed = (port.side(-2), port.side(-1)) == (side, side)
-                found.setdefault(LOW_RES_MASKS if fixed else MASKS, []).append(port.name)
+                found.setdefault(LOW_RES_MASKS if shape[-2:] == (side, side) else MASKS, []).append(port.name)
             elif len(shape) in (2, 3) and ("iou" in name or "score" in name) and "object" not in name:
                 found.setdefault(IOU, []).append(port.name)
         if LOW_RES_MASKS not in found and SIZE not in self._roles and MASKS in found:
             found[LOW_RES_MASKS] = found.pop(MASKS)  # nothing tells it the size of the image
         return {role: names[0] for role, names in found.items() if len(names) == 1}
+
+    def _shapes(self, side: int) -> list[tuple[int | str | None, ...] | None]:
+        """Of the outputs; where sides of maps are not known, those of a run on an image of other sides than masks."""
+        ports = self.signature.outputs
+        maps = [port for port in ports if port.shape is None or len(port.shape) > 3]
+        if SIZE not in self._roles or all(port.shape is not None and port.side(-1) is not None for port in maps):
+            return [port.shape for port in ports]
+        random = np.random.default_rng(0)
+        coords, labels = np.full((1, 1, 2), side, np.float32), np.full((1, 1), FOREGROUND, np.float32)
+        embedding = tuple(random_embedding(port, random) for port in self._embeddings)
+        try:
+            feed = self.prompt(embedding, coords, labels, None, (side + 3, side + 5))
+            return [made.shape for made in run_session(self.signature.session(), feed, self.where)]
+        except UserError:  # it does not run, so nothing can be told by what it does
+            return [port.shape for port in ports]
 
     def answers(self, image_size: int) -> Mapping[str, str]:
         told = self._told(MASK_SCALE * (self._embeddings[0].side(-1) or image_size // PATCH))
