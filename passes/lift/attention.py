@@ -170,8 +170,6 @@ def _match(softmax: ir.Node) -> Match:
     _check_types(scores, v)
     _check_shapes(scores, v, top, terms.reshaped)
     bias = bias_of(terms.constants, top, terms.reshaped)
-    if bias is not None:
-        raise Refusal("a constant is added to the scores")
     if bias is not None and tables is not None:
         raise Refusal("a constant is added to scores with relative position")
     return Match(scores, q, columns, v, product, scale, tables, bias)
