@@ -447,7 +447,7 @@ def export(file: File, exporter: str, path: Path) -> None:
                 module, sample, str(path), dynamo=False, opset_version=17, dynamic_axes=file.free, **arguments
             )
         else:
-            shapes = tuple({axis: torch.export.Dim.DYNAMIC for axis in file.free.get(name, {})} for name in file.sample)
+            shapes = tuple(dict.fromkeys(file.free.get(name, {}), torch.export.Dim.DYNAMIC) for name in file.sample)
             torch.onnx.export(
                 module,
                 sample,
