@@ -76,7 +76,7 @@ def _laid_out(constant: Constant, scores: ir.Value, reshaped: bool) -> np.ndarra
     outer = array.shape[: max(0, array.ndim - (len(known) - free - 1))]
     if reshaped or len(known) < 3 or None in known[-2:] or any(side != 1 for side in outer):
         raise Refusal("a constant is added to scores of unknown shape")
-    inner = known[free + 1 :]
+    inner = [side for side in known[free + 1 :] if side is not None]  # all of them
     return np.broadcast_to(array.reshape(array.shape[len(outer) :]), inner).reshape(-1, *known[-2:])
 
 
