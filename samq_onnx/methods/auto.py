@@ -27,6 +27,7 @@ __all__ = ["Auto"]
 GPTQ = GptqSettings()
 KEYS = [CentreKeys(), FlipBimodalKeys()]
 OBSERVERS = ("l4", "omse", "minmax")  # of a decoder, whose rare foreground lies at the ends that least error cuts
+NARROW_OBSERVERS = (*OBSERVERS, "percentile", "kl")  # below 8 bits, where a site gains most by ranges of its own
 TRIAL_IMAGES = 8  # that alternatives for an encoder are tried on
 LARGE = 1024  # pixels, a side of images of which fewer are enough
 LARGE_RANGE_IMAGES, LARGE_TRIAL_IMAGES = 8, 1  # then
@@ -72,10 +73,10 @@ class Auto(Method):
         return [*KEYS, BestOf("folds", folds, [ranges], inputs=tried), ranges, *spare, Gptq(self.gptq)]
 
     def _decoder(self, scheme: Scheme) -> list[Step]:
-        ways = {
-            observer: Ranges(observer, "mse", "row", convolution_outputs=not scheme.strict) for observer in OBSERVERS
-        }
+        narrow = scheme.widths.activation < 8
+        observers, tried = (NARROW_OBSERVERS, TRIAL_PROMPTS) if narrow else (OBSERVERS, SITE_PROMPTS)
+        ways = {name: Ranges(name, "mse", "row", convolution_outputs=not scheme.strict) for name in observers}
         folds: dict[str, list[Step]] = {"as it is": [], "balanced operands": [BalanceOperands()]}
         spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=SITE_PROMPTS)]
         best = BestOf("folds", folds, [ways[OBSERVERS[0]]], inputs=TRIAL_PROMPTS)
-        return [*KEYS, best, BestCodes(ways, inputs=SITE_PROMPTS), *spare]
+        return [*KEYS, best, BestCodes(ways, inputs=tried), *spare]
