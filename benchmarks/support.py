@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of the families of SAM is found and quantized, measured on tiny models with random weights.
 
-    python benchmarks/support.py -o docs/support.md [--families TEXT ...] [--exporters NAME ...]
+    python benchmarks/support.py -o docs/support.md [--families TEXT ...] [--exporters NAME ...] [--models FOLDER]
 
 Each family (`zoo.py`) is exported by PyTorch's two exporters, quantized to W8A8, compared with itself without the
 library and with float, and asked for masks. A row whose package is not installed says so. Random weights say nothing
@@ -112,7 +112,9 @@ def measured(family: str, exporter: str, folder: Path, calibration: Path, found:
     for file in files:
         path = folder / f"{file.role}.onnx"
         try:
-            zoo.export(file, exporter, path)
+            if not path.is_file():
+                with atomic_path(path) as making:
+                    zoo.export(file, exporter, making)
             exported.append(path)
         except Exception as error:  # exporters raise errors of any kind
             reason = f"not exported: {type(error).__name__}"
@@ -120,7 +122,7 @@ def measured(family: str, exporter: str, folder: Path, calibration: Path, found:
     pair = {path.stem for path in exported} >= {"encoder", "decoder"}
     sources = [path for path in exported if not (pair and path.stem in ("encoder", "decoder"))]
     quantized = folder / "quantized"
-    quantized.mkdir()
+    quantized.mkdir(exist_ok=True)
     for source in [folder, *sources] if pair else sources:
         alone = source.is_file()
         try:
@@ -165,6 +167,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=check_writable, required=True, help="Markdown file")
     parser.add_argument("--families", nargs="*", default=[""], help="those whose names have one of these in them")
     parser.add_argument("--exporters", nargs="*", choices=zoo.EXPORTERS, default=list(zoo.EXPORTERS))
+    parser.add_argument("--models", type=Path, help="folder that keeps what is exported, for a second run")
     arguments = parser.parse_args(None if argv is None else list(argv))
     found = Found()
     with tempfile.TemporaryDirectory() as scratch:
@@ -172,11 +175,11 @@ def main(argv: Iterable[str] | None = None) -> int:
         calibration.mkdir()
         for image in data.image_paths(assets.calibration_images())[:IMAGES]:
             shutil.copy(image, calibration)
-        for number, family in enumerate(zoo.FAMILIES):
+        for family in zoo.FAMILIES:
             for exporter in arguments.exporters:
                 if any(text.lower() in family.lower() for text in arguments.families):
-                    folder = Path(scratch) / f"{number}_{exporter}"
-                    folder.mkdir()
+                    folder = (arguments.models or Path(scratch)) / zoo.slug(family) / exporter
+                    folder.mkdir(parents=True, exist_ok=True)
                     measured(family, exporter, folder, calibration, found)
                     print(f"{family}, {exporter}: done", flush=True)
     with atomic_path(arguments.output) as path:

@@ -33,10 +33,10 @@ def _reach(starts: list[ir.Node], *, forward: bool) -> set[ir.Node]:
 class Select(Step):
     """Choose the linears to quantize, and say why the others stay float.
 
-    In a model without attention every linear is quantized. Otherwise what reads the image stays float (patch embedding);
-    stages of convolutions behind it, as of TinyViT, do not. Where masks come out, all before attention that are no
-    attention projections stay float (prompt encoder), and those after all attention (mask head, IoU head), except the
-    projection that reads the last attention's output.
+    In a model without attention every linear is quantized. Otherwise what reads the image stays float (patch
+    embedding); stages of convolutions behind it, as of TinyViT, do not. Where masks come out, all before attention that
+    are no attention projections stay float (prompt encoder), and those after all attention (mask head, IoU head),
+    except the projection that reads the last attention's output.
     """
 
     name = "select"
