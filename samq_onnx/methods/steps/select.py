@@ -34,8 +34,8 @@ class Select(Step):
     """Choose the linears to quantize, and say why the others stay float.
 
     In a model without attention every linear is quantized. Otherwise what reads the image stays float (patch
-    embedding); stages of convolutions behind it, as of TinyViT, do not. Where masks come out, all before attention that
-    are no attention projections stay float (prompt encoder), and those after all attention (mask head, IoU head),
+    embedding); stages of convolutions behind it, as of TinyViT, do not. Where masks come out, all before attention
+    that are no attention projections stay float (prompt encoder), and those after all attention (mask head, IoU head),
     except the projection that reads the last attention's output.
     """
 
