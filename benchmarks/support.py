@@ -181,9 +181,9 @@ def main(argv: Iterable[str] | None = None) -> int:
                     folder = (arguments.models or Path(scratch)) / zoo.slug(family) / exporter
                     folder.mkdir(parents=True, exist_ok=True)
                     measured(family, exporter, folder, calibration, found)
+                    with atomic_path(arguments.output) as path:  # a run that is ended leaves what it has
+                        path.write_text(page(found))
                     print(f"{family}, {exporter}: done", flush=True)
-    with atomic_path(arguments.output) as path:
-        path.write_text(page(found))
     return 0
 
 
