@@ -22,7 +22,7 @@ from torch import nn
 from samq_onnx.errors import UserError
 from samq_onnx.export.torchvision_ops import import_torchvision
 
-__all__ = ["EXPORTERS", "FAMILIES", "File", "export"]
+__all__ = ["EXPORTERS", "FAMILIES", "File", "export", "slug"]
 
 SIDE = 64  # of images
 WIDTH = 32  # channels of an embedding
@@ -201,13 +201,13 @@ def hf_sam_hq(attention: str) -> list[File]:
 # Packages with the interface of segment-anything
 
 
-def _decoder_parts(package: str, install: str, hq: bool = False) -> tuple[nn.Module, nn.Module]:
+def _decoder_parts(package: str, install: str, hq: bool = False, width: int = WIDTH) -> tuple[nn.Module, nn.Module]:
     modeling = _package(f"{package}.modeling", install)
-    transformer = modeling.TwoWayTransformer(depth=2, embedding_dim=WIDTH, mlp_dim=64, num_heads=2)
-    decoder = {"num_multimask_outputs": 3, "transformer": transformer, "transformer_dim": WIDTH}
+    transformer = modeling.TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=64, num_heads=2)
+    decoder = {"num_multimask_outputs": 3, "transformer": transformer, "transformer_dim": width}
     decoder |= {"iou_head_depth": 3, "iou_head_hidden_dim": 32}
     prompt = modeling.PromptEncoder(
-        embed_dim=WIDTH, image_embedding_size=(GRID, GRID), input_image_size=(SIDE, SIDE), mask_in_chans=8
+        embed_dim=width, image_embedding_size=(GRID, GRID), input_image_size=(SIDE, SIDE), mask_in_chans=8
     )
     return prompt, modeling.MaskDecoderHQ(**decoder, vit_dim=48) if hq else modeling.MaskDecoder(**decoder)
 
@@ -237,19 +237,19 @@ def sam() -> list[File]:
     model = randomised(package.Sam(_vit("segment_anything", "segment-anything"), prompt, decoder))
     return [
         File("encoder", model.image_encoder, _image(), ("image_embeddings",)),
-        File(
-            "decoder",
-            onnx.SamOnnxModel(model, return_single_mask=False),
-            {
-                "image_embeddings": torch.randn(1, WIDTH, GRID, GRID),
-                **_prompt(),
-                **_mask(),
-                "orig_im_size": torch.tensor([50.0, 60.0]),
-            },
-            SAM_OUTPUTS,
-            POINTS_FREE,
-        ),
+        _meta_decoder(onnx.SamOnnxModel(model, return_single_mask=False), WIDTH),
     ]
+
+
+def _meta_decoder(module: nn.Module, width: int) -> File:
+    """The decoder as Meta's script exports it."""
+    sample = {
+        "image_embeddings": torch.randn(1, width, GRID, GRID),
+        **_prompt(),
+        **_mask(),
+        "orig_im_size": torch.tensor([50.0, 60.0]),
+    }
+    return File("decoder", module, sample, SAM_OUTPUTS, POINTS_FREE)
 
 
 def sam_hq() -> list[File]:
@@ -284,7 +284,7 @@ def sam_hq() -> list[File]:
 def mobile_sam() -> list[File]:
     """TinyViT with the decoder of SAM; TinySAM is the same."""
     package = _package("mobile_sam.modeling", "mobilesam-mirror")
-    prompt, decoder = _decoder_parts("mobile_sam", "mobilesam-mirror")
+    prompt, decoder = _decoder_parts("segment_anything", "segment-anything", width=256)
     encoder = package.TinyViT(
         img_size=SIDE,
         in_chans=3,
@@ -307,8 +307,59 @@ def mobile_sam() -> list[File]:
             x = layer(x)
         return vit.neck(x.reshape(1, GRID, GRID, -1).permute(0, 3, 1, 2))
 
-    del prompt, decoder
-    return [File("encoder", Called(encoder, encode), _image(), ("image_embeddings",))]
+    onnx = _package("segment_anything.utils.onnx", "segment-anything")
+    model = randomised(_package("segment_anything.modeling").Sam(_vit("segment_anything", ""), prompt, decoder))
+    return [
+        File("encoder", Called(encoder, encode), _image(), ("image_embeddings",)),
+        _meta_decoder(onnx.SamOnnxModel(model, return_single_mask=False), encoder.neck[0].out_channels),
+    ]
+
+
+class _Plain(nn.Module):
+    """A decoder that takes points alone and gives four low-resolution masks, as EdgeSAM's export does."""
+
+    def __init__(self, sam: Any) -> None:
+        super().__init__()
+        self.sam = sam
+
+    def forward(self, embeddings: torch.Tensor, coords: torch.Tensor, labels: torch.Tensor) -> Any:
+        encoder = self.sam.prompt_encoder
+        points = encoder.pe_layer._pe_encoding((coords + 0.5) / SIDE)
+        kinds = labels.unsqueeze(-1)
+        points = points * (kinds != -1) + encoder.not_a_point_embed.weight * (kinds == -1)
+        for kind, held in enumerate(encoder.point_embeddings):
+            points = points + held.weight * (kinds == kind)
+        masks, scores = self.sam.mask_decoder.predict_masks(
+            image_embeddings=embeddings,
+            image_pe=encoder.get_dense_pe(),
+            sparse_prompt_embeddings=points,
+            dense_prompt_embeddings=encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, GRID, GRID),
+        )
+        return scores, masks
+
+
+def edge_sam() -> list[File]:
+    """Convolutions of RepViT, cut down; its decoder is SAM's."""
+    timm = _package("timm")
+    package = _package("segment_anything.modeling", "segment-anything")
+    prompt, decoder = _decoder_parts("segment_anything", "segment-anything")
+    stages = timm.create_model("repvit_m0_9", pretrained=False, features_only=True, out_indices=(2,))
+    width = stages.feature_info.channels()[-1]
+    neck = nn.Conv2d(width, WIDTH, 1)
+    model = randomised(package.Sam(_vit("segment_anything", "segment-anything"), prompt, decoder))
+    encoder = randomised(nn.Sequential(stages, _First(), neck))
+    embedding = {"image_embeddings": torch.randn(1, WIDTH, GRID, GRID)}
+    return [
+        File("encoder", encoder, _image(), ("image_embeddings",)),
+        File("decoder", _Plain(model), embedding | _prompt(), ("scores", "masks"), POINTS_FREE),
+    ]
+
+
+class _First(nn.Module):
+    """The first of several."""
+
+    def forward(self, given: list[torch.Tensor]) -> torch.Tensor:
+        return given[0]
 
 
 # SAM 2 of Hugging Face
@@ -420,6 +471,7 @@ FAMILIES: dict[str, Callable[[], list[File]]] = {
     "SAM-HQ, Hugging Face, eager": functools.partial(hf_sam_hq, "eager"),
     "SAM-HQ, Hugging Face, sdpa": functools.partial(hf_sam_hq, "sdpa"),
     "MobileSAM, TinySAM": mobile_sam,
+    "EdgeSAM": edge_sam,
     "SAM 2, Hugging Face, eager": functools.partial(hf_sam2, "eager"),
     "SAM 2, Hugging Face, sdpa": functools.partial(hf_sam2, "sdpa"),
     "ViT, timm": functools.partial(
@@ -429,6 +481,11 @@ FAMILIES: dict[str, Callable[[], list[File]]] = {
     "DINOv2, Hugging Face, eager": functools.partial(hf_dinov2, "eager"),
     "DINOv2, Hugging Face, sdpa": functools.partial(hf_dinov2, "sdpa"),
 }
+
+
+def slug(family: str) -> str:
+    """A family's name, fit for a folder."""
+    return family.replace(", ", "_").replace(" ", "")
 
 
 def export(file: File, exporter: str, path: Path) -> None:

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from samq_onnx.families.decoder import DecoderPart
     from samq_onnx.families.image import ImageInput
 
-__all__ = ["DecoderFeeds", "EncoderFeeds", "Feed", "Feeds", "Selection", "prompts_of"]
+__all__ = ["DecoderFeeds", "EncoderFeeds", "Feed", "Feeds", "Selection", "WholeFeeds", "prompts_of"]
 
 PROMPTS_PER_IMAGE = 8  # instances; each gives one box prompt and one point prompt
+PROMPTS_WITH_IMAGE = 2  # where each prompt takes a run of the encoder
 
 Feed: TypeAlias = Mapping[str, np.ndarray]
 
@@ -127,6 +128,34 @@ class DecoderFeeds(Feeds):
         with np.load(file, allow_pickle=False) as held:
             embedding = tuple(held.values())
         return self._decoder.prompt(embedding, coords[None], labels[None], None, shape)
+
+
+class WholeFeeds(Feeds):
+    """Images of a folder with a prompt each, for a file that is encoder and decoder.
+
+    Each image comes with its first prompts, a box where the file takes boxes, and a point.
+    """
+
+    def __init__(self, calibration: Calibration, image: ImageInput, decoder: DecoderPart) -> None:
+        self.samples = fitting(calibration.samples, image.size, calibration.intake)
+        self._image, self._intake, self._decoder = image, calibration.intake, decoder
+        self._prompts: list[tuple[Sample, np.ndarray, np.ndarray]] = []
+        for sample in self.samples:
+            made = [
+                (coords, labels)
+                for coords, labels in prompts_of(sample, calibration.intake)
+                if decoder.takes_boxes or not np.isin(labels, BOX_LABELS).any()
+            ]
+            self._prompts += [(sample, coords, labels) for coords, labels in made[:PROMPTS_WITH_IMAGE]]
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def _make(self, index: int) -> Feed:
+        sample, coords, labels = self._prompts[index]
+        scaled = self._image.coords(coords, sample.height, sample.width)
+        feed = self._decoder.prompt((), scaled[None], labels[None], None, (sample.height, sample.width))
+        return feed | self._image.feed(sample.load(self._intake))
 
 
 def prompts_of(sample: Sample, intake: Intake) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -70,14 +70,15 @@ def _laid_out(constant: Constant, scores: ir.Value, reshaped: bool) -> np.ndarra
             raise Refusal("a constant is added to scores of another size")
         return np.broadcast_to(array, constant.shape).reshape(-1, *shape[-2:])
     sides = list(scores.shape) if scores.shape is not None else []
-    known = [side if isinstance(side, int) else None for side in sides]
-    leading = known[:-2]
-    free = next((place for place in range(len(leading) - 1, -1, -1) if leading[place] is None), -1)
-    outer = array.shape[: max(0, array.ndim - (len(known) - free - 1))]
-    if reshaped or len(known) < 3 or None in known[-2:] or any(side != 1 for side in outer):
+    inner: list[int] = []  # the last sides, as far as they are known
+    for side in reversed(sides):
+        if not isinstance(side, int):
+            break
+        inner.insert(0, side)
+    outer = array.shape[: max(0, array.ndim - len(inner))]
+    if reshaped or len(sides) < 3 or len(inner) < 2 or any(side != 1 for side in outer):
         raise Refusal("a constant is added to scores of unknown shape")
-    inner = [side for side in known[free + 1 :] if side is not None]  # all of them
-    return np.broadcast_to(array.reshape(array.shape[len(outer) :]), inner).reshape(-1, *known[-2:])
+    return np.broadcast_to(array.reshape(array.shape[len(outer) :]), inner).reshape(-1, *inner[-2:])
 
 
 def _period(bias: np.ndarray) -> np.ndarray:

@@ -43,9 +43,13 @@ class ImageInput:
 
         The graph tells what pixels it wants; they are SAM's usual ones if there is none.
         """
-        port = _image_port(signature)
-        size = None if port is None else port.side(2)
-        if port is None or size is None:
+        return cls.at(signature, signature.inputs[0]) if len(signature.inputs) == 1 else None
+
+    @classmethod
+    def at(cls, signature: Signature, port: Port) -> ImageInput | None:
+        """As `of`, of one of several inputs."""
+        size = port.side(2) if _is_image(port) else None
+        if size is None:
             return None
         model, where = signature.graph(), signature.where
         pixels, doubt = find_pixels(model, port.name) if model is not None else (Pixels.NORMALISED, "")
@@ -78,13 +82,11 @@ def _is_pyramid(outputs: Sequence[Port]) -> bool:
     return any({side, 2 * side, 4 * side} <= sides for side in sides if side is not None)
 
 
-def _image_port(signature: Signature) -> Port | None:
-    inputs = signature.inputs
-    if len(inputs) != 1 or inputs[0].dtype not in NUMBERS or inputs[0].shape is None or len(inputs[0].shape) != 4:
-        return None
-    batch, channels, height, width = inputs[0].shape
-    square = isinstance(height, int) and height == width and height > 0
-    return inputs[0] if channels == 3 and square and batch != 0 else None
+def _is_image(port: Port) -> bool:
+    if port.dtype not in NUMBERS or port.shape is None or len(port.shape) != 4:
+        return False
+    batch, channels, height, width = port.shape
+    return channels == 3 and isinstance(height, int) and height == width and height > 0 and batch != 0
 
 
 class ImagePart(Part):

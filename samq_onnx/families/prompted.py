@@ -13,29 +13,34 @@ What an input is, is told by its name and its shape together:
 
 An output is masks of a fixed side, masks of the image's size, predicted IoUs (*iou* or *score*), or something else. A
 decoder that only gives low-resolution masks leaves it to us to bring them to the size of the image. One that gives only
-the three masks of an ambiguous prompt gets the best of these in front of them.
+the three masks of an ambiguous prompt gets the best of these in front of them. A file that takes an image in the place
+of embeddings is both encoder and decoder.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import onnxruntime as ort
 
-from samq_onnx.encoder import Embedding
+from samq_onnx.data import Calibration
+from samq_onnx.encoder import Embedding, Encoder
 from samq_onnx.errors import UserError
-from samq_onnx.families import FAMILIES, IOU, LOW_RES_MASKS, MASKS, Family, Part, Signature
+from samq_onnx.families import FAMILIES, IOU, LOW_RES_MASKS, MASKS, Family, Part, Role, Signature
 from samq_onnx.families.decoder import Answer, DecoderPart, random_embedding
+from samq_onnx.families.image import ImageInput, sample_image
 from samq_onnx.families.points import in_number
-from samq_onnx.families.ports import NUMBERS, Port, described, fit, is_features
+from samq_onnx.families.ports import NUMBERS, Port, described, fit, is_features, random_input
 from samq_onnx.families.resize import to_image
 from samq_onnx.families.segment_anything import MASK_SCALE, PATCH, SegmentAnythingDecoder
+from samq_onnx.feeds import WholeFeeds
 from samq_onnx.prompts import BOX_LABELS, FOREGROUND, PADDING_LABEL
 from samq_onnx.runtime import run_session
 
-__all__ = ["Prompted", "PromptedDecoder"]
+__all__ = ["Prompted", "PromptedDecoder", "WholePart"]
 
 NAME = "prompted"
 POINTS, LABELS, BOXES, MASK, HAS_MASK, SIZE, FEATURES = (
@@ -58,7 +63,11 @@ class Prompted(Family):
         if SegmentAnythingDecoder.takes(signature):
             return None
         roles = _roles(signature.inputs)
-        return PromptedDecoder(signature, roles) if {POINTS, LABELS, FEATURES} <= set(roles) else None
+        if not {POINTS, LABELS, FEATURES} <= set(roles):
+            return None
+        first, *more = roles[FEATURES]
+        image = ImageInput.at(signature, first) if not more else None
+        return PromptedDecoder(signature, roles) if image is None else WholePart(signature, roles, image)
 
 
 FAMILIES.add(NAME)(Prompted())
@@ -103,7 +112,7 @@ class PromptedDecoder(DecoderPart):
         known = {port.name for found in roles.values() for port in found}
         self.unknown = tuple(port for port in signature.inputs if port.name not in known)
         self._nested = len(roles[POINTS][0].shape or ()) == 4  # prompts have an axis of their own
-        self._embeddings = tuple(sorted(roles[FEATURES], key=_precedence))
+        self._embeddings = tuple(sorted(roles.get(FEATURES, ()), key=_precedence))
         self.stretched = len({port.shape[-2:] for port in self._embeddings if port.shape is not None}) > 2
         self._corners_are_points = not self._nested or (self.stretched and BOXES not in roles)  # as in SAM 2
         self.takes_boxes = self._corners_are_points or BOXES in roles
@@ -137,7 +146,7 @@ class PromptedDecoder(DecoderPart):
         points, kinds = self._roles[POINTS][0], self._roles[LABELS][0]
         wanted = points.side(-2) or kinds.side(-1)
         coords, labels = in_number(coords, labels, wanted, NO_POINT if self._nested else PADDING_LABEL)
-        side = self.mask_side(embedding)
+        side = self.mask_side(embedding) if MASK in self._roles else 0
         given = {
             POINTS: coords[None] if self._nested else coords,
             LABELS: labels[None] if len(kinds.shape or ()) == 3 else labels,
@@ -174,9 +183,9 @@ class PromptedDecoder(DecoderPart):
     @cached_property
     def outputs(self) -> Mapping[str, str]:
         grid = self._embeddings[0].side(-1)
-        return self._told(MASK_SCALE * grid) if grid is not None else {}
+        return self.told(MASK_SCALE * grid) if grid is not None else {}
 
-    def _told(self, side: int) -> dict[str, str]:
+    def told(self, side: int) -> dict[str, str]:
         """Role -> the output that has it; roles that several outputs may have are left out."""
         found: dict[str, list[str]] = {}
         for port, shape in zip(self.signature.outputs, self._shapes(side), strict=True):
@@ -207,7 +216,7 @@ class PromptedDecoder(DecoderPart):
             return [port.shape for port in ports]
 
     def answers(self, image_size: int) -> Mapping[str, str]:
-        told = self._told(MASK_SCALE * (self._embeddings[0].side(-1) or image_size // PATCH))
+        told = self.told(MASK_SCALE * (self._embeddings[0].side(-1) or image_size // PATCH))
         if missing := [role for role in (IOU, LOW_RES_MASKS) if role not in told]:
             raise UserError(
                 f"{self.where}: which output is {' and which is '.join(missing)} cannot be told "
@@ -235,6 +244,39 @@ class PromptedDecoder(DecoderPart):
             )
         full = masks[0] if masks else to_image(low_res, MASK_SCALE * low_res.shape[-1], size, self.stretched)
         return full, iou, low_res
+
+
+class WholePart(Part):
+    """Image encoder and decoder in one file: an image and a prompt in, masks out."""
+
+    role = Role.WHOLE
+
+    def __init__(self, signature: Signature, roles: Mapping[str, tuple[Port, ...]], image: ImageInput) -> None:
+        super().__init__(NAME, signature)
+        self._image, self.notes = image, (image.note,) if image.note else ()
+        self._prompts = PromptedDecoder(signature, {role: found for role, found in roles.items() if role != FEATURES})
+        known = {port.name for found in roles.values() for port in found}
+        self._unknown = [port for port in signature.inputs if port.name not in known]
+
+    @property
+    def outputs(self) -> Mapping[str, str]:
+        return self._prompts.told(self._image.size // PATCH * MASK_SCALE)
+
+    def feeds(
+        self, calibration: Calibration, encoder: Encoder | str | os.PathLike[str] | None, label: str
+    ) -> WholeFeeds:
+        self.refuse_encoder(encoder)
+        if self._unknown:
+            raise UserError(f"{self.where}: also takes {described(self._unknown)}, which cannot be made from images")
+        return WholeFeeds(calibration, self._image, self._prompts)
+
+    def sample_feed(self, prompts: int = 1, encoder: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+        self.refuse_encoder(encoder)
+        side, random = self._image.size, np.random.default_rng(0)
+        coords = np.full((prompts, 1, 2), side / 2)
+        feed = self._prompts.prompt((), coords, np.full((prompts, 1), FOREGROUND, np.float32), None, (side, side))
+        feed |= {port.name: random_input(port, random) for port in self._unknown}
+        return feed | self._image.feed(sample_image())
 
 
 def _precedence(port: Port) -> tuple[bool, int, str]:

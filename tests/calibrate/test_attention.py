@@ -38,6 +38,19 @@ def test_a_small_map_is_looked_at_whole(with_tables: bool) -> None:
     np.testing.assert_array_equal(values, v.reshape(-1, KEY_SIDE**2, WIDTH))
 
 
+def test_maps_and_rows_that_are_looked_at_keep_their_bias() -> None:
+    queries, keys = 40, 4096  # few rows of some maps
+    q, k, v = (array.reshape(-1, *array.shape[2:]) for array in _operands(30, queries, keys))
+    bias = np.random.default_rng(3).normal(size=(3, queries, keys)).astype(np.float32)
+    rows = AttentionRows(("q", "k", "v"), scale=0.3, tables=None, bias=bias)
+    rows.update(q, k, v)
+    wanted = reference.softmax(0.3 * (q @ k.swapaxes(-1, -2)) + np.tile(bias, (20, 1, 1)))
+    ((probabilities, _),) = rows.samples
+    assert len(probabilities) < len(q)
+    for row in probabilities[:, 0]:
+        assert np.abs(wanted - row).max(axis=-1).min() < 1e-6
+
+
 def test_sampled_rows_are_spread_over_rows_and_columns_of_the_image() -> None:
     """Each query row has its own probability: with few rows of a map, all columns of the image must still be met."""
     side, keys = 32, 2048

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.compose
 import pytest
 from onnx import helper, numpy_helper
+from PIL import Image
 
 from samq_onnx import images
+from samq_onnx.data import Calibration
 from samq_onnx.errors import UserError
 from samq_onnx.families import EMBEDDING, IOU, LOW_RES_MASKS, MASKS, Role
 from samq_onnx.families.resize import bilinear, to_image
@@ -252,6 +255,49 @@ def test_it_is_calibrated_on_its_encoder(folder: Path, kind: str) -> None:
     predictor = SamPredictor(encoder, folder / "quantized.onnx")
     predictor.set_image(RGB)
     assert np.isfinite(predictor.predict(POINT, np.ones(1))[2]).all()
+
+
+def _whole() -> onnx.ModelProto:
+    """An encoder and a decoder of Hugging Face in one file."""
+    encoder, decoder = tiny.encoder(), hugging_face()
+    joined = onnx.compose.add_prefix(encoder, "e_"), onnx.compose.add_prefix(decoder, "d_")
+    model = onnx.compose.merge_models(
+        *joined,
+        io_map=[("e_image_embeddings", "d_image_embeddings")],
+    )
+    _held(model, d_positions=np.zeros((1, 16, 4, 4), np.float32))
+    for node in model.graph.node:
+        node.input[:] = ["d_positions" if name == "d_image_positional_embeddings" else name for name in node.input]
+    kept = [value for value in model.graph.input if "positional" not in value.name]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def test_encoder_and_decoder_in_one_file(folder: Path) -> None:
+    path = folder / "whole.onnx"
+    onnx.save(_whole(), path)
+    part = part_of(path)
+    assert (part.family, part.role) == ("prompted", Role.WHOLE)
+    assert part.outputs == {IOU: "d_iou_scores", LOW_RES_MASKS: "d_pred_masks"}
+    assert open_session(path).run(None, part.sample_feed())
+    with pytest.raises(UserError, match="is no SAM decoder; leave out --encoder"):
+        part.sample_feed(encoder=folder / "encoder.onnx")
+    feeds = part.feeds(Calibration(folder_of_images(folder)), None, "whole")
+    assert len(feeds) == 2 and {name for feed in feeds for name in feed} == {
+        "e_image", "d_input_points", "d_input_labels",
+    }  # fmt: skip
+    assert not np.array_equal(feeds[0]["d_input_points"], feeds[1]["d_input_points"])
+    assert quantizes(path)
+
+
+def folder_of_images(folder: Path) -> Path:
+    """With one of them."""
+    made = folder / "images"
+    made.mkdir()
+    Image.fromarray(RGB).save(made / "one.png")
+    return made
 
 
 def test_what_is_no_decoder_is_left_to_others(folder: Path) -> None:

@@ -186,6 +186,17 @@ def test_a_bias_is_kept_once_for_all_windows() -> None:
     )  # every other window is alike
 
 
+def test_a_bias_of_heads_needs_no_number_of_windows() -> None:
+    model = ir.from_proto(_model(learned_bias))
+    model.graph.inputs[0].shape = ir.Shape(["windows", TOKENS, WIDTH])
+    for node in model.graph:
+        if node.op_type == "Softmax":
+            scores = node.inputs[0]
+    scores.shape = ir.Shape([None, HEADS, TOKENS, TOKENS])
+    simplify(model)
+    assert [site.node.op_type for site in lift(model).attentions] == ["AttentionBias"]
+
+
 @pytest.mark.parametrize("target", ["samq", "qdq"])
 @pytest.mark.parametrize("spelling", [relative_position, learned_bias, shifted_windows])
 def test_it_is_quantized(spelling: Spelling, target: str) -> None:
