@@ -77,9 +77,7 @@ def _is_windowed(site: _Site, others: Sequence[_Site]) -> bool:
             windowed = False
         else:
             ratio = divided(site.batch, other.batch)
-            fewer = (
-                isinstance(site.queries, int) and isinstance(other.queries, int) and site.queries < other.queries
-            )
+            fewer = isinstance(site.queries, int) and isinstance(other.queries, int) and site.queries < other.queries
             windowed = ratio > 1 if isinstance(ratio, int) else fewer
         if windowed:
             return True

@@ -36,13 +36,16 @@ INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 Numbers = np.ndarray  # of objects, `Dim` or bool each
 
 
-def propagate(model: ir.Model) -> bool:
+def propagate(model: ir.Model, replaced: Callable[[ir.Node], list[ir.Node]] = lambda node: [node]) -> bool:
     """Fold and infer in the outermost graph of ``model``, in place; nodes are in order.
+
+    Args:
+        replaced: puts nodes in the place of one, when all is known of what that one reads, and returns them.
 
     Returns:
         Whether something was folded.
     """
-    return _Walk(model).run()
+    return _Walk(model).run(replaced)
 
 
 def _difference(one: Dim, two: Dim) -> Dim:
@@ -117,18 +120,22 @@ class _Walk:
         self._named = 0
         self._folded = False
 
-    def run(self) -> bool:
+    def run(self, replaced: Callable[[ir.Node], list[ir.Node]]) -> bool:
         for node in list(self._graph):
-            self._infer(node)
-            if node.domain == "" and node.op_type == "Reshape":
-                self._reshape(node)
-            found = self._evaluated(node)
-            if found is not None and found.size <= LARGEST:
-                self._numbers[node.outputs[0]] = found
-                self._fold(node.outputs[0], found)
-            for output in node.outputs:
-                self._name(output)
+            for one in replaced(node):
+                self._visit(one)
         return self._folded
+
+    def _visit(self, node: ir.Node) -> None:
+        self._infer(node)
+        if node.domain == "" and node.op_type == "Reshape":
+            self._reshape(node)
+        found = self._evaluated(node)
+        if found is not None and found.size <= LARGEST:
+            self._numbers[node.outputs[0]] = found
+            self._fold(node.outputs[0], found)
+        for output in node.outputs:
+            self._name(output)
 
     # shapes
 
