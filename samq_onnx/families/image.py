@@ -8,13 +8,16 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
+import onnx_ir as ir
 
 from samq_onnx import assets, data, images
 from samq_onnx.data import Calibration
 from samq_onnx.encoder import Encoder
+from samq_onnx.errors import UserError
+from samq_onnx.families.layout import Layout, layout_of, side_of
 from samq_onnx.families.part import Part, Role, Signature
 from samq_onnx.families.pixels import Pixels, find_pixels
-from samq_onnx.families.ports import NUMBERS, Port, fit
+from samq_onnx.families.ports import Port, fit
 from samq_onnx.feeds import EncoderFeeds
 
 __all__ = ["ImageInput", "ImagePart", "sample_image"]
@@ -22,11 +25,12 @@ __all__ = ["ImageInput", "ImagePart", "sample_image"]
 
 @dataclasses.dataclass(frozen=True)
 class ImageInput:
-    """A square image of a fixed size.
+    """A square image of one size.
 
     Attributes:
-        port: [N, 3, size, size].
+        port: of numbers, with free or fixed sides.
         size: side of the square image. pixels: the numbers it wants.
+        layout: order of its axes.
         note: a line about ``pixels`` where they are not SAM's usual ones or in doubt, else empty.
     """
 
@@ -34,25 +38,37 @@ class ImageInput:
     size: int
     pixels: Pixels = Pixels.NORMALISED
     note: str = ""
+    layout: Layout = Layout.NCHW
 
     @classmethod
     def of(cls, signature: Signature) -> ImageInput | None:
-        """The only input of a file if it is an image [N, 3, S, S] of numbers and a fixed size, else None.
+        """The only input of a file if it is an image of numbers, [N, 3, S, S] or in another order of axes, else None.
 
-        The graph tells what pixels it wants; they are SAM's usual ones if there is none.
+        The graph tells what pixels it wants, if hints do not; they are SAM's usual ones if there is none. Sides that
+        are free are those that hints say, or that make the map that the model gives out.
+
+        Raises:
+            UserError: a size that its sides are not.
         """
-        port = _image_port(signature)
-        size = None if port is None else port.side(2)
-        if port is None or size is None:
+        port = signature.inputs[0] if len(signature.inputs) == 1 else None
+        layout = None if port is None else layout_of(port)
+        if port is None or layout is None:
             return None
-        model, where = signature.graph(), signature.where
-        pixels, doubt = find_pixels(model, port.name) if model is not None else (Pixels.NORMALISED, "")
+        model, where, hints = signature.graph(), signature.where, signature.hints
+        size = _size(signature, port, layout, model)
+        if size is None:
+            return None
         note = ""
-        if doubt:
-            note = f"{where}: {doubt}; it is fed pixels {pixels.value}: check that they fit"
-        elif pixels is not Pixels.NORMALISED:
-            note = f"{where}: normalises inside, so it is fed pixels {pixels.value}"
-        return cls(port, size, pixels, note)
+        if hints.pixels is not None:
+            pixels = hints.pixels
+        else:
+            found = find_pixels(model, port.name, size) if model is not None else (Pixels.NORMALISED, "")
+            pixels, doubt = found
+            if doubt:
+                note = f"{where}: {doubt}; it is fed pixels {pixels.value}: check that they fit, or say --preprocess"
+            elif pixels is not Pixels.NORMALISED:
+                note = f"{where}: normalises inside, so it is fed pixels {pixels.value}"
+        return cls(port, size, pixels, note, layout)
 
     def feed(self, rgb: np.ndarray, shape: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
         """The feed for an image, RGB uint8 [H, W, 3]; it fills the batch. ``shape`` is as for `preprocess`.
@@ -60,20 +76,25 @@ class ImageInput:
         Raises:
             UserError: as `samq_onnx.images.preprocess`.
         """
-        return {self.port.name: fit(self.port, self.pixels.of_normalised(images.preprocess(rgb, self.size, shape)))}
+        made = self.pixels.of_normalised(images.preprocess(rgb, self.size, shape))
+        return {self.port.name: fit(self.port, self.layout.of_batch(made))}
 
     def coords(self, coords: np.ndarray, height: int, width: int) -> np.ndarray:
         """Points (x, y) of an image of that height and width where they lie in the square, float32 [n, 2]."""
         return images.to_model_coords(coords, height, width, self.size)
 
 
-def _image_port(signature: Signature) -> Port | None:
-    inputs = signature.inputs
-    if len(inputs) != 1 or inputs[0].dtype not in NUMBERS or inputs[0].shape is None or len(inputs[0].shape) != 4:
+def _size(signature: Signature, port: Port, layout: Layout, model: ir.Model | None) -> int | None:
+    """Side of the square that a file takes, None if its sides differ or nothing tells them."""
+    sides = {side for side in layout.sides(port) if side is not None}
+    wanted = signature.hints.size
+    if len(sides) > 1:
         return None
-    batch, channels, height, width = inputs[0].shape
-    square = isinstance(height, int) and height == width and height > 0
-    return inputs[0] if channels == 3 and square and batch != 0 else None
+    if wanted is not None and sides - {wanted}:
+        raise UserError(f"{signature.where}: takes images of {sides.pop()} pixels; leave out --input-size {wanted}")
+    if sides or wanted is not None:
+        return wanted if wanted is not None else sides.pop()
+    return side_of(model, port.name, layout) if model is not None else None
 
 
 class ImagePart(Part):

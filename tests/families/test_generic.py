@@ -49,8 +49,7 @@ def test_one_of_other_inputs(tmp_path: Path, one_image: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "dtype", "said"),
     [
-        ([64, 64, 3], TensorProto.UINT8, "image uint8 [64, 64, 3]"),
-        ([1, 3, "height", "width"], TensorProto.FLOAT, "image float32 [1, 3, height, width]"),
+        ([64, 48, 3], TensorProto.UINT8, "image uint8 [64, 48, 3]"),
         ([1, 3, 64, 32], TensorProto.FLOAT, "image float32 [1, 3, 64, 32]"),
         ([1, 3, 64, 64], TensorProto.BFLOAT16, "image bfloat16 [1, 3, 64, 64]"),
     ],
