@@ -29,17 +29,17 @@ class _Site:
     """Sizes of an attention: batch (with heads) and tokens of its queries, tokens of its keys; None if not known."""
 
     def __init__(self, match: Match) -> None:
-        q, k = _dims(match.q), _dims(match.k)
+        q, columns = (_dims(value) for value in match.scores.inputs)
         self.relative = match.tables is not None
         self.batch = q[0] if q else None
         self.queries = q[-2] if q else None
-        self.keys = k[match.key_perm[-2]] if k else None
+        self.keys = columns[-1] if columns else None
 
 
-def _dims(value: ir.Value) -> list[Dim]:
+def _dims(value: ir.Value | None) -> list[Dim]:
     """The shape of a value; a size that is no number is told from others by its name."""
     found: list[Dim] = []
-    for dim in value.shape or ():
+    for dim in (value.shape if value is not None else None) or ():
         name = None if isinstance(dim, int) else dim.value
         found.append(dim if isinstance(dim, int) else None if name is None else _named(name))
     return found

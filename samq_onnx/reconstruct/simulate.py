@@ -132,11 +132,11 @@ class Simulation(torch.nn.Module):
         return [known[value] for value in self.outputs]
 
     def _attend(self, node: ir.Node, inputs: Sequence[Any]) -> torch.Tensor:
-        q, k, v, *tables = inputs
+        q, k, v, *terms = inputs
         if node not in self._sites:
-            return attention_logits(node, q, k, tables).softmax(-1) @ v
+            return attention_logits(node, q, k, terms).softmax(-1) @ v
         q, k, v = (self._modules_of[node, name](x) for name, x in zip(OPERANDS, (q, k, v), strict=True))
-        p = attention_logits(node, q, k, tables).softmax(-1)
+        p = attention_logits(node, q, k, terms).softmax(-1)
         return self._modules_of[node, "probabilities"](p) @ v
 
     def write_back(self, plan: QuantPlan) -> None:

@@ -97,12 +97,14 @@ def _convolution(apply: Callable[..., torch.Tensor]) -> Callable[[ir.Node, Tenso
     return run
 
 
-def attention_logits(node: ir.Node, q: torch.Tensor, k: torch.Tensor, tables: Tensors) -> torch.Tensor:
-    """scale * q kT, with the decomposed relative position of ``tables`` where the site has them."""
+def attention_logits(node: ir.Node, q: torch.Tensor, k: torch.Tensor, terms: Tensors) -> torch.Tensor:
+    """scale * q kT, with the decomposed relative position of two tables, or with a bias, where the site has them."""
     logits = (q @ k.transpose(-1, -2)) * _get(node, "scale")
-    if not tables:
+    if not terms:
         return logits
-    table_h, table_w = tables
+    if len(terms) == 1:
+        return (logits.reshape(-1, *terms[0].shape) + terms[0]).reshape(logits.shape)
+    table_h, table_w = terms
     grid = q.reshape(-1, table_h.shape[0], table_w.shape[0], q.shape[-1])
     by_row = torch.einsum("bhwc,hkc->bhwk", grid, table_h)[..., :, None]
     by_column = torch.einsum("bhwc,wkc->bhwk", grid, table_w)[..., None, :]
