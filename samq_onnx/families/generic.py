@@ -57,6 +57,11 @@ class _Unfed(Part):
         inputs = self.signature.inputs
         if len(inputs) == 1 and (layout := layout_of(inputs[0])) is not None and None in layout.sides(inputs[0]):
             raise UserError(f"{self.where}: takes {inputs[0]}, an image of free sides; give --input-size SIDE")
+        if (half := next((port for port in inputs if port.dtype == "bfloat16"), None)) is not None:
+            raise UserError(
+                f"{self.where}: its input {half} is of a type that ONNX Runtime takes from no array; export it with "
+                "float32 inputs, the inside may be bfloat16"
+            )
         raise UserError(f"{self.where}: cannot make inputs from images; it takes {described(inputs)}, {WANTED}")
 
     def sample_feed(self, prompts: int = 1, encoder: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
