@@ -32,7 +32,7 @@ def outputs_aside(model: ir.Model) -> Iterator[None]:
 
     Inputs and outputs are declared afterwards as they were before, in types, shapes and words.
     """
-    inputs, outputs = model.graph.inputs, model.graph.outputs
+    inputs, outputs = list(model.graph.inputs), model.graph.outputs
     given = list(outputs)
     kept = list(dict.fromkeys(value for value in given if not value.is_graph_input()))
     declared = [_declaration(value) for value in (*inputs, *given)]

@@ -21,13 +21,16 @@ import onnx_ir as ir
 from PIL import Image
 
 from samq_onnx.analysis.mixed import Goal, meet
+from samq_onnx.array_feeds import ArrayFolder
 from samq_onnx.calibrate.statistics_file import StatisticsFile
 from samq_onnx.data import Calibration
 from samq_onnx.documents import brief, parsed
 from samq_onnx.door import admit
+from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
 from samq_onnx.external import data_name
-from samq_onnx.families import Part, Role, identify
+from samq_onnx.families import NOTHING, Hints, Part, Role, identify
+from samq_onnx.feeds import Feeds as MadeFeeds
 from samq_onnx.files import atomic_folder, atomic_path
 from samq_onnx.float_model import RECIPE, check_float
 from samq_onnx.fusion import FusionReport, fusion_report
@@ -56,7 +59,7 @@ CALIBRATION_HASH = "samq_onnx.calibration.sha256"
 ONE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf holds less than 2 GiB
 
 Images = str | os.PathLike[str] | Calibration | Sequence[np.ndarray]
-"""A folder, or pictures, uint8 [H, W, 3] each."""
+"""A folder, or pictures, uint8 [H, W, 3] each, or arrays for every input (`samq_onnx.array_feeds.ArrayFolder`)."""
 
 
 @dataclasses.dataclass
@@ -212,6 +215,7 @@ class Order:
         widths: of everything. decoder_widths: of a decoder, if they are others than those that the method gives it.
         strict: the same widths in every quantized layer.
         site_bits: part -> widths of single sites.
+        hints: of the encoder's image, where its graph does not tell.
     """
 
     method: Method
@@ -220,6 +224,7 @@ class Order:
     decoder_widths: Widths | None = None
     strict: bool = False
     site_bits: Mapping[str, SiteBits] = dataclasses.field(default_factory=dict)
+    hints: Hints = NOTHING
 
     @classmethod
     def of(
@@ -299,19 +304,21 @@ class _Run:
         order = self.order
         model = load_model(source)
         check_float(model, source)
+        model.metadata_props.update(order.hints.metadata() if name != "decoder" else {})
         part = identify(model, os.fspath(source))
         if name == ALONE and order.decoder_widths is not None and part.role is not Role.DECODER:
             raise UserError(f"{source}: is no SAM decoder; leave out --decoder-bits")
         scheme = order.scheme(name, part)
         recipe = _recipe(order.method, scheme, order.target)
         self.say(f"{source}: {order.method.name} {str(scheme.widths).upper()}")
-        feeds = part.feeds(self.calibration, quantized or encoder, source.stem)
+        feeds = self._feeds(part, quantized or encoder, source)
         notes = [*part.notes, *feeds.notes]
         if part.role is Role.DECODER and self.calibration.annotations and find_spec("pycocotools") is None:
             notes.append("points lie amid boxes, not masks; run: pip install samq_onnx[eval]")
         for note in notes:
             self.say(f"  {note}")
         describe = {
+            **Hints.read(model.metadata_props).metadata(),
             RECIPE: json.dumps(recipe),
             FLOAT_HASH: self.hash_of(source),
             CALIBRATION_HASH: _calibration_sha256(self.calibration, feeds.samples),
@@ -321,7 +328,7 @@ class _Run:
             describe[PAIR] = self.pair
 
         def float_feeds() -> Feeds:
-            return part.feeds(self.calibration, encoder, source.stem) if quantized is not None else feeds
+            return self._feeds(part, encoder, source) if quantized is not None else feeds
 
         fed = " ".join([name, *([self.hash_of(quantized or encoder or source)] if self.kept is not None else [])])
         outcome = quantize_model(
@@ -332,6 +339,14 @@ class _Run:
             outcome.model, outcome.plan, outcome.reports, outcome.sites,
             recipe, tuple(notes), len(feeds), time.perf_counter() - started, dict(feeds[0]),
         )  # fmt: skip
+
+    def _feeds(self, part: Part, encoder: Path | None, source: Path) -> MadeFeeds:
+        if isinstance(self.calibration, ArrayFolder):
+            if encoder is not None:
+                raise UserError(f"{source}: arrays are given for its inputs; leave out --encoder")
+            return self.calibration.feeds(part)
+        hinted = Encoder(encoder, self.order.hints) if encoder is not None and part.role is Role.DECODER else encoder
+        return part.feeds(self.calibration, hinted, source.stem)
 
 
 def parts_of(source: Path) -> tuple[str, ...]:
@@ -373,7 +388,9 @@ def execute(
     if source.is_dir():
         if encoder is not None:
             raise UserError(f"{source}: is a folder, whose encoder.onnx is used; leave out --encoder")
-        SamPredictor(*files)  # refuses what does not fit together
+        if isinstance(calibration, ArrayFolder):
+            raise UserError(f"{source}: is a folder; arrays calibrate one file, give encoder.onnx or decoder.onnx")
+        SamPredictor(files[0], files[1], order.hints)  # refuses what does not fit together
         made_from = [*map(run.hash_of, files), run.images_hash]
         run.pair = pair_hash({"made_from": made_from, "recipe": order.recipe(), "version": version("samq_onnx")})
     if stats is not None:
@@ -409,6 +426,8 @@ def quantize(
     stats: str | os.PathLike[str] | None = None,
     budget_mb: float | None = None,
     max_loss: float | None = None,
+    input_size: int | None = None,
+    preprocess: str | None = None,
 ) -> Result:
     """Quantize a float SAM; nothing is printed, and nothing written but ``stats``.
 
@@ -423,6 +442,8 @@ def quantize(
         encoder: float encoder for a decoder alone.
         stats: file of statistics that are used again, and added to.
         budget_mb, max_loss: choose 4 bits for as many weights as it takes, as `samq_onnx.analysis.mixed.Goal` says.
+        input_size: side of the image that an encoder with free sides takes, where its graph does not tell.
+        preprocess: the numbers that it takes, where its graph does not tell: normalised, bytes or unit.
 
     Raises:
         UserError: unusable model, images or settings.
@@ -430,6 +451,7 @@ def quantize(
     source = Path(model)
     goal = Goal(budget_mb, max_loss) if (budget_mb, max_loss) != (None, None) else None
     order = Order.of(method, bits, target, settings, decoder_bits, strict, site_bits, parts_of(source))
+    order = dataclasses.replace(order, hints=Hints.of(input_size, preprocess))
     with silent(), _calibration(images) as calibration:
         return execute(
             order, source, calibration,

@@ -4,7 +4,7 @@
 A model is parsed; its tensors are complete; its functions end and stay of a bounded size; ONNX's checker has nothing
 against it; and ONNX Runtime loads it, with its types and shapes inferred. The last two are native code, which a hostile
 model may crash or keep busy: they run in a process of their own, on the model with zeros for its large weights, so that
-it costs little.
+it costs little. bfloat16, which ONNX Runtime does not compute on a CPU, is float32 there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto
 
+from samq_onnx.bfloat16 import has_bfloat16, without_bfloat16
 from samq_onnx.errors import UserError
 from samq_onnx.external import external_tensors, region, scopes, tensors
 from samq_onnx.isolate import isolated
@@ -174,6 +175,9 @@ def _light(model: onnx.ModelProto, path: Path) -> tuple[bytes, int]:
             tensor.raw_data = region(tensor, path, _bytes(tensor)).read()
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
+    if has_bfloat16(light):
+        without_bfloat16(light)
+        longest *= 2
     return light.SerializeToString(), longest
 
 

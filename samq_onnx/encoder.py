@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from samq_onnx.errors import UserError
-from samq_onnx.families import Role
+from samq_onnx.families import NOTHING, Hints, Role
 from samq_onnx.families.ports import described
 from samq_onnx.opened import Model, Opened
 from samq_onnx.runtime import run_session
@@ -27,6 +27,7 @@ class Encoder:
 
     Args:
         model: file or open session; an image -> its embedding. The graph tells whether it normalises the image itself.
+        hints: of that image, where the graph does not tell.
 
     Attributes:
         session: what runs it. image: what it takes.
@@ -36,8 +37,8 @@ class Encoder:
         UserError: a file that does not open, or a model that is no SAM encoder.
     """
 
-    def __init__(self, model: Model) -> None:
-        self.session, part = Opened.of(model, Role.ENCODER)
+    def __init__(self, model: Model, hints: Hints = NOTHING) -> None:
+        self.session, part = Opened.of(model, Role.ENCODER, hints)
         if part.image is None:
             inputs = described(part.signature.inputs)
             raise UserError(f"{part.where}: not a SAM encoder (takes {inputs}); wanted one image [1, 3, S, S]")

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from samq_onnx.door import admit
-from samq_onnx.families import Part, Role, identify_session
+from samq_onnx.families import NOTHING, Hints, Part, Role, identify_session
 from samq_onnx.runtime import open_session
 
 __all__ = ["Model", "Opened"]
@@ -28,11 +28,11 @@ class Opened(NamedTuple):
     part: Part
 
     @classmethod
-    def of(cls, model: Model, role: Role) -> Opened:
+    def of(cls, model: Model, role: Role, hints: Hints = NOTHING) -> Opened:
         """Open a file, or take an open session.
 
         Args:
-            role: what it is meant to be, which messages call it where it has no name.
+            role: what it is meant to be, which messages call it where it has no name. hints: of its image.
 
         Raises:
             UserError: a file that does not open.
@@ -42,7 +42,7 @@ class Opened(NamedTuple):
         else:
             admit(Path(model))  # before it is opened here, where a hostile model could crash the process
             session, where = open_session(model), os.fspath(model)
-        return cls(session, identify_session(session, where, functools.partial(_graph, model)))
+        return cls(session, identify_session(session, where, functools.partial(_graph, model), hints))
 
 
 def _graph(model: Model) -> ir.Model | None:

@@ -29,13 +29,13 @@ from samq_onnx.feeds import Selection
 from samq_onnx.methods import Method, Scheme
 from samq_onnx.methods.step import Feeds, Step, Work
 from samq_onnx.methods.steps import Select
-from samq_onnx.passes.aside import defaults_aside, outputs_aside
+from samq_onnx.passes.aside import outputs_aside
 from samq_onnx.passes.fold import fold_attention_scale
 from samq_onnx.passes.graph import constant, held_constants, replace_constant
-from samq_onnx.passes.lift import Lifted, lift, simplify
-from samq_onnx.passes.lower import raise_opset
+from samq_onnx.passes.lift import Lifted, lift
 from samq_onnx.passes.lower.fuse import float_outputs
 from samq_onnx.passes.lower.targets import TARGETS
+from samq_onnx.passes.normal import normalise
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
 from samq_onnx.plan_fit import check_bits, check_sites
@@ -66,16 +66,14 @@ class Outcome:
 class Preparation:
     """A model brought to the form that plans speak of, and what its constants were then.
 
-    Opset raised, simplified, lifted, attention scales folded: the same for every method and target.
+    Normalised (`passes.normal`), lifted, attention scales folded: the same for every method and target.
 
     Raises:
         UserError: weights that are not finite.
     """
 
     def __init__(self, model: ir.Model, weight_bits: int) -> None:
-        with defaults_aside(model):
-            raise_opset(model, weight_bits)
-        simplify(model)
+        self.normal = normalise(model, weight_bits)
         self.lifted = lift(model)
         _check_finite(self.lifted)
         if self.lifted.attentions:
@@ -179,7 +177,7 @@ def begin(
         observed=observed,
         label=label,
         run=lambda steps, work: _run_steps(steps, work, kept, fed, prepared),
-        reports=[prepared.report],
+        reports=[prepared.normal, prepared.report],
         exact=held_constants(prepared.lifted.model.graph),
     )
 
@@ -195,7 +193,7 @@ def lower_model(model: ir.Model, plan: QuantPlan, *, label: str = "model") -> Ou
         prepared = Preparation(model, plan.weight_bits)
         check_sites(plan, prepared.lifted, label)
         prepared.move(plan.constants, label)
-        return _lowered(prepared, plan, [prepared.report], label)
+        return _lowered(prepared, plan, [prepared.normal, prepared.report], label)
 
 
 def _lowered(prepared: Preparation, plan: QuantPlan, reports: list[Report], label: str) -> Outcome:

@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from samq_onnx.encoder import Embedding, Encoder
 from samq_onnx.errors import UserError
-from samq_onnx.families import IOU, LOW_RES_MASKS, MASKS, Role
+from samq_onnx.families import IOU, LOW_RES_MASKS, MASKS, NOTHING, Hints, Role
 from samq_onnx.families.decoder import Answer, decoder_of
 from samq_onnx.opened import Model, Opened
 from samq_onnx.pair import check_made_together
@@ -56,6 +56,7 @@ class SamPredictor:
             itself, as its graph tells, it is fed pixels as they are, and a line on stderr says so.
         decoder: file or open session; embedding and prompts -> masks, IoU predictions, low-resolution masks, in a form
             that `samq_onnx.families` knows.
+        hints: size and pixels of the image, where the encoder's graph does not tell.
 
     Attributes:
         image_size: side S of the square image that the encoder takes.
@@ -65,8 +66,8 @@ class SamPredictor:
             belong together.
     """
 
-    def __init__(self, encoder: Model, decoder: Model) -> None:
-        self._encoder = Encoder(encoder)
+    def __init__(self, encoder: Model, decoder: Model, hints: Hints = NOTHING) -> None:
+        self._encoder = Encoder(encoder, hints)
         self.image_size = self._encoder.image.size
         self._session, part = Opened.of(decoder, Role.DECODER)
         opened = ((encoder, self._encoder.session), (decoder, self._session))

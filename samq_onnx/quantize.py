@@ -17,12 +17,15 @@ import onnxruntime as ort
 from samq_onnx import api, assets
 from samq_onnx.analysis.mixed import Goal
 from samq_onnx.api import DECODER, ENCODER, Order, Quantized, Result, execute, parts_of
+from samq_onnx.array_feeds import ArrayFolder
 from samq_onnx.callable_module import make_callable
 from samq_onnx.command import command_parser, main_guard, output_path
 from samq_onnx.data import Calibration
 from samq_onnx.documents import read_document
 from samq_onnx.errors import UserError
 from samq_onnx.external import unused_data
+from samq_onnx.families import Hints
+from samq_onnx.families.pixels import Pixels
 from samq_onnx.files import check_writable, write_report
 from samq_onnx.fusion import FusionReport
 from samq_onnx.intake import Intake, add_limit, add_strict
@@ -155,7 +158,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", "--output", type=output_path, help="output file, or folder when MODEL is one")
     parser.add_argument("--calib", type=Path, help="folder of calibration images (default: a few bundled ones)")
+    parser.add_argument("--feeds", type=Path, metavar="FOLDER", help="calibrate on .npz files: input name -> array")
     parser.add_argument("--encoder", type=Path, help="float encoder, needed to calibrate a decoder alone")
+    parser.add_argument(
+        "--input-size", type=int, metavar="SIDE", help="of the square image, where the model leaves its sides free"
+    )
+    parser.add_argument(
+        "--preprocess",
+        choices=[one.name.lower() for one in Pixels],
+        help="what pixels the encoder takes, where its graph does not tell",
+    )
     parser.add_argument("--bits", default="w8a8", metavar="wXaY", help="of weights and activations, each 2 to 8")
     parser.add_argument(
         "--decoder-bits", metavar="wXaY", help="of a decoder (default: what the method makes of --bits)"
@@ -188,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     ort.set_default_logger_severity(3)
     source: Path = arguments.model or assets.nano_dir()
-    calibration: Path | None = arguments.calib
+    calibration: Path | None = arguments.feeds or arguments.calib
+    if arguments.feeds is not None and arguments.calib is not None:
+        raise UserError("--feeds and --calib are two ways to calibrate; give one")
     if calibration is None:
         calibration = assets.calibration_images()
         print(
@@ -200,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.method, arguments.bits, arguments.target, settings(arguments.set), arguments.decoder_bits,
         arguments.strict, _site_bits(arguments.site_bits), names,
     )  # fmt: skip
+    order = dataclasses.replace(order, hints=Hints.of(arguments.input_size, arguments.preprocess))
     goal = None
     if arguments.budget_mb is not None or arguments.max_loss is not None:
         goal = Goal(arguments.budget_mb, arguments.max_loss)
@@ -217,7 +232,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for path in [*([] if folder else written), *([arguments.stats] if arguments.stats else [])]:
         check_writable(path)
-    pictures = Calibration(calibration, Intake(arguments.strict_data, arguments.max_megapixels))
+    intake = Intake(arguments.strict_data, arguments.max_megapixels)
+    pictures = (Calibration if arguments.feeds is None else ArrayFolder)(calibration, intake)
+    if goal is not None and arguments.feeds is not None:
+        raise UserError("--budget-mb and --max-loss look at masks of images; give --calib instead of --feeds")
     result = execute(
         order, source, pictures, encoder=arguments.encoder, stats=arguments.stats, goal=goal, say=print
     )  # fmt: skip

@@ -21,11 +21,11 @@ from samq_onnx.families import identify
 from samq_onnx.files import check_writable, write_report
 from samq_onnx.inventory import check_files
 from samq_onnx.models import load_model, model_sha256, tap
-from samq_onnx.passes.aside import defaults_aside
-from samq_onnx.passes.lift import lift, simplify
-from samq_onnx.passes.lower import raise_opset
+from samq_onnx.passes.aside import outputs_aside
+from samq_onnx.passes.lift import lift
 from samq_onnx.passes.lower.fuse import unfuse
 from samq_onnx.passes.lower.opset import INT4_OPSET
+from samq_onnx.passes.normal import normalise
 from samq_onnx.runtime import open_session, run_session
 
 __all__ = ["main", "sqnr", "verify"]
@@ -92,12 +92,12 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
         raise UserError(f"{quantized} was not made from {reference}; give the float model it came from")
     part = identify(original, str(reference))
     for one, two in ((model.graph.inputs, original.graph.inputs), (model.graph.outputs, original.graph.outputs)):
-        if [(value.name, value.dtype) for value in one] != [(value.name, value.dtype) for value in two]:
+        declared = [[(value.name, value.dtype) for value in side if not value.is_initializer()] for side in (one, two)]
+        if declared[0] != declared[1]:
             raise UserError(f"{quantized}: has other inputs or outputs than {reference}; quantize that again")
     feed = part.sample_feed(encoder=encoder)
-    with defaults_aside(original):
-        raise_opset(original, 4 if model.opset_imports.get("", 0) >= INT4_OPSET else 8)  # as far as it was raised
-    simplify(original)
+    with outputs_aside(original):
+        normalise(original, 4 if model.opset_imports.get("", 0) >= INT4_OPSET else 8)  # as far as it was raised
     structure = lift(original)
     if structure.attentions:
         ops.add_functions(original)

@@ -39,6 +39,16 @@ def test_the_float_model_it_came_from_fits(folder: Path, monkeypatch: pytest.Mon
     assert verify.main(["quantized.onnx", "--reference", "float.onnx"]) == 0
 
 
+def test_weights_listed_among_the_inputs_are_no_inputs(tmp_path: Path, one_image: Path) -> None:
+    model = nets.build("convolutional")
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(model, tmp_path / "float.onnx")
+    samq_onnx.quantize(tmp_path / "float.onnx", one_image, method="minmax").save(tmp_path / "quantized.onnx")
+    assert [value.name for value in onnx.load(tmp_path / "quantized.onnx").graph.input] == ["image"]
+    assert verify.verify(tmp_path / "quantized.onnx", tmp_path / "float.onnx")["same"]
+
+
 @pytest.mark.parametrize("rounding", [0.01, 10])  # of what is allowed
 def test_only_an_attention_in_float_may_round(
     folder: Path, tiny_sam: Path, one_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounding: float

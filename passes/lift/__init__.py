@@ -41,7 +41,7 @@ def lift(model: ir.Model) -> Lifted:
             else:
                 lifted.refused.append(f"softmax {node.name} is not lifted: {found}")
     if matches:
-        for match, kind in zip(matches, site_kinds(model, matches), strict=True):
+        for match, kind in zip(matches, site_kinds(matches), strict=True):
             outline(graph, match, kind)
         model.graph.opset_imports[DOMAIN] = 1
         common.RemoveUnusedNodesPass()(model)

@@ -2,94 +2,103 @@
 """Tell the attention sites of SAM apart by the shapes of their operands.
 
 Relative position tables mark the encoder; a site there is windowed if its batch holds more than its heads. Without
-tables, the token count of the image marks the decoder: queries shorter than keys read the image, queries longer than
-keys update it, and equal ones are self-attention among tokens. The last reading with no update behind it is final.
+tables, the token count of the image marks the decoder: queries of other tokens read the image, those of the image are
+updated, and equal ones are self-attention among tokens. The last reading with no update behind it is final.
+
+Counts are numbers or names (`passes.lift.dims`). Of two that update each other the image's is the larger one, or if
+that is not known the one that attends to nothing of its own, or the one that is a number, or is read more often.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
-from samq_onnx.passes.graph import known_shape, tap
 from samq_onnx.passes.lift.attention import Match
+from samq_onnx.passes.lift.dims import Dim, Product, divided
 
 __all__ = ["DECODER_KINDS", "TOKEN_TO_IMAGE_KINDS", "site_kinds"]
 
 TOKEN_TO_IMAGE_KINDS = frozenset({"decoder_token_to_image", "decoder_final"})
 DECODER_KINDS = TOKEN_TO_IMAGE_KINDS | {"decoder_self", "decoder_image_to_token"}
 
-SMALL = 2  # size given to dimensions that are not known
 
-Shapes = list[tuple[list[int], list[int]]]
+class _Site:
+    """Sizes of an attention: batch (with heads) and tokens of its queries, tokens of its keys; None if not known."""
 
-
-def _static(match: Match) -> tuple[list[int], list[int]] | None:
-    q, columns = (known_shape(value) for value in match.scores.inputs)
-    return (list(q), _swapped(columns)) if q is not None and columns is not None else None
-
-
-def _swapped(shape: Sequence[int]) -> list[int]:
-    return [*shape[:-2], shape[-1], shape[-2]]
+    def __init__(self, match: Match) -> None:
+        q, columns = (_dims(value) for value in match.scores.inputs)
+        self.relative = match.tables is not None
+        self.batch = q[0] if q else None
+        self.queries = q[-2] if q else None
+        self.keys = columns[-1] if columns else None
 
 
-def _measured(model: ir.Model, matches: Sequence[Match]) -> Shapes:
-    """Shapes of q and k in a run on arbitrary inputs, unknown dimensions small; inputs that have a default keep it.
+def _dims(value: ir.Value | None) -> list[Dim]:
+    """The shape of a value; a size that is no number is told from others by its name."""
+    found: list[Dim] = []
+    for dim in (value.shape if value is not None else None) or ():
+        name = None if isinstance(dim, int) else dim.value
+        found.append(dim if isinstance(dim, int) else None if name is None else _named(name))
+    return found
 
-    Raises what onnx_ir, numpy and ONNX Runtime raise where there is no such run.
-    """
-    probe = ir.external_data.load_to_model(model.clone())
-    probe.graph.outputs.clear()
-    operands = [[value.name if value is not None else "" for value in match.scores.inputs] for match in matches]
-    wanted = list(dict.fromkeys(name or "" for pair in operands for name in pair))
-    tap(probe, wanted)
-    random = np.random.default_rng(0)
-    feed = {}
-    for value in probe.graph.inputs:
-        if value.is_initializer():
+
+def _named(name: str) -> Dim:
+    """A size by the name that propagation gave it: a number times names."""
+    number, star, rest = name.partition("*")
+    return Product(int(number), (rest,)) if star and number.isdecimal() else Product(1, (name,))
+
+
+def _image_tokens(sites: Sequence[_Site]) -> Dim:
+    """How many tokens the image has that others read and update, None where there is no such image."""
+    pairs = Counter((site.queries, site.keys) for site in sites if not site.relative)
+    for one, two in pairs:
+        if one is None or two is None or one == two or (two, one) not in pairs:
             continue
-        dims = [d if isinstance(d, int) else SMALL for d in value.shape or ()]
-        dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
-        feed[value.name or ""] = random.uniform(1, 2, dims).astype(dtype)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(ir.to_proto(probe).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = dict(zip(wanted, session.run(wanted, feed), strict=True))
-    sides = [[found[name or ""].shape for name in pair] for pair in operands]
-    return [(list(q), _swapped(columns)) for q, columns in sides]
+        if isinstance(one, int) and isinstance(two, int):
+            return max(size for pair in pairs for size in pair if isinstance(size, int))
+        alone = [(size, size) not in pairs for size in (one, two)]
+        if alone[0] != alone[1]:
+            return one if alone[0] else two
+        if isinstance(one, int) != isinstance(two, int):
+            return one if isinstance(one, int) else two
+        return two if pairs[one, two] >= pairs[two, one] else one
+    return None
 
 
-def site_kinds(model: ir.Model, matches: Sequence[Match]) -> list[str]:
-    """The kind of each matched attention, in order; all are generic where shapes are not known and cannot be had."""
-    shapes: Shapes = []
-    for match in matches:
-        static = _static(match)
-        if static is None:
-            try:
-                shapes = _measured(model, matches)
-            except Exception:  # of a model that does not run on any numbers
-                return ["generic"] * len(matches)
-            break
-        shapes.append(static)
-    crosses = any(q[-2] > k[-2] for q, k in shapes) and any(q[-2] < k[-2] for q, k in shapes)
-    largest = max((q[-2] for q, _ in shapes), default=0)
-    kinds = []
-    for match, (q, k) in zip(matches, shapes, strict=True):
-        if match.tables is not None:
-            kinds.append("encoder")
-        elif not crosses:
-            kinds.append("generic")
-        elif q[-2] == k[-2]:
-            kinds.append("generic" if q[-2] == largest else "decoder_self")
+def _is_windowed(site: _Site, others: Sequence[_Site]) -> bool:
+    """Whether its batch holds more than that of another site; where that is not known, whether it has fewer tokens."""
+    for other in others:
+        if isinstance(site.batch, int) and isinstance(other.batch, int):
+            windowed = site.batch > other.batch
+        elif site.batch == other.batch or site.batch is None or other.batch is None:
+            windowed = False
         else:
-            kinds.append("decoder_token_to_image" if q[-2] < k[-2] else "decoder_image_to_token")
-    heads = min((q[0] for kind, (q, _) in zip(kinds, shapes, strict=True) if kind == "encoder"), default=0)
-    for index, (q, _) in enumerate(shapes):
-        if kinds[index] == "encoder":
-            kinds[index] = "encoder_window" if q[0] > heads else "encoder_global"
+            ratio = divided(site.batch, other.batch)
+            fewer = isinstance(site.queries, int) and isinstance(other.queries, int) and site.queries < other.queries
+            windowed = ratio > 1 if isinstance(ratio, int) else fewer
+        if windowed:
+            return True
+    return False
+
+
+def site_kinds(matches: Sequence[Match]) -> list[str]:
+    """The kind of each matched attention, in order; generic where the shapes do not tell."""
+    sites = [_Site(match) for match in matches]
+    relative = [site for site in sites if site.relative]
+    image = _image_tokens(sites)
+    kinds = []
+    for site in sites:
+        if site.relative:
+            kinds.append("encoder_window" if _is_windowed(site, relative) else "encoder_global")
+        elif image is None or site.queries is None or site.keys is None:
+            kinds.append("generic")
+        elif site.queries == site.keys:
+            kinds.append("generic" if site.queries == image else "decoder_self")
+        else:
+            kinds.append("decoder_image_to_token" if site.queries == image else "decoder_token_to_image")
     for index in range(len(kinds) - 1, -1, -1):
         if kinds[index] == "decoder_image_to_token":
             break

@@ -2,8 +2,9 @@
 """Clean a graph before anything is recognised in it: constants folded, dead nodes gone, every node named.
 
 Folding stops at constants of 8 MB, so that a cleaned model is not much larger than before: it reaches the relative
-position tables of every SAM and transposed weights of small ones. Local functions are inlined. Inputs and outputs of
-the graph stay as they are.
+position tables of every SAM and transposed weights of small ones. Integers that are computed from shapes are folded as
+far as the shapes are known (`passes.lift.propagate`). Local functions are inlined. Inputs and outputs of the graph stay
+as they are.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from samq_onnx.errors import UserError, shortened
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.aside import defaults_aside, outputs_aside
 from samq_onnx.passes.graph import add_constant
+from samq_onnx.passes.lift.propagate import propagate
 
 __all__ = ["simplify"]
 
 FOLD_LIMIT = 8_000_000  # bytes
+ROUNDS = 4  # what one folds, the other may need
 
 
 def simplify(model: ir.Model) -> None:
@@ -29,8 +32,16 @@ def simplify(model: ir.Model) -> None:
         UserError: a graph that onnxscript cannot clean.
     """
     with defaults_aside(model), outputs_aside(model):
+        for value in model.graph.outputs:
+            if value.producer() is not None:
+                value.shape = None  # what is declared may be wrong, and is no reason to fold
         try:
-            _optimize(model)
+            for _ in range(ROUNDS):
+                _optimize(model)
+                if not propagate(model):
+                    break
+            common.RemoveUnusedNodesPass()(model)
+            common.NameFixPass()(model)
         except Exception as error:  # onnxscript and onnx_ir raise their own kinds
             raise UserError(
                 f"the graph cannot be simplified ({shortened(error.__cause__ or error)}); export the model again"
@@ -45,8 +56,6 @@ def _optimize(model: ir.Model) -> None:
     optimizer.optimize(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, inline=False)
     _register_constants(model.graph)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.RemoveUnusedNodesPass()(model)
-    common.NameFixPass()(model)
 
 
 def _register_constants(graph: ir.Graph) -> None:

@@ -21,7 +21,7 @@ from onnxscript import version_converter
 from samq_onnx.errors import UserError
 from samq_onnx.passes.graph import array_of
 
-__all__ = ["INT4_OPSET", "QDQ_OPSET", "raise_opset"]
+__all__ = ["INT4_OPSET", "QDQ_OPSET", "one_domain", "raise_opset"]
 
 QDQ_OPSET = 13
 INT4_OPSET = 21
@@ -256,6 +256,12 @@ def _unknown(model: ir.Model, opset: int) -> Iterator[str]:
             yield f"{node.op_type} has other inputs or outputs"
 
 
+def one_domain(model: ir.Model) -> None:
+    """Call the default domain by one name, in place."""
+    if ALIAS in model.opset_imports:
+        model.opset_imports.setdefault("", model.opset_imports.pop(ALIAS))
+
+
 def raise_opset(model: ir.Model, weight_bits: int) -> None:
     """Raise the default-domain opset of ``model``, in place, if weights of ``weight_bits`` need a newer one.
 
@@ -265,8 +271,7 @@ def raise_opset(model: ir.Model, weight_bits: int) -> None:
         UserError: the model holds an operator whose newer form would give other values, or has none.
     """
     needed = INT4_OPSET if weight_bits <= 4 else QDQ_OPSET
-    if ALIAS in model.opset_imports:
-        model.opset_imports.setdefault("", model.opset_imports.pop(ALIAS))
+    one_domain(model)
     current = model.opset_imports.get("", 0)
     if (model.ir_version or 0) < INITIALIZERS_ARE_NO_INPUTS:
         inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]

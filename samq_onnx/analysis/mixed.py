@@ -20,7 +20,7 @@ from samq_onnx.analysis.subject import by_method, lowered, weight_bytes
 from samq_onnx.analysis.widths import PACKED, SiteCost, cheapest, predicted, site_costs
 from samq_onnx.data import Calibration
 from samq_onnx.errors import UserError
-from samq_onnx.families import Role, identify
+from samq_onnx.families import NOTHING, Role, identify
 from samq_onnx.feeds import Selection
 from samq_onnx.float_model import check_float
 from samq_onnx.models import load_model
@@ -127,6 +127,8 @@ def meet(
     """
     if order.strict:
         raise UserError("strict is one width for everything; leave it out to let single sites have their own")
+    if order.hints != NOTHING:
+        raise UserError("a goal looks at masks of a model whose image its graph tells; leave out what is said of it")
     pair = (files["encoder"], files["decoder"]) if len(files) > 1 else None
     if goal.budget_mb is not None:
         case = _case(order, files, calibration, encoder, quantize, say)

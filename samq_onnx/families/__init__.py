@@ -19,11 +19,13 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 import onnxruntime as ort
 
+from samq_onnx.families.hints import Hints
 from samq_onnx.families.part import (
     EMBEDDING,
     IOU,
     LOW_RES_MASKS,
     MASKS,
+    NOTHING,
     OUTPUT,
     Family,
     Part,
@@ -39,8 +41,10 @@ __all__ = [
     "IOU",
     "LOW_RES_MASKS",
     "MASKS",
+    "NOTHING",
     "OUTPUT",
     "Family",
+    "Hints",
     "Part",
     "Role",
     "Signature",
@@ -58,20 +62,22 @@ def families() -> Sequence[Family]:
     return [FAMILIES[name] for name in sorted(FAMILIES, key=lambda name: (FAMILIES[name].turn, name))]
 
 
-def identify(model: ir.Model, where: str) -> Part:
+def identify(model: ir.Model, where: str, hints: Hints = NOTHING) -> Part:
     """What a file is, by its graph. Its outputs are told at once, so the graph may be changed afterwards.
 
     Args:
-        where: what messages call the file.
+        where: what messages call the file. hints: of its image, besides those that it carries.
     """
-    part = _identified(Signature.of_model(model, where))
+    part = _identified(Signature.of_model(model, where, hints))
     _ = part.outputs
     return part
 
 
-def identify_session(session: ort.InferenceSession, where: str, graph: Callable[[], ir.Model | None]) -> Part:
+def identify_session(
+    session: ort.InferenceSession, where: str, graph: Callable[[], ir.Model | None], hints: Hints = NOTHING
+) -> Part:
     """What the file of an open session is; ``graph`` reads it, and gives None where that is not possible."""
-    return _identified(Signature.of_session(session, where, graph))
+    return _identified(Signature.of_session(session, where, graph, hints))
 
 
 def _identified(signature: Signature) -> Part:

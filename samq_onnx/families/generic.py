@@ -13,13 +13,14 @@ from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
 from samq_onnx.families import FAMILIES, OUTPUT, Family, Part, Role, Signature, Turn
 from samq_onnx.families.image import ImageInput, ImagePart
+from samq_onnx.families.layout import layout_of
 from samq_onnx.families.ports import described, random_input
 from samq_onnx.feeds import Feeds
 
 __all__ = ["Generic"]
 
 NAME = "generic"
-WANTED = "wanted is one image [1, 3, S, S] of numbers and a fixed side S, or the inputs of SAM's decoder"
+WANTED = "wanted is one square image [1, 3, S, S], or the inputs of SAM's decoder; give arrays by --feeds FOLDER"
 
 
 class Generic(Family):
@@ -53,9 +54,15 @@ class _Unfed(Part):
 
     def feeds(self, calibration: Calibration, encoder: Encoder | str | os.PathLike[str] | None, label: str) -> Feeds:
         self.refuse_encoder(encoder)
-        raise UserError(
-            f"{self.where}: cannot make inputs from images; it takes {described(self.signature.inputs)}, {WANTED}"
-        )
+        inputs = self.signature.inputs
+        if len(inputs) == 1 and (layout := layout_of(inputs[0])) is not None and None in layout.sides(inputs[0]):
+            raise UserError(f"{self.where}: takes {inputs[0]}, an image of free sides; give --input-size SIDE")
+        if (half := next((port for port in inputs if port.dtype == "bfloat16"), None)) is not None:
+            raise UserError(
+                f"{self.where}: its input {half} is of a type that ONNX Runtime takes from no array; export it with "
+                "float32 inputs, the inside may be bfloat16"
+            )
+        raise UserError(f"{self.where}: cannot make inputs from images; it takes {described(inputs)}, {WANTED}")
 
     def sample_feed(self, prompts: int = 1, encoder: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
         self.refuse_encoder(encoder)

@@ -8,13 +8,16 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from samq_onnx import assets, data, images
 from samq_onnx.data import Calibration
 from samq_onnx.encoder import Encoder
+from samq_onnx.errors import UserError
+from samq_onnx.families.layout import Layout, layout_of, side_of
 from samq_onnx.families.part import Part, Role, Signature
 from samq_onnx.families.pixels import Pixels, find_pixels
-from samq_onnx.families.ports import NUMBERS, Port, fit, is_features
+from samq_onnx.families.ports import Port, fit, is_features
 from samq_onnx.feeds import EncoderFeeds
 
 __all__ = ["ImageInput", "ImagePart", "sample_image"]
@@ -22,11 +25,12 @@ __all__ = ["ImageInput", "ImagePart", "sample_image"]
 
 @dataclasses.dataclass(frozen=True)
 class ImageInput:
-    """A square image of a fixed size.
+    """A square image of one size.
 
     Attributes:
-        port: [N, 3, size, size].
+        port: of numbers, with free or fixed sides.
         size: side of the square image. pixels: the numbers it wants.
+        layout: order of its axes.
         stretched: whether an image fills the square; else its longest side does, and the rest is padded.
         note: a line about ``pixels`` where they are not SAM's usual ones or in doubt, else empty.
     """
@@ -35,30 +39,42 @@ class ImageInput:
     size: int
     pixels: Pixels = Pixels.NORMALISED
     note: str = ""
+    layout: Layout = Layout.NCHW
     stretched: bool = False
 
     @classmethod
     def of(cls, signature: Signature) -> ImageInput | None:
-        """The only input of a file if it is an image [N, 3, S, S] of numbers and a fixed size, else None.
+        """The only input of a file if it is an image of numbers, [N, 3, S, S] or in another order of axes, else None.
 
-        The graph tells what pixels it wants; they are SAM's usual ones if there is none.
+        The graph tells what pixels it wants, if hints do not; they are SAM's usual ones if there is none. Sides that
+        are free are those that hints say, or that make the map that the model gives out.
+
+        Raises:
+            UserError: a size that its sides are not.
         """
         return cls.at(signature, signature.inputs[0]) if len(signature.inputs) == 1 else None
 
     @classmethod
     def at(cls, signature: Signature, port: Port) -> ImageInput | None:
         """As `of`, of one of several inputs."""
-        size = port.side(2) if _is_image(port) else None
+        layout = layout_of(port)
+        if layout is None:
+            return None
+        model, where, hints = signature.graph(), signature.where, signature.hints
+        size = _size(signature, port, layout, model)
         if size is None:
             return None
-        model, where = signature.graph(), signature.where
-        pixels, doubt = find_pixels(model, port.name) if model is not None else (Pixels.NORMALISED, "")
         note = ""
-        if doubt:
-            note = f"{where}: {doubt}; it is fed pixels {pixels.value}: check that they fit"
-        elif pixels is not Pixels.NORMALISED:
-            note = f"{where}: normalises inside, so it is fed pixels {pixels.value}"
-        return cls(port, size, pixels, note, _is_pyramid(signature.outputs))
+        if hints.pixels is not None:
+            pixels = hints.pixels
+        else:
+            found = find_pixels(model, port.name, size) if model is not None else (Pixels.NORMALISED, "")
+            pixels, doubt = found
+            if doubt:
+                note = f"{where}: {doubt}; it is fed pixels {pixels.value}: check that they fit, or say --preprocess"
+            elif pixels is not Pixels.NORMALISED:
+                note = f"{where}: normalises inside, so it is fed pixels {pixels.value}"
+        return cls(port, size, pixels, note, layout, _is_pyramid(signature.outputs))
 
     def feed(self, rgb: np.ndarray, shape: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
         """The feed for an image, RGB uint8 [H, W, 3]; it fills the batch. ``shape`` is as for `preprocess`.
@@ -67,7 +83,7 @@ class ImageInput:
             UserError: as `samq_onnx.images.preprocess`.
         """
         made = images.stretch(rgb, self.size) if self.stretched else images.preprocess(rgb, self.size, shape)
-        return {self.port.name: fit(self.port, self.pixels.of_normalised(made))}
+        return {self.port.name: fit(self.port, self.layout.of_batch(self.pixels.of_normalised(made)))}
 
     def coords(self, coords: np.ndarray, height: int, width: int) -> np.ndarray:
         """Points (x, y) of an image of that height and width where they lie in the square, float32 [n, 2]."""
@@ -82,11 +98,17 @@ def _is_pyramid(outputs: Sequence[Port]) -> bool:
     return any({side, 2 * side, 4 * side} <= sides for side in sides if side is not None)
 
 
-def _is_image(port: Port) -> bool:
-    if port.dtype not in NUMBERS or port.shape is None or len(port.shape) != 4:
-        return False
-    batch, channels, height, width = port.shape
-    return channels == 3 and isinstance(height, int) and height == width and height > 0 and batch != 0
+def _size(signature: Signature, port: Port, layout: Layout, model: ir.Model | None) -> int | None:
+    """Side of the square that a file takes, None if its sides differ or nothing tells them."""
+    sides = {side for side in layout.sides(port) if side is not None}
+    wanted = signature.hints.size
+    if len(sides) > 1:
+        return None
+    if wanted is not None and sides - {wanted}:
+        raise UserError(f"{signature.where}: takes images of {sides.pop()} pixels; leave out --input-size {wanted}")
+    if sides or wanted is not None:
+        return wanted if wanted is not None else sides.pop()
+    return side_of(model, port.name, layout) if model is not None else None
 
 
 class ImagePart(Part):

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from samq_onnx.errors import UserError
+from samq_onnx.families.hints import Hints
 from samq_onnx.families.ports import Port, graph_inputs, graph_outputs, session_inputs, session_outputs
 from samq_onnx.runtime import open_session
 
@@ -32,6 +33,7 @@ __all__ = [
     "IOU",
     "LOW_RES_MASKS",
     "MASKS",
+    "NOTHING",
     "OUTPUT",
     "Family",
     "Part",
@@ -39,6 +41,8 @@ __all__ = [
     "Signature",
     "Turn",
 ]
+
+NOTHING = Hints()
 
 # Roles of outputs.
 EMBEDDING = "embedding"  # of an encoder: [N, C, G, G]
@@ -74,6 +78,7 @@ class Signature:
         where: what messages call the file.
         graph: reads its graph; None where there is none to read, as of a session of a file that is no ONNX.
         session: opens it, or gives it where it is open.
+        hints: what people say of its image.
     """
 
     inputs: tuple[Port, ...]
@@ -81,9 +86,10 @@ class Signature:
     where: str
     graph: Callable[[], ir.Model | None]
     session: Callable[[], ort.InferenceSession]
+    hints: Hints = NOTHING
 
     @classmethod
-    def of_model(cls, model: ir.Model, where: str) -> Signature:
+    def of_model(cls, model: ir.Model, where: str, hints: Hints = NOTHING) -> Signature:
         """That of a graph, which is not changed."""
 
         def opened() -> ort.InferenceSession:
@@ -93,12 +99,20 @@ class Signature:
                 raise UserError(f"{where}: cannot be written into memory ({type(error).__name__})") from error
             return open_session(content)
 
-        return cls(graph_inputs(model), graph_outputs(model), where, lambda: model, opened)
+        told = hints.or_else(Hints.read(model.metadata_props))
+        return cls(graph_inputs(model), graph_outputs(model), where, lambda: model, opened, told)
 
     @classmethod
-    def of_session(cls, session: ort.InferenceSession, where: str, graph: Callable[[], ir.Model | None]) -> Signature:
+    def of_session(
+        cls,
+        session: ort.InferenceSession,
+        where: str,
+        graph: Callable[[], ir.Model | None],
+        hints: Hints = NOTHING,
+    ) -> Signature:
         """That of an open session; ``graph`` reads what it was opened from."""
-        return cls(session_inputs(session), session_outputs(session), where, graph, lambda: session)
+        told = hints.or_else(Hints.read(session.get_modelmeta().custom_metadata_map))
+        return cls(session_inputs(session), session_outputs(session), where, graph, lambda: session, told)
 
 
 class Part(abc.ABC):

@@ -12,9 +12,11 @@ import enum
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 import onnxruntime as ort
 
 from samq_onnx.images import PIXEL_MEAN, PIXEL_STD
+from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.graph import scalar_of
 
 __all__ = ["Pixels", "find_pixels"]
@@ -23,6 +25,7 @@ __all__ = ["Pixels", "find_pixels"]
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Reciprocal", "Clip", "BatchNormalization"})
 VIEWS = frozenset(
     {"Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Gather", "Slice", "Split", "Concat", "Pad"}
+    | {"Resize"}
 )
 WIDEST = 16.0  # spread that normalised pixels have at most: 255 / 58 is 4.4, 255 / 16 is wider than any used
 NARROWEST = 0.5  # and at least: [0, 1] is 1 wide
@@ -46,11 +49,17 @@ class Pixels(enum.Enum):
         return pixels if self is Pixels.BYTES else pixels / np.float32(255)
 
 
-def find_pixels(model: ir.Model, name: str) -> tuple[Pixels, str]:
-    """What the image input of that name wants, [N, 3, H, W], and a doubt about it, or nothing.
+def find_pixels(model: ir.Model, name: str, size: int = 1) -> tuple[Pixels, str]:
+    """What the image input of that name wants, and a doubt about it, or nothing.
 
     The doubt is a part of a sentence; pixels that the model leaves as they are, are normalised ones.
+
+    Args:
+        size: of its free sides but the first of four, which counts images; a free number of channels is three.
     """
+    if any(function.domain != DOMAIN for function in model.functions.values()):
+        model = model.clone()
+        common.InlinePass(lambda function: function.domain != DOMAIN)(model)
     image = next(value for value in model.graph.inputs if value.name == name)
     if image.dtype is not None and not image.dtype.is_floating_point():
         return Pixels.BYTES, ""
@@ -58,7 +67,7 @@ def find_pixels(model: ir.Model, name: str) -> tuple[Pixels, str]:
     if not calculates:
         return Pixels.NORMALISED, ""
     try:
-        black, one, white = _medians(model, image, end)
+        black, one, white = _medians(model, image, end, size)
     except Exception as error:  # ONNX Runtime raises errors of any kind
         return Pixels.NORMALISED, f"does arithmetic on its image that does not run alone ({type(error).__name__})"
     return _told_by(black, one - black, white - black)
@@ -106,7 +115,7 @@ def _mixes_channels(node: ir.Node) -> bool:
     return shape[0] == CHANNELS and all(side == 1 for side in shape[2:])
 
 
-def _medians(model: ir.Model, image: ir.Value, end: ir.Value) -> list[float]:
+def _medians(model: ir.Model, image: ir.Value, end: ir.Value, size: int) -> list[float]:
     """Medians of ``end`` for images of the colours 0, 1 and 255."""
     graph = ir.convenience.extract(model.graph, [image], [end])
     graph.opset_imports.update(model.opset_imports)
@@ -117,6 +126,7 @@ def _medians(model: ir.Model, image: ir.Value, end: ir.Value) -> list[float]:
     options.log_severity_level = 4
     session = ort.InferenceSession(ir.to_proto(piece).SerializeToString(), options, providers=["CPUExecutionProvider"])
     assert image.shape is not None and image.dtype is not None
-    shape = [side if isinstance(side, int) else 1 for side in image.shape]
+    free = (1, CHANNELS, size, size) if len(image.shape) == 4 else (size,) * len(image.shape)
+    shape = [side if isinstance(side, int) else free[axis] for axis, side in enumerate(image.shape)]
     colours = (np.full(shape, colour, image.dtype.numpy()) for colour in (0, 1, 255))
     return [float(np.median(session.run(None, {image.name or "": colour})[0])) for colour in colours]

@@ -19,6 +19,7 @@ from samq_onnx.errors import UserError
 from samq_onnx.families import EMBEDDING, FAMILIES, IOU, LOW_RES_MASKS, MASKS, Family, Part, Role, Signature
 from samq_onnx.families.decoder import DecoderPart
 from samq_onnx.families.image import ImageInput, ImagePart
+from samq_onnx.families.layout import PATCH
 from samq_onnx.families.points import in_number
 from samq_onnx.families.ports import Port, described, fit, is_features
 from samq_onnx.prompts import FOREGROUND, PADDING_LABEL
@@ -31,7 +32,6 @@ EMBEDDINGS = "image_embeddings"
 COORDS = "point_coords"
 LABELS = "point_labels"
 INPUTS = (EMBEDDINGS, COORDS, LABELS, "mask_input", "has_mask_input", "orig_im_size")
-PATCH = 16  # pixels of the image a side of an embedding's cell stands for
 MASK_SCALE = 4  # mask inputs and low-resolution masks are four times the embedding's side
 WANTED = {MASKS: "masks of the image's size", IOU: "predicted IoUs", LOW_RES_MASKS: "low-resolution masks"}
 

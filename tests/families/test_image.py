@@ -39,7 +39,7 @@ def test_it_is_found() -> None:
         [],
         [IMAGE, Port("gain", "float32", ())],
         [Port("image", "float32", None)],
-        [Port("image", "float32", (3, 64, 64))],
+        [Port("image", "float32", (64, 64))],
         [Port("image", "float32", (1, 4, 64, 64))],
         [Port("image", "float32", (1, 3, 64, 32))],
         [Port("image", "float32", (1, 3, "side", "side"))],

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes that are only known in a run: products of a number and of named dimensions, such as 2 * batch.
+
+That is what views make of dimensions. Sums and remainders of a dimension that is not known have no value here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable
+from typing import TypeAlias
+
+__all__ = ["Dim", "Product", "divided", "product_of", "times"]
+
+MOST_FACTORS = 16
+MOST_BITS = 62  # of the number
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """``number`` times the dimensions of these names, sorted; there is one name at least, and the number is not 0."""
+
+    number: int
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "*".join([*([str(self.number)] if self.number != 1 else []), *self.names])
+
+
+Dim: TypeAlias = "int | Product | None"
+"""A size, None where nothing is known of it."""
+
+
+def _made(number: int, names: Iterable[str]) -> Dim:
+    found = tuple(sorted(names))
+    if not found or number == 0:
+        return number
+    if len(found) > MOST_FACTORS or abs(number).bit_length() > MOST_BITS:
+        return None
+    return Product(number, found)
+
+
+def _parts(dim: int | Product) -> tuple[int, tuple[str, ...]]:
+    return (dim, ()) if isinstance(dim, int) else (dim.number, dim.names)
+
+
+def times(one: Dim, two: Dim) -> Dim:
+    """The product."""
+    if one is None or two is None:
+        return None
+    (number, names), (other, others) = _parts(one), _parts(two)
+    return _made(number * other, (*names, *others))
+
+
+def product_of(dims: Iterable[Dim]) -> Dim:
+    """The product of all."""
+    total: Dim = 1
+    for dim in dims:
+        total = times(total, dim)
+    return total
+
+
+def divided(one: Dim, two: Dim) -> Dim:
+    """The quotient where it is whole, whatever the named dimensions are; None elsewhere."""
+    if one is None or two is None or two == 0:
+        return None
+    (number, names), (other, others) = _parts(one), _parts(two)
+    left = Counter(names)
+    left.subtract(others)
+    if number % other or min(left.values(), default=0) < 0:
+        return None
+    return _made(number // other, left.elements())

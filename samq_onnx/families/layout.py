@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an image lies in an input: which axis counts what, and which sides a graph with free ones is made for."""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from samq_onnx.families.ports import NUMBERS, Port
+from samq_onnx.ops import DOMAIN
+from samq_onnx.passes.aside import defaults_aside
+from samq_onnx.passes.lift.propagate import propagate
+
+__all__ = ["PATCH", "Layout", "layout_of", "side_of"]
+
+CHANNELS = 3
+PATCH = 16  # pixels of the image that a cell of an embedding stands for, along each side
+
+
+class Layout(enum.Enum):
+    """Order of axes: N batch, C channels, H and W height and width."""
+
+    NCHW = "NCHW"
+    NHWC = "NHWC"
+    CHW = "CHW"
+    HWC = "HWC"
+
+    def of_batch(self, image: np.ndarray) -> np.ndarray:
+        """An image [1, 3, H, W] in this order."""
+        if self in (Layout.NHWC, Layout.HWC):
+            image = np.ascontiguousarray(image.transpose(0, 2, 3, 1))
+        return image if self in (Layout.NCHW, Layout.NHWC) else image[0]
+
+    def sides(self, port: Port) -> tuple[int | None, int | None]:
+        """Height and width of an input, None where they are free."""
+        return port.side(self.value.index("H")), port.side(self.value.index("W"))
+
+
+def layout_of(port: Port) -> Layout | None:
+    """How an RGB image lies in an input of numbers, None where none can: its channels are three, or are free and lie
+    where most exporters have them."""
+    if port.dtype not in NUMBERS or port.shape is None:
+        return None
+    orders = [layout for layout in Layout if len(layout.value) == len(port.shape)]
+    if 0 in port.shape:
+        return None
+    for layout in orders:
+        if port.side(layout.value.index("C")) == CHANNELS:
+            return layout
+    return Layout.NCHW if len(port.shape) == 4 and port.side(1) is None else None
+
+
+def side_of(model: ir.Model, name: str, layout: Layout) -> int | None:
+    """Side of the square image that a model with free sides is made for, if its graph tells: one whose cells of 16
+    pixels are those of the smallest map that it gives out, as of a table of positions."""
+    grid = _finest_grid(model, name, None)
+    if grid is None:
+        return None
+    shape = {"N": 1, "C": CHANNELS, "H": PATCH * grid, "W": PATCH * grid}
+    fits = _finest_grid(model, name, [shape[axis] for axis in layout.value]) == grid
+    return PATCH * grid if fits else None
+
+
+def _finest_grid(model: ir.Model, name: str, shape: list[int] | None) -> int | None:
+    """Side of the smallest square map [N, C, G, G] that a model gives out, as far as its graph tells.
+
+    Args:
+        name, shape: of an input; what is known of its shape where that is None.
+    """
+    probe = model.clone()
+    try:
+        with defaults_aside(probe):
+            common.TopologicalSortPass()(probe)
+            common.InlinePass(lambda function: function.domain != DOMAIN)(probe)
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(probe)
+            for value in probe.graph.inputs:
+                if value.name == name and shape is not None:
+                    value.shape = ir.Shape(shape)
+            for node in probe.graph:
+                for value in node.outputs:
+                    if node.domain == "":
+                        value.shape = None  # what the file says may be of another size
+            propagate(probe)
+    except Exception:  # of a graph that onnx_ir cannot follow
+        return None
+    maps = [list(value.shape) for value in probe.graph.outputs if value.shape is not None and len(value.shape) == 4]
+    sides = [side for _, _, height, side in maps if isinstance(side, int) and height == side]
+    return min(sides, default=None)
