@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-__all__ = ["Block", "cut", "extract", "reads"]
+__all__ = ["Block", "crossings", "cut", "extract", "reads"]
 
 SMALLEST = 6  # nodes; fewer join the next block. The MLP half of a transformer block has seven
 
@@ -61,7 +61,7 @@ def _activations(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> set[ir
     return active
 
 
-def _crossings(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> list[ir.Value | None]:
+def crossings(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> list[ir.Value | None]:
     """For each node the activation that crosses behind it, if there is exactly one, a node made it, and its type is
     known, as an input of the next block must have one."""
     activations = _activations(nodes, inputs)
@@ -112,7 +112,7 @@ def cut(model: ir.Model, groups: Sequence[Sequence[str]]) -> list[Block]:
                 raise ValueError(f"the model has no tensor {name}")
     places = [[made[name][0] for name in group if name in made] or [0] for group in groups]
     spans = [(min(place), max(place)) for place in places]
-    crossings = _crossings(nodes, list(inputs.values()))
+    crossings = crossings(nodes, list(inputs.values()))
     ends = _ends(crossings, spans, max((final for _, final in spans), default=0))
     blocks: list[Block] = []
     start, carried = 0, None

@@ -7,27 +7,29 @@ Rounding passes the gradient on (straight-through); scales and zero points get t
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import torch
 
-from samq_onnx.codes import LogCodes, ProbabilityCodes, RowCodes, UniformCodes, WeightCodes
+from samq_onnx.codes import HybridCodes, LogCodes, ProbabilityCodes, RowCodes, UniformCodes, WeightCodes
 from samq_onnx.codes.row import row_weights
 
-__all__ = ["FakeQuantActivation", "FakeQuantWeight", "fake_quant_probabilities"]
+__all__ = ["FakeQuantActivation", "FakeQuantHybrid", "FakeQuantWeight", "fake_quant_probabilities"]
 
 SMALLEST_PROBABILITY = 1e-30
 
 
 class _Uniform(torch.autograd.Function):
-    """(clamp(round(x / scale + zero), low, high) - zero) * scale."""
+    """(clamp(round(x / scale) + zero, low, high) - zero) * scale, as QuantizeLinear rounds, for whole ``zero``."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, low: int, high: int) -> Any:
-        exact = x / scale + zero
-        codes = exact.round().clamp_(low, high)
+        exact = x / scale
+        codes = (exact.round() + zero).clamp_(low, high)
+        exact += zero
         inside = (exact >= low - 0.5) & (exact <= high + 0.5)
         codes -= zero
         ctx.save_for_backward(inside, torch.where(inside, codes - exact + zero, codes), scale, zero)
@@ -92,6 +94,10 @@ class FakeQuantWeight(torch.nn.Module):
         """The codes as they are now."""
         return WeightCodes(tuple(self.log_scale.detach().exp().ravel().tolist()), self.bits)
 
+    def held(self) -> np.ndarray:
+        """What the constant of the graph holds, which its codes round."""
+        return self.weight.detach().cpu().numpy()
+
 
 class FakeQuantRow(torch.nn.Module):
     """Post-softmax codes relative to the largest of their row; nothing of them learns."""
@@ -100,7 +106,8 @@ class FakeQuantRow(torch.nn.Module):
         super().__init__()
         self.given = codes
         if codes.tau:
-            self.weights = torch.tensor(row_weights(codes.tau, codes.bits), dtype=torch.float32)
+            weights = torch.tensor(row_weights(codes.tau, codes.bits), dtype=torch.float32)
+            self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, p: torch.Tensor) -> torch.Tensor:
         tau, top = self.given.tau, 2**self.given.bits - 1
@@ -143,6 +150,42 @@ class FakeQuantProbabilities(torch.nn.Module):
         if isinstance(self.given, UniformCodes):
             return UniformCodes(scale, 0, self.given.bits)
         return LogCodes(scale, self.given.tau, self.given.bits)
+
+
+class FakeQuantHybrid(torch.nn.Module):
+    """Hybrid codes of an activation (`samq_onnx.codes.hybrid`) on their grid; both scales learn, as logarithms.
+
+    The gradient of s_log is that of the least uniform value and of all logarithmic ones, that of s_uni the code.
+    """
+
+    def __init__(self, codes: HybridCodes) -> None:
+        super().__init__()
+        self.given = codes
+        self.log_scale = torch.nn.Parameter(torch.tensor([codes.log_scale, codes.uniform_scale]).log())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        codes, scales = self.given, self.log_scale.exp()
+        with torch.no_grad():
+            above = x - codes.low
+            level = (-torch.log2(above.clamp_min(SMALLEST_PROBABILITY) / scales[0])).round()
+            near = torch.where(level >= codes.log_codes, 0.0, torch.exp2(-level.clamp(0, codes.log_codes - 1)))
+            top = 2**codes.bits - codes.log_codes - 1
+            step = ((above - scales[0]) / scales[1]).round().clamp(0, top)
+            low = above <= scales[0]
+            by_log, by_uniform = torch.where(low, near, 1.0), torch.where(low, 0.0, step)
+            inside = ~low & (step < top) | low & (above >= 0)
+        made = codes.low + by_log * scales[0] + by_uniform * scales[1]
+        with torch.no_grad():
+            grid = self.current().grid
+            on_grid = (torch.round(made / grid.scale) + grid.zero_point).clamp(0, 2**grid.bits - 1) - grid.zero_point
+            moved = on_grid * grid.scale - made
+        passed = x * inside
+        return made + moved + passed - passed.detach()
+
+    def current(self) -> HybridCodes:
+        """The codes as they are now."""
+        log_scale, uniform_scale = self.log_scale.detach().exp().tolist()
+        return dataclasses.replace(self.given, log_scale=log_scale, uniform_scale=uniform_scale)
 
 
 class FakeQuantFixed(torch.nn.Module):

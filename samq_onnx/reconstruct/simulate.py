@@ -1,98 +1,140 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quantized part of a lifted graph as a torch module that computes with the codes of a plan.
 
-The part reaches from the first quantized nodes to the wanted outputs. What enters it is not computed here: it is
-the module's input. All weights, biases and norms in the part learn, of quantized and of float layers.
+The part reaches from the first quantized nodes, or from given values, to the wanted outputs. What enters it is not
+computed here: it is the module's input. What learns in it is up to its twins of codes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
+from samq_onnx.codes import ProbabilityCodes, UniformCodes, WeightCodes
+from samq_onnx.observers.weight import scales_for_bias
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.graph import constant, is_constant, replace_constant
-from samq_onnx.passes.lift import Lifted
+from samq_onnx.passes.lift import Lifted, Linear
 from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
-from samq_onnx.reconstruct.fake_quant import FakeQuantActivation, FakeQuantWeight, fake_quant_probabilities
+from samq_onnx.reconstruct.fake_quant import (
+    FakeQuantActivation,
+    FakeQuantHybrid,
+    FakeQuantWeight,
+    fake_quant_probabilities,
+)
 from samq_onnx.reconstruct.torch_ops import OPERATORS, attention_logits
+from samq_onnx.reconstruct.units import between, entering
 
-__all__ = ["Simulation"]
+__all__ = ["Simulation", "Twins"]
 
 OPERANDS = ("q", "k", "v")
 
+Kind = TypeVar("Kind", bound=torch.nn.Module)
 
-def _part(graph: ir.Graph, first: Iterable[ir.Node], outputs: Iterable[ir.Value]) -> list[ir.Node]:
-    """Nodes on the ways from ``first`` to ``outputs``, in graph order."""
-    reached = set(first)
-    for node in graph:
-        if any(before in reached for before in node.predecessors()):
-            reached.add(node)
-    needed: set[ir.Node] = set()
-    pending = [value.producer() for value in outputs]
-    while pending:
-        maker = pending.pop()
-        if maker is not None and maker in reached and maker not in needed:
-            needed.add(maker)
-            pending.extend(maker.predecessors())
-    return [node for node in graph if node in needed]
+
+@dataclasses.dataclass(frozen=True)
+class Twins:
+    """What stands for the codes of a plan in torch, and what learns of the rest.
+
+    Attributes:
+        weight: of a weight (its array, its codes, the axis of its output channels).
+        activation, probabilities: of codes.
+        free: whether biases, norms and the weights of float layers learn.
+        fixed: weights that do not.
+    """
+
+    weight: Callable[[np.ndarray, WeightCodes, int], torch.nn.Module] = FakeQuantWeight
+    activation: Callable[[UniformCodes], torch.nn.Module] = FakeQuantActivation
+    probabilities: Callable[[ProbabilityCodes], torch.nn.Module] = fake_quant_probabilities
+    free: bool = True
+    fixed: frozenset[ir.Value] = frozenset()
 
 
 class Simulation(torch.nn.Module):
-    """The graph between the quantized nodes of ``plan`` and ``outputs``.
+    """The graph between ``given`` values, or the first quantized nodes of ``plan``, and ``outputs``.
+
+    Args:
+        given: values that are not computed here even where the graph does; None: all from the first quantized node on.
+        twins: what learns.
+        exact: name of a constant -> what it holds in the float model, where ``lifted`` holds something else by now.
 
     Attributes:
         inputs: values that enter, in a fixed order; ``forward`` takes their tensors by value.
         unknown: operators of the part that have no torch version here; if any, it cannot run.
     """
 
-    def __init__(self, lifted: Lifted, plan: QuantPlan, outputs: Sequence[ir.Value]) -> None:
+    def __init__(
+        self,
+        lifted: Lifted,
+        plan: QuantPlan,
+        outputs: Sequence[ir.Value],
+        given: Sequence[ir.Value] | None = None,
+        twins: Twins | None = None,
+        exact: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         super().__init__()
+        twins, exact = twins or Twins(), exact or {}
         self.outputs = list(outputs)
         linears = {linear.node: linear for linear in lifted.linears if linear.name in plan.linears}
         sites = {site.node: site for site in lifted.attentions if site.name in plan.attentions}
-        self.nodes = _part(lifted.model.graph, [*linears, *sites], outputs)
+        first = [*linears, *sites] if given is None else [node for value in given for node, _ in value.uses()]
+        self.nodes = between(lifted.model.graph, first, outputs, given or ())
         self.unknown = sorted({n.op_type for n in self.nodes if n.domain != DOMAIN and n.op_type not in OPERATORS})
         inside = set(self.nodes)
-        made = {value for node in self.nodes for value in node.outputs}
+        self.inputs = entering(self.nodes, outputs, given or ())
         read = dict.fromkeys(value for node in self.nodes for value in node.inputs if value is not None)
-        self.inputs = [value for value in read if value not in made and value.const_value is None]
         self._linears = {node: linear for node, linear in linears.items() if node in inside}
         self._sites = {node: site for node, site in sites.items() if node in inside}
-        self._modules_of: dict[tuple[ir.Value | ir.Node, str], torch.nn.Module] = {}
-        self._constants: dict[ir.Value, torch.Tensor] = {}
+        self._modules_of: dict[tuple[object, str], torch.nn.Module] = {}
+        self._of_input: dict[ir.Node, torch.nn.Module] = {}
+        self._constants: dict[ir.Value, torch.Tensor | str] = {}
         self._free: dict[ir.Value, torch.nn.Parameter] = {}
-        for linear in self._linears.values():
+        for node, linear in self._linears.items():
             codes = plan.linears[linear.name]
-            self._hold(linear.x, "input", FakeQuantActivation(codes.input))
-            self._hold(linear.weight, "weight", FakeQuantWeight(constant(linear.weight), codes.weight, linear.out_axis))
+            key = linear.x, codes.input, codes.hybrid
+            if codes.hybrid is not None:
+                self._of_input[node] = self._hold(key, "input", FakeQuantHybrid, codes.hybrid)
+            else:
+                self._of_input[node] = self._hold(key, "input", twins.activation, codes.input)
+            held = exact.get(linear.weight.name or "", constant(linear.weight))
+            weight = FakeQuantWeight if linear.weight in twins.fixed else twins.weight
+            self._hold(linear.weight, "weight", weight, held, codes.weight, linear.out_axis)
             if codes.output is not None:
-                self._hold(linear.output, "output", FakeQuantActivation(codes.output))
+                self._hold(linear.output, "output", twins.activation, codes.output)
         for node, site in self._sites.items():
             operands = plan.attentions[site.name]
             for name in OPERANDS:
-                self._hold(node, name, FakeQuantActivation(getattr(operands, name)))
-            self._hold(node, "probabilities", fake_quant_probabilities(operands.probabilities))
+                self._hold(node, name, twins.activation, getattr(operands, name))
+            self._hold(node, "probabilities", twins.probabilities, operands.probabilities)
         learning = {value for linear in lifted.linears for value in (linear.weight, linear.bias)}
         learning |= {value for norm in lifted.norms for value in (norm.scale, norm.bias)}
         for value in read:
-            if value.const_value is None or (value, "weight") in self._modules_of:
+            if value.const_value is None or (value, "weight") in self._modules_of or value in self.inputs:
                 continue
-            array = torch.tensor(value.const_value.numpy())
-            if value in learning and is_constant(value) and not value.is_graph_output():
+            array = torch.tensor(exact.get(value.name or "", value.const_value.numpy()))
+            if twins.free and value in learning and is_constant(value) and not value.is_graph_output():
                 self._free[value] = torch.nn.Parameter(array)
                 self.register_parameter(f"free{len(self._free)}", self._free[value])
+            elif array.is_floating_point():
+                self._constants[value] = f"constant{len(self._constants)}"
+                self.register_buffer(f"constant{len(self._constants) - 1}", array)
             else:
-                self._constants[value] = array
+                self._constants[value] = array  # of shapes and places, which are read here
 
-    def _hold(self, key: ir.Value | ir.Node, role: str, module: torch.nn.Module) -> None:
+    def _hold(
+        self, key: object, role: str, make: Callable[..., torch.nn.Module], *arguments: object
+    ) -> torch.nn.Module:
         if (key, role) not in self._modules_of:
+            module = make(*arguments)
             self._modules_of[key, role] = module
             self.add_module(f"codes{len(self._modules_of)}", module)
+        return self._modules_of[key, role]
 
     @property
     def work(self) -> int:
@@ -104,32 +146,41 @@ class Simulation(torch.nn.Module):
             total += made * linear.in_features
         return total
 
+    def kinds(self, kind: type[Kind]) -> Iterator[Kind]:
+        """Its modules of a class, in the order of the graph."""
+        return (module for module in self.modules() if isinstance(module, kind))
+
     def weights(self) -> list[torch.nn.Parameter]:
         """Weights, biases and norms."""
-        return [*self._free.values(), *(m.weight for m in self._modules_of.values() if isinstance(m, FakeQuantWeight))]
+        return [*self._free.values(), *(module.weight for module in self.kinds(FakeQuantWeight))]
 
     def log_scales(self) -> list[torch.nn.Parameter]:
         """Logarithms of all scales."""
-        found = (getattr(module, "log_scale", None) for module in self._modules_of.values())
-        return [scale for scale in found if scale is not None]
+        return [module.log_scale for module in self.modules() if hasattr(module, "log_scale")]
 
     def zeros(self) -> list[torch.nn.Parameter]:
         """Zero points of all activations."""
-        return [module.zero for module in self._modules_of.values() if isinstance(module, FakeQuantActivation)]
+        return [module.zero for module in self.kinds(FakeQuantActivation)]
 
-    def forward(self, tensors: Mapping[ir.Value, torch.Tensor]) -> list[torch.Tensor]:
-        known: dict[ir.Value, torch.Tensor] = {**self._constants, **self._free, **tensors}
-        codes = self._modules_of
+    def forward(
+        self, tensors: Mapping[ir.Value, torch.Tensor], wanted: Sequence[ir.Value] | None = None
+    ) -> list[torch.Tensor]:
+        """The outputs, or other ``wanted`` values."""
+        known: dict[ir.Value, torch.Tensor] = dict(self._free)
+        for value, held in self._constants.items():
+            known[value] = getattr(self, held) if isinstance(held, str) else held
+        known.update(tensors)
+        codes, given = self._modules_of, set(self.inputs)
         for node in self.nodes:
             inputs = [None if v is None else known[v] if v in known else codes[v, "weight"]() for v in node.inputs]
             if node in self._linears:
-                linear = self._linears[node]
-                inputs[0] = codes[linear.x, "input"](inputs[0])
+                inputs[0] = self._of_input[node](inputs[0])
             made = self._attend(node, inputs) if node.domain == DOMAIN else OPERATORS[node.op_type](node, inputs)
             for value, tensor in zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True):
-                quantized = codes.get((value, "output"))
-                known[value] = tensor if quantized is None else quantized(tensor)
-        return [known[value] for value in self.outputs]
+                if value not in given:
+                    quantized = codes.get((value, "output"))
+                    known[value] = tensor if quantized is None else quantized(tensor)
+        return [known[value] for value in (self.outputs if wanted is None else wanted)]
 
     def _attend(self, node: ir.Node, inputs: Sequence[Any]) -> torch.Tensor:
         q, k, v, *tables = inputs
@@ -142,19 +193,29 @@ class Simulation(torch.nn.Module):
     def write_back(self, plan: QuantPlan) -> None:
         """Put what was learned into the constants of the graph and into the plan."""
         codes = self._modules_of
-        for (key, role), module in codes.items():
-            if isinstance(module, FakeQuantWeight) and role == "weight":
-                assert isinstance(key, ir.Value)
-                replace_constant(key, module.weight.detach().numpy())
         for value, parameter in self._free.items():
-            replace_constant(value, parameter.detach().numpy())
-        for linear in self._linears.values():
-            output = codes.get((linear.output, "output"))
+            replace_constant(value, parameter.detach().cpu().numpy())
+        for node, linear in self._linears.items():
+            output, weight = codes.get((linear.output, "output")), codes[linear.weight, "weight"]
+            learned = self._of_input[node].current()  # type: ignore[operator]
+            hybrid = learned if plan.linears[linear.name].hybrid is not None else None
             plan.linears[linear.name] = LinearPlan(
-                codes[linear.x, "input"].current(),  # type: ignore[operator]
-                codes[linear.weight, "weight"].current(),  # type: ignore[operator]
+                learned if hybrid is None else hybrid.grid,
+                _held_codes(linear, weight, learned.grid.scale if hybrid is not None else learned.scale),
                 output.current() if output is not None else None,  # type: ignore[operator]
+                hybrid,
             )
+            replace_constant(linear.weight, weight.held())  # type: ignore[operator]
         for node, site in self._sites.items():
             q, k, v, p = (codes[node, name].current() for name in (*OPERANDS, "probabilities"))  # type: ignore[operator]
             plan.attentions[site.name] = AttentionPlan(q, k, v, p)
+
+
+def _held_codes(linear: Linear, weight: torch.nn.Module, input_scale: float) -> WeightCodes:
+    """Codes of a weight, with scales that its bias has room for; such as are too small are of rows of zeros."""
+    found: WeightCodes = weight.current()  # type: ignore[operator]
+    if linear.bias is None:
+        return found
+    needed = scales_for_bias(constant(linear.bias), input_scale)
+    scales = np.maximum(found.scale, needed if len(found.scale) > 1 else needed.max())
+    return dataclasses.replace(found, scale=tuple(np.float32(scales).ravel().tolist()))

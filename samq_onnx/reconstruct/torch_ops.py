@@ -70,7 +70,7 @@ def _pad(node: ir.Node, inputs: Tensors) -> torch.Tensor:
 
 def _gather(node: ir.Node, inputs: Tensors) -> torch.Tensor:
     x, index, axis = inputs[0], inputs[1], _get(node, "axis", 0)
-    taken = x.index_select(axis, index.reshape(-1))
+    taken = x.index_select(axis, index.reshape(-1).to(x.device))
     return taken.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 

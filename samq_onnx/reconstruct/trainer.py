@@ -8,18 +8,17 @@ encoder while the targets come from the float one: then it also learns to live w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from samq_onnx.calibrate.stream import resident_memory, run
+from samq_onnx.calibrate.stream import run
 from samq_onnx.families import Part
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.plan import QuantPlan
-from samq_onnx.progress import progress_bar
 from samq_onnx.reconstruct.activation_cache import ActivationCache
+from samq_onnx.reconstruct.descent import descend
 from samq_onnx.reconstruct.objectives import Objective, Tensors, objective_of
 from samq_onnx.reconstruct.reconstruction import NotReconstructable, Reconstruction
 from samq_onnx.reconstruct.simulate import Simulation
@@ -93,29 +92,26 @@ def _train(
     """Loss of each step."""
     rates = [objective.rate, SCALE_RATE * objective.rate, ZERO_RATE * objective.rate]
     groups = [simulation.weights(), simulation.log_scales(), simulation.zeros()]
-    optimizer = torch.optim.Adam([{"params": group} for group in groups])
     steps = max(1, objective.epochs * len(given) // objective.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps + 1, pct_start=WARM_UP)
     random = np.random.default_rng(0)
     waiting: list[int] = []
-    losses: list[float] = []
-    bar = progress_bar(steps, f"{label}: learning", "step")
-    with bar:
-        for _ in range(steps):
-            losses.append(0.0)
-            for _ in range(objective.batch):
-                waiting = waiting or random.permutation(len(given)).tolist()
-                index = waiting.pop()
-                made = _simulated(simulation, given[index])
-                loss = objective.loss(made, wanted[index]) / objective.batch
-                loss.backward()  # type: ignore[no-untyped-call]
-                losses[-1] += loss.item()
-            torch.nn.utils.clip_grad_norm_(groups[0], LARGEST_GRADIENT)
-            optimizer.step()
-            if not math.isfinite(losses[-1]) or not all(value.isfinite().all() for group in groups for value in group):
-                raise NotReconstructable("its loss or what it would learn is not finite on these calibration inputs")
-            optimizer.zero_grad()
-            schedule.step()
-            bar.set_postfix_str(f"loss {losses[-1]:.3f}, {resident_memory()}", refresh=False)
-            bar.update()
-    return losses
+
+    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps + 1, pct_start=WARM_UP)
+
+    def backward(step: int) -> float:
+        total = 0.0
+        for _ in range(objective.batch):
+            if not waiting:
+                waiting.extend(random.permutation(len(given)).tolist())
+            index = waiting.pop()
+            made = _simulated(simulation, given[index])
+            loss = objective.loss(made, wanted[index]) / objective.batch
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
+
+    return descend(
+        groups, rates, schedule, steps, backward,
+        label=f"{label}: learning", limited=groups[0], largest=LARGEST_GRADIENT,
+    )  # fmt: skip
