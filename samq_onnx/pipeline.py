@@ -39,6 +39,7 @@ from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
 from samq_onnx.plan_fit import check_bits, check_sites
+from samq_onnx.reconstruct.effort import Effort
 
 __all__ = ["COMPARABLE", "Outcome", "lower_model", "quantize_model"]
 
@@ -121,6 +122,7 @@ def quantize_model(
     kept: StatisticsFile | None = None,
     fed: str = "",
     describe: dict[str, str] | None = None,
+    effort: Effort | None = None,
 ) -> Outcome:
     """Quantize a float model, in place.
 
@@ -132,6 +134,7 @@ def quantize_model(
         label: what progress bars call the model.
         kept: statistics of earlier runs. fed: names what is fed, for them.
         describe: metadata of the quantized model.
+        effort: what learning may cost.
 
     Raises:
         UserError: calibration met something it cannot use, or nothing of the model can be quantized.
@@ -141,8 +144,9 @@ def quantize_model(
     with outputs_aside(model):
         prepared = Preparation(model, scheme.narrowest_weight)
         work = begin(
-            prepared, part, feeds, scheme, target=target, float_feeds=float_feeds, label=label, kept=kept, fed=fed
-        )
+            prepared, part, feeds, scheme,
+            target=target, float_feeds=float_feeds, label=label, kept=kept, fed=fed, effort=effort,
+        )  # fmt: skip
         work.run([Select()], work)
         attentions = [site.name for site in prepared.lifted.attentions]
         convolutions = [linear.name for linear in work.linears if linear.node.op_type == "Conv"]
@@ -165,6 +169,7 @@ def begin(
     label: str = "model",
     kept: StatisticsFile | None = None,
     fed: str = "",
+    effort: Effort | None = None,
 ) -> Work:
     """A prepared model before the first step; arguments as `quantize_model`."""
     observed = _some(feeds) if part.role is Role.DECODER else feeds
@@ -181,7 +186,24 @@ def begin(
         run=lambda steps, work: _run_steps(steps, work, kept, fed, prepared),
         reports=[prepared.report],
         exact=held_constants(prepared.lifted.model.graph),
+        effort=effort or Effort(),
+        kept=_Learned(kept, fed) if kept is not None else None,
     )
+
+
+@dataclasses.dataclass
+class _Learned:
+    """Units that were learned, in a file of statistics, which is written after each."""
+
+    file: StatisticsFile
+    fed: str
+
+    def restore(self, statistic: Statistic) -> bool:
+        return self.file.restore(self.fed, statistic)
+
+    def keep(self, statistic: Statistic) -> None:
+        self.file.keep(self.fed, statistic)
+        self.file.save()
 
 
 def lower_model(model: ir.Model, plan: QuantPlan, *, label: str = "model") -> Outcome:

@@ -112,12 +112,12 @@ def cut(model: ir.Model, groups: Sequence[Sequence[str]]) -> list[Block]:
                 raise ValueError(f"the model has no tensor {name}")
     places = [[made[name][0] for name in group if name in made] or [0] for group in groups]
     spans = [(min(place), max(place)) for place in places]
-    crossings = crossings(nodes, list(inputs.values()))
-    ends = _ends(crossings, spans, max((final for _, final in spans), default=0))
+    ends_at = crossings(nodes, list(inputs.values()))
+    ends = _ends(ends_at, spans, max((final for _, final in spans), default=0))
     blocks: list[Block] = []
     start, carried = 0, None
     for end in ends:
-        crossing = crossings[end] if end != ends[-1] else None
+        crossing = ends_at[end] if end != ends[-1] else None
         mine = [index for index, (first, _) in enumerate(spans) if start <= first <= end]
         wanted = {name for index in mine for name in groups[index]}
         outputs = [made[name][1] for name in sorted(wanted & made.keys())]

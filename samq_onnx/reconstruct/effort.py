@@ -1,17 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What learning may cost: time, memory, and the device that it runs on."""
+"""What learning may cost: time, memory, and the device that it runs on; and where it keeps what is done."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import time
+from typing import Protocol
 
-__all__ = ["DEVICES", "Effort"]
+from samq_onnx.calibrate.statistics import Statistic
+from samq_onnx.errors import UserError
+
+__all__ = ["CACHE_GB", "DEVICES", "Effort", "Kept"]
 
 DEVICES = ("auto", "cpu", "cuda")
 CACHE_GB = 2.0
 MEASURED = 0.9  # of the time that is left: the rest is for what cannot be foreseen
+
+
+class Kept(Protocol):
+    """Where what was learned is kept, for a run that goes on when this one was killed."""
+
+    def restore(self, statistic: Statistic) -> bool: ...
+
+    def keep(self, statistic: Statistic) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +39,28 @@ class Effort:
     deadline: float | None = None
     cache_gb: float = CACHE_GB
     device: str = "auto"
+
+    @classmethod
+    def of(cls, minutes: float | None, cache_gb: float = CACHE_GB, device: str = "auto") -> Effort:
+        """What words say; minutes count from now.
+
+        Raises:
+            UserError: numbers that are not above 0, or no such device.
+        """
+        if minutes is not None and not 0 < minutes < math.inf:
+            raise UserError(f"{minutes:g} minutes; wanted a number above 0")
+        if not 0 <= cache_gb < math.inf:
+            raise UserError(f"a cache of {cache_gb:g} GB; wanted 0 or more")
+        if device not in DEVICES:
+            raise UserError(f"no device {device!r}; choose one of {', '.join(DEVICES)}")
+        return cls(None if minutes is None else time.monotonic() + 60 * minutes, cache_gb, device)
+
+    def part(self, share: float) -> Effort:
+        """With a share of the time that is left."""
+        if self.deadline is None:
+            return self
+        now = time.monotonic()
+        return dataclasses.replace(self, deadline=now + share * (self.deadline - now))
 
     @property
     def cache_bytes(self) -> float:

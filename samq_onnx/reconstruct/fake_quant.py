@@ -76,11 +76,11 @@ class FakeQuantActivation(torch.nn.Module):
 
 
 class FakeQuantWeight(torch.nn.Module):
-    """Symmetric codes of a weight along ``out_axis``; ``weight`` and ``log_scale`` learn."""
+    """Symmetric codes of a weight along ``out_axis``; ``weight`` and ``log_scale`` learn, if it ``learns``."""
 
-    def __init__(self, weight: np.ndarray, codes: WeightCodes, out_axis: int) -> None:
+    def __init__(self, weight: np.ndarray, codes: WeightCodes, out_axis: int, learns: bool = True) -> None:
         super().__init__()
-        self.bits = codes.bits
+        self.bits, self.learns = codes.bits, learns
         shape = [1] * weight.ndim
         shape[out_axis] = len(codes.scale)
         self.weight = torch.nn.Parameter(torch.tensor(weight))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a method learns a unit: what, with which loss, for how long. Numbers are those of the papers unless it says so."""
+"""How a method learns a unit: what, with which loss, and for how long."""
 
 from __future__ import annotations
 

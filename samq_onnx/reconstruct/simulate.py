@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from samq_onnx.codes import ProbabilityCodes, UniformCodes, WeightCodes
+from samq_onnx.codes import HybridCodes, ProbabilityCodes, UniformCodes, WeightCodes
 from samq_onnx.observers.weight import scales_for_bias
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.graph import constant, is_constant, replace_constant
@@ -28,6 +28,7 @@ from samq_onnx.reconstruct.fake_quant import (
     FakeQuantWeight,
     fake_quant_probabilities,
 )
+from samq_onnx.reconstruct.rounding import AdaRoundWeight
 from samq_onnx.reconstruct.torch_ops import OPERATORS, attention_logits
 from samq_onnx.reconstruct.units import between, entering
 
@@ -40,18 +41,17 @@ Kind = TypeVar("Kind", bound=torch.nn.Module)
 
 @dataclasses.dataclass(frozen=True)
 class Twins:
-    """What stands for the codes of a plan in torch, and what learns of the rest.
+    """How the codes of a plan stand in torch, and what learns of the rest.
 
     Attributes:
-        weight: of a weight (its array, its codes, the axis of its output channels).
-        activation, probabilities: of codes.
+        rounds: weights learn which of two codes they take (`AdaRoundWeight`), rather than where they lie.
+        wrap: is put around the codes of activations and post-softmax maps.
         free: whether biases, norms and the weights of float layers learn.
         fixed: weights that do not.
     """
 
-    weight: Callable[[np.ndarray, WeightCodes, int], torch.nn.Module] = FakeQuantWeight
-    activation: Callable[[UniformCodes], torch.nn.Module] = FakeQuantActivation
-    probabilities: Callable[[ProbabilityCodes], torch.nn.Module] = fake_quant_probabilities
+    rounds: bool = False
+    wrap: Callable[[torch.nn.Module], torch.nn.Module] = lambda codes: codes
     free: bool = True
     fixed: frozenset[ir.Value] = frozenset()
 
@@ -80,6 +80,7 @@ class Simulation(torch.nn.Module):
     ) -> None:
         super().__init__()
         twins, exact = twins or Twins(), exact or {}
+        self._twins = twins
         self.outputs = list(outputs)
         linears = {linear.node: linear for linear in lifted.linears if linear.name in plan.linears}
         sites = {site.node: site for site in lifted.attentions if site.name in plan.attentions}
@@ -98,20 +99,15 @@ class Simulation(torch.nn.Module):
         for node, linear in self._linears.items():
             codes = plan.linears[linear.name]
             key = linear.x, codes.input, codes.hybrid
-            if codes.hybrid is not None:
-                self._of_input[node] = self._hold(key, "input", FakeQuantHybrid, codes.hybrid)
-            else:
-                self._of_input[node] = self._hold(key, "input", twins.activation, codes.input)
-            held = exact.get(linear.weight.name or "", constant(linear.weight))
-            weight = FakeQuantWeight if linear.weight in twins.fixed else twins.weight
-            self._hold(linear.weight, "weight", weight, held, codes.weight, linear.out_axis)
+            self._of_input[node] = self._hold(key, "input", self._activation, codes.hybrid or codes.input)
+            self._hold(linear.weight, "weight", self._weight, linear, codes.weight, exact)
             if codes.output is not None:
-                self._hold(linear.output, "output", twins.activation, codes.output)
+                self._hold(linear.output, "output", self._activation, codes.output)
         for node, site in self._sites.items():
             operands = plan.attentions[site.name]
             for name in OPERANDS:
-                self._hold(node, name, twins.activation, getattr(operands, name))
-            self._hold(node, "probabilities", twins.probabilities, operands.probabilities)
+                self._hold(node, name, self._activation, getattr(operands, name))
+            self._hold(node, "probabilities", self._probabilities, operands.probabilities)
         learning = {value for linear in lifted.linears for value in (linear.weight, linear.bias)}
         learning |= {value for norm in lifted.norms for value in (norm.scale, norm.bias)}
         for value in read:
@@ -126,6 +122,21 @@ class Simulation(torch.nn.Module):
                 self.register_buffer(f"constant{len(self._constants) - 1}", array)
             else:
                 self._constants[value] = array  # of shapes and places, which are read here
+
+    def _activation(self, codes: UniformCodes | HybridCodes) -> torch.nn.Module:
+        made = FakeQuantHybrid(codes) if isinstance(codes, HybridCodes) else FakeQuantActivation(codes)
+        return self._twins.wrap(made)
+
+    def _probabilities(self, codes: ProbabilityCodes) -> torch.nn.Module:
+        return self._twins.wrap(fake_quant_probabilities(codes))
+
+    def _weight(self, linear: Linear, codes: WeightCodes, exact: Mapping[str, np.ndarray]) -> torch.nn.Module:
+        held = constant(linear.weight)
+        fixed = linear.weight in self._twins.fixed
+        if not self._twins.rounds or fixed:
+            return FakeQuantWeight(held, codes, linear.out_axis, learns=not fixed)
+        given = codes.encode(held, linear.out_axis)
+        return AdaRoundWeight(exact.get(linear.weight.name or "", held), codes, linear.out_axis, given)
 
     def _hold(
         self, key: object, role: str, make: Callable[..., torch.nn.Module], *arguments: object

@@ -14,6 +14,7 @@ What no larger piece takes is a smaller one: every quantized linear is in just o
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
@@ -24,6 +25,11 @@ from samq_onnx.plan import QuantPlan
 
 __all__ = ["LEVELS", "Unit", "between", "entering", "find_units"]
 
+ROWWISE = frozenset(
+    {"MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Erf", "Gelu", "Relu", "Identity", "LayerNormalization"}
+)
+BROADCASTS = frozenset({"Add", "Sub", "Mul", "Div"})
+UNKNOWN = 8  # of a size that is not known: tokens of a prompt
 LEVELS = ("layer", "module", "block", "stage")
 
 
@@ -45,9 +51,72 @@ class Unit:
     inputs: tuple[ir.Value, ...]
 
     @property
+    def rowwise(self) -> bool:
+        """Whether each row of the outputs, along the last axis, depends on the same row of each input alone."""
+        entered = set(self.inputs)
+        for node in self.nodes:
+            if node.domain or node.op_type not in ROWWISE:
+                return False
+            values = [value for value in node.inputs if value is not None]
+            moving = [value for value in values if value.const_value is None]
+            fixed = [value for value in values if value.const_value is not None]
+            if node.op_type == "MatMul" and not (len(moving) == 1 and moving[0] is values[0]):
+                return False
+            if node.op_type == "LayerNormalization" and not _last_axis(node, values[0]):
+                return False
+            if node.op_type in BROADCASTS and any(_rank(value) > 1 for value in fixed):
+                return False
+            leading = {tuple(value.shape)[:-1] if value.shape is not None else None for value in moving}
+            if len(leading) > 1 or None in leading:
+                return False
+        return bool(entered) and bool(self.nodes)
+
+    @property
+    def work(self) -> float:
+        """Multiplications for one input, about; sizes that are not known count as few."""
+        total = 0.0
+        for node in self.nodes:
+            made = _size(node.outputs[0])
+            if node.domain:  # an attention: as many for the logits as for the output, and those of the tables
+                total += 2 * made * _length(node.inputs[1])
+            elif node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose") and node.inputs[1] is not None:
+                weight = node.inputs[1]
+                total += made * (_size(weight) / max(1, _channels(node.outputs[0], node.op_type)))
+        return max(total, 1.0)
+
+    @property
     def tensors(self) -> tuple[str, ...]:
         """Names of ``inputs`` and then of ``outputs``."""
         return tuple(value.name or "" for value in (*self.inputs, *self.outputs))
+
+
+def _rank(value: ir.Value) -> int:
+    shape = value.shape
+    return len(shape) if shape is not None and math.prod(d for d in shape if isinstance(d, int)) > 1 else 0
+
+
+def _last_axis(norm: ir.Node, x: ir.Value) -> bool:
+    axis = norm.attributes.get("axis")
+    place = axis.as_int() if axis is not None else -1
+    return place == -1 or (x.shape is not None and place == len(x.shape) - 1)
+
+
+def _sizes(value: ir.Value | None) -> list[int]:
+    shape = value.shape if value is not None else None
+    return [size if isinstance(size, int) else UNKNOWN for size in shape or ()]
+
+
+def _size(value: ir.Value | None) -> int:
+    return math.prod(_sizes(value))
+
+
+def _length(keys: ir.Value | None) -> int:
+    return (_sizes(keys) or [1, 1])[-2]
+
+
+def _channels(made: ir.Value, op_type: str) -> int:
+    sizes = _sizes(made)
+    return sizes[1 if op_type.startswith("Conv") and len(sizes) > 1 else -1] if sizes else 1
 
 
 def between(

@@ -12,6 +12,7 @@ from samq_onnx.methods.steps.first_of import FirstOf
 from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
 from samq_onnx.methods.steps.hybrid import HybridInputs
 from samq_onnx.methods.steps.keys import CentreKeys, FlipBimodalKeys
+from samq_onnx.methods.steps.learn import LearnUnits
 from samq_onnx.methods.steps.norms import ScaleNorms, input_rows
 from samq_onnx.methods.steps.ranges import Ranges
 from samq_onnx.methods.steps.reconstruct import Reconstruct
@@ -32,6 +33,7 @@ __all__ = [
     "Gptq",
     "GptqSettings",
     "HybridInputs",
+    "LearnUnits",
     "Ranges",
     "Reconstruct",
     "RepairAttention",
