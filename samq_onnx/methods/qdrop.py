@@ -23,7 +23,12 @@ from samq_onnx.observers import TENSOR_OBSERVERS
 from samq_onnx.reconstruct.recipe import Phase, Recipe
 from samq_onnx.reconstruct.units import LEVELS
 
-__all__ = ["QDrop"]
+__all__ = ["QDrop", "recipe_of"]
+
+
+def recipe_of(level: str, iterations: int, drop: float, batch: int) -> Recipe:
+    """How QDrop learns, with so many iterations of so many inputs, and that probability of quantized elements."""
+    return Recipe(level, (Phase(20_000, rounding=True, scales=True, drop=drop, mix=drop),), iterations, batch)
 
 
 @method("qdrop", paper="Wei et al. 2022, QDrop, as PTQ4SAM applies it")
@@ -38,6 +43,5 @@ class QDrop(Method):
     batch: int = parameter(1, "inputs of an iteration", most=1024)
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
-        phase = Phase(20_000, rounding=True, scales=True, drop=self.drop, mix=self.drop)
-        recipe = Recipe(self.level, (phase,), self.iterations, self.batch)
-        return [Ranges(self.activation, "mse", "uniform"), LearnUnits(recipe)]
+        learn = LearnUnits(recipe_of(self.level, self.iterations, self.drop, self.batch))
+        return [Ranges(self.activation, "mse", "uniform"), learn]

@@ -27,6 +27,11 @@ class Dropped(torch.nn.Module):
             return x
         return mixed(self.codes(x), x, self.probability)
 
+    @property
+    def step(self) -> torch.Tensor:
+        """The scale of the codes."""
+        return self.codes.step  # type: ignore[no-any-return]
+
     def current(self) -> object:
         """The codes as they are now."""
         return self.codes.current()  # type: ignore[operator]

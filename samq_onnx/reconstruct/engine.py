@@ -37,7 +37,7 @@ from samq_onnx.reconstruct.drop import Dropped, mixed
 from samq_onnx.reconstruct.effort import Effort, Kept
 from samq_onnx.reconstruct.fake_quant import FakeQuantActivation, FakeQuantWeight
 from samq_onnx.reconstruct.learned import Learned
-from samq_onnx.reconstruct.objectives import unit_loss
+from samq_onnx.reconstruct.objectives import Sight, unit_loss
 from samq_onnx.reconstruct.recipe import Phase, Recipe
 from samq_onnx.reconstruct.reconstruction import NotReconstructable, UnitLoss
 from samq_onnx.reconstruct.rounding import AdaRoundWeight
@@ -57,14 +57,14 @@ Tensors = Sequence[torch.Tensor]
 class UnitObjective(Protocol):
     """What is to come near the float model when a unit is learned."""
 
-    def __call__(self, unit: Unit, made: Tensors, wanted: Tensors, index: int, rows: int | None) -> torch.Tensor:
-        """The loss of a unit's outputs on input number ``index``; ``rows`` as for `unit_loss`."""
+    def __call__(self, unit: Unit, made: Tensors, wanted: Tensors, sight: Sight) -> torch.Tensor:
+        """The loss of a unit's outputs."""
         ...
 
 
-def plain(unit: Unit, made: Tensors, wanted: Tensors, index: int, rows: int | None) -> torch.Tensor:
+def plain(unit: Unit, made: Tensors, wanted: Tensors, sight: Sight) -> torch.Tensor:
     """`unit_loss`."""
-    return unit_loss(made, wanted, rows)
+    return unit_loss(made, wanted, sight.size)
 
 
 def harden(simulation: Simulation) -> None:
@@ -188,7 +188,7 @@ class _Stage:
             free=False,
             fixed=self._shared(),
         )
-        simulation = Simulation(run.lifted, run.plan, unit.outputs, unit.given, twins, exact)
+        simulation = Simulation(run.lifted, run.plan, unit.outputs, unit.inputs, twins, exact)
         if simulation.unknown:
             return UnitLoss(unit.name, unit.kind, 0, 0.0, 0.0, f"no gradient for {', '.join(simulation.unknown)}")
         simulation.to(run.device)
@@ -309,8 +309,9 @@ class _Learner:
     def _loss(self, index: int, mix: float, rows: torch.Tensor | None) -> torch.Tensor:
         count = len(self.unit.inputs)
         exact, quantized = self._exact[index], self._quantized[index]
-        size = exact[count].shape[1] if rows is not None else None
+        sight = Sight(index)
         if rows is not None:
+            sight = Sight(index, rows, exact[count].shape[1])
             exact, quantized = ([one.flatten(0, -2)[rows][None] for one in some] for some in (exact, quantized))
         exact, quantized = ([self._placed(one) for one in some] for some in (exact, quantized))
         given = [
@@ -318,7 +319,7 @@ class _Learner:
             for mine, theirs in zip(quantized, exact[:count], strict=True)
         ]
         made = self._made(given)
-        return self.run.objective(self.unit, made, exact[count:], index, size)
+        return self.run.objective(self.unit, made, exact[count:], sight)
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.run.device) if tensor.is_floating_point() else tensor

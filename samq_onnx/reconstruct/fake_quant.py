@@ -69,6 +69,11 @@ class FakeQuantActivation(torch.nn.Module):
         zero = _Round.apply(self.zero.clamp(0, top))
         return _Uniform.apply(x, self.log_scale.exp(), zero, 0, top)
 
+    @property
+    def step(self) -> torch.Tensor:
+        """The scale."""
+        return self.log_scale.exp()
+
     def current(self) -> UniformCodes:
         """The codes as they are now."""
         top = 2**self.bits - 1
@@ -89,6 +94,11 @@ class FakeQuantWeight(torch.nn.Module):
     def forward(self) -> torch.Tensor:
         top = 2 ** (self.bits - 1)
         return _Uniform.apply(self.weight, self.log_scale.exp(), torch.zeros(()), -top, top - 1)
+
+    @property
+    def step(self) -> torch.Tensor:
+        """The scales."""
+        return self.log_scale.exp()
 
     def current(self) -> WeightCodes:
         """The codes as they are now."""
@@ -181,6 +191,11 @@ class FakeQuantHybrid(torch.nn.Module):
             moved = on_grid * grid.scale - made
         passed = x * inside
         return made + moved + passed - passed.detach()
+
+    @property
+    def step(self) -> torch.Tensor:
+        """The scale of the grid."""
+        return torch.tensor(self.current().grid.scale, device=self.log_scale.device)
 
     def current(self) -> HybridCodes:
         """The codes as they are now."""

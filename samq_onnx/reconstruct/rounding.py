@@ -70,6 +70,11 @@ class AdaRoundWeight(torch.nn.Module):
         """The regulariser, a sum over all weights."""
         return (1 - (2 * share_up(self.alpha) - 1).abs() ** power).sum()
 
+    @property
+    def step(self) -> torch.Tensor:
+        """The scales."""
+        return self.scale
+
     def current(self) -> WeightCodes:
         """The codes, which stay as they are."""
         return self._codes

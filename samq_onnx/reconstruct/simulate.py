@@ -92,6 +92,11 @@ class Simulation(torch.nn.Module):
         read = dict.fromkeys(value for node in self.nodes for value in node.inputs if value is not None)
         self._linears = {node: linear for node, linear in linears.items() if node in inside}
         self._sites = {node: site for node, site in sites.items() if node in inside}
+        self._biased = {
+            linear.bias_node or node: ((linear.bias_node or node).inputs.index(linear.bias), linear)
+            for node, linear in self._linears.items()
+            if linear.bias is not None
+        }
         self._modules_of: dict[tuple[object, str], torch.nn.Module] = {}
         self._of_input: dict[ir.Node, torch.nn.Module] = {}
         self._constants: dict[ir.Value, torch.Tensor | str] = {}
@@ -184,6 +189,9 @@ class Simulation(torch.nn.Module):
         codes, given = self._modules_of, set(self.inputs)
         for node in self.nodes:
             inputs = [None if v is None else known[v] if v in known else codes[v, "weight"]() for v in node.inputs]
+            if node in self._biased:
+                place, linear = self._biased[node]
+                inputs[place] = self._rounded_bias(linear, inputs[place])
             if node in self._linears:
                 inputs[0] = self._of_input[node](inputs[0])
             made = self._attend(node, inputs) if node.domain == DOMAIN else OPERATORS[node.op_type](node, inputs)
@@ -192,6 +200,13 @@ class Simulation(torch.nn.Module):
                     quantized = codes.get((value, "output"))
                     known[value] = tensor if quantized is None else quantized(tensor)
         return [known[value] for value in (self.outputs if wanted is None else wanted)]
+
+    def _rounded_bias(self, linear: Linear, bias: torch.Tensor) -> torch.Tensor:
+        """A bias in units of both scales, as sums of integers take it; the gradient of the rounding is one."""
+        with torch.no_grad():
+            unit = self._of_input[linear.node].step * self._modules_of[linear.weight, "weight"].step.flatten()
+            moved = (bias / unit).round() * unit - bias
+        return bias + moved
 
     def _attend(self, node: ir.Node, inputs: Sequence[Any]) -> torch.Tensor:
         q, k, v, *tables = inputs

@@ -39,13 +39,11 @@ class Unit:
 
     Attributes:
         name: of its last node that has one. kind: in words, for people.
-        given: values that it does not compute; None: it begins at the first quantized nodes. outputs: what it makes.
-        nodes: its own, in graph order. inputs: values that enter.
+        outputs: what it makes. nodes: its own, in graph order. inputs: values that enter.
     """
 
     name: str
     kind: str
-    given: tuple[ir.Value, ...] | None
     outputs: tuple[ir.Value, ...]
     nodes: tuple[ir.Node, ...]
     inputs: tuple[ir.Value, ...]
@@ -180,7 +178,7 @@ class _Finder:
             first = [node for value in stops for node, _ in value.uses()]
         nodes = between(self.graph, first, ends, stops or ())
         name = next((node.name for node in reversed(nodes) if node.name), kind)
-        return Unit(name, kind, stops, ends, tuple(nodes), tuple(entering(nodes, ends, stops or ())))
+        return Unit(name, kind, ends, tuple(nodes), tuple(entering(nodes, ends, stops or ())))
 
     def layers(self) -> list[Unit]:
         behind = {x: output for output, x in self._curves.items()}
