@@ -296,8 +296,19 @@ class _Run:
         """The hash of a model that has been admitted, taken once."""
         return functools.cache(model_sha256)
 
-    def one(self, name: str, source: Path, encoder: Path | None = None, quantized: Path | None = None) -> Quantized:
-        """Quantize a file, a decoder with the embeddings of the ``quantized`` encoder, if there is one."""
+    def one(
+        self,
+        name: str,
+        source: Path,
+        encoder: Path | None = None,
+        quantized: Path | None = None,
+        reader: Path | None = None,
+    ) -> Quantized:
+        """Quantize a file, a decoder with the embeddings of the ``quantized`` encoder, if there is one.
+
+        Args:
+            reader: the float decoder that reads an encoder's embedding.
+        """
         started = time.perf_counter()
         order = self.order
         model = load_model(source)
@@ -330,7 +341,7 @@ class _Run:
         outcome = quantize_model(
             model, part, feeds, order.method, scheme,
             target=order.target, float_feeds=float_feeds, label=source.stem, kept=self.kept, fed=fed, describe=describe,
-            effort=self.effort,
+            effort=self.effort, reader=reader,
         )  # fmt: skip
         return Quantized(
             outcome.model, outcome.plan, outcome.reports, outcome.sites,
@@ -390,7 +401,7 @@ def execute(
         run.kept = StatisticsFile(stats, {**owner, "images": run.images_hash})
     if source.is_dir():
         run.effort = effort.part(ENCODER_SHARE)
-        first = run.one("encoder", files[0])
+        first = run.one("encoder", files[0], reader=files[1])
         run.effort = effort
         with Scratch() as folder:  # the decoder is calibrated on what this encoder gives
             first.save(folder / ENCODER)

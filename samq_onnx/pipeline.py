@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -123,6 +124,7 @@ def quantize_model(
     fed: str = "",
     describe: dict[str, str] | None = None,
     effort: Effort | None = None,
+    reader: Path | None = None,
 ) -> Outcome:
     """Quantize a float model, in place.
 
@@ -134,7 +136,7 @@ def quantize_model(
         label: what progress bars call the model.
         kept: statistics of earlier runs. fed: names what is fed, for them.
         describe: metadata of the quantized model.
-        effort: what learning may cost.
+        effort: what learning may cost. reader: file of the float decoder that reads an encoder's embedding.
 
     Raises:
         UserError: calibration met something it cannot use, or nothing of the model can be quantized.
@@ -145,7 +147,7 @@ def quantize_model(
         prepared = Preparation(model, scheme.narrowest_weight)
         work = begin(
             prepared, part, feeds, scheme,
-            target=target, float_feeds=float_feeds, label=label, kept=kept, fed=fed, effort=effort,
+            target=target, float_feeds=float_feeds, label=label, kept=kept, fed=fed, effort=effort, reader=reader,
         )  # fmt: skip
         work.run([Select()], work)
         attentions = [site.name for site in prepared.lifted.attentions]
@@ -170,6 +172,7 @@ def begin(
     kept: StatisticsFile | None = None,
     fed: str = "",
     effort: Effort | None = None,
+    reader: Path | None = None,
 ) -> Work:
     """A prepared model before the first step; arguments as `quantize_model`."""
     observed = _some(feeds) if part.role is Role.DECODER else feeds
@@ -187,6 +190,7 @@ def begin(
         reports=[prepared.report],
         exact=held_constants(prepared.lifted.model.graph),
         effort=effort or Effort(),
+        reader=reader,
         kept=_Learned(kept, fed) if kept is not None else None,
     )
 

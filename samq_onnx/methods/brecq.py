@@ -41,6 +41,6 @@ class Brecq(Method):
     batch: int = parameter(1, "inputs of an iteration", most=1024)
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
-        objective = "fisher" if self.fisher else "outputs"
+        objective = "fisher" if self.fisher else "plain"
         recipe = Recipe(self.level, PHASES, self.iterations, self.batch, objective)
         return [Ranges(self.activation, "mse", "uniform"), LearnUnits(recipe)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, TypeAlias, TypeVar
 
 import numpy as np
@@ -41,6 +42,7 @@ class Work:
         exact: what the constants of the float model hold, by name, as the last step that edits it left them. Steps that
             fit weights to their codes change the constants of ``lifted`` and not these.
         run: the steps given, as part of a step.
+        reader: file of the float decoder that reads an encoder's embedding, where it is known.
         effort: what learning may cost. kept: where units that are learned wait for a run that goes on, if anywhere.
     """
 
@@ -58,6 +60,7 @@ class Work:
     reports: list[Report] = dataclasses.field(default_factory=list)
     statistics: dict[str, Statistic] = dataclasses.field(default_factory=dict)
     exact: dict[str, ir.TensorProtocol | None] = dataclasses.field(default_factory=dict)
+    reader: Path | None = None
     effort: Effort = dataclasses.field(default_factory=Effort)
     kept: Kept | None = None
 

@@ -162,6 +162,11 @@ class FakeQuantProbabilities(torch.nn.Module):
         return LogCodes(scale, self.given.tau, self.given.bits)
 
 
+def _on_grid(x: torch.Tensor, grid: UniformCodes) -> torch.Tensor:
+    codes = ((x / grid.scale).round() + grid.zero_point).clamp(0, 2**grid.bits - 1)
+    return (codes - grid.zero_point) * grid.scale
+
+
 class FakeQuantHybrid(torch.nn.Module):
     """Hybrid codes of an activation (`samq_onnx.codes.hybrid`) on their grid; both scales learn, as logarithms.
 
@@ -176,19 +181,17 @@ class FakeQuantHybrid(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         codes, scales = self.given, self.log_scale.exp()
         with torch.no_grad():
-            above = x - codes.low
+            grid = self.current().grid
+            above = _on_grid(x, grid) - codes.low
             level = (-torch.log2(above.clamp_min(SMALLEST_PROBABILITY) / scales[0])).round()
             near = torch.where(level >= codes.log_codes, 0.0, torch.exp2(-level.clamp(0, codes.log_codes - 1)))
             top = 2**codes.bits - codes.log_codes - 1
-            step = ((above - scales[0]) / scales[1]).round().clamp(0, top)
+            code = ((above - scales[0]) / scales[1]).round().clamp(0, top)
             low = above <= scales[0]
-            by_log, by_uniform = torch.where(low, near, 1.0), torch.where(low, 0.0, step)
-            inside = ~low & (step < top) | low & (above >= 0)
+            by_log, by_uniform = torch.where(low, near, 1.0), torch.where(low, 0.0, code)
+            inside = (x >= codes.low) & (x <= codes.low + scales[0] + (top + 0.5) * scales[1])
         made = codes.low + by_log * scales[0] + by_uniform * scales[1]
-        with torch.no_grad():
-            grid = self.current().grid
-            on_grid = (torch.round(made / grid.scale) + grid.zero_point).clamp(0, 2**grid.bits - 1) - grid.zero_point
-            moved = on_grid * grid.scale - made
+        moved = (_on_grid(made, grid) - made).detach()
         passed = x * inside
         return made + moved + passed - passed.detach()
 

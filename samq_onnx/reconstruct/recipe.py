@@ -60,14 +60,15 @@ class Recipe:
         level: of units, as `samq_onnx.reconstruct.units`. phases: one after the other.
         iterations: of a unit, all phases together, in the proportion of theirs.
         batch: inputs of an iteration.
-        objective: name of what is to come near the float model, as `samq_onnx.reconstruct.objectives`.
+        objective: what is to come near the float model: ``plain``, the unit's outputs; ``fisher``, these weighed by the
+            loss of the whole model; ``response``, what prompts make of them (`samq_onnx.reconstruct.response`).
     """
 
     level: str
     phases: tuple[Phase, ...]
     iterations: int
     batch: int = 1
-    objective: str = "outputs"
+    objective: str = "plain"
 
     def shares(self, iterations: int) -> list[int]:
         """Of so many iterations, how many each phase has; at least one."""

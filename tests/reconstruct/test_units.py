@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ KINDS = {
 }
 
 
+@functools.cache
 def work_of(file: Path) -> Work:
     """A model before the first step behind the choice of linears."""
     model = load_model(file)
@@ -73,9 +75,10 @@ def test_units_without_codes_compute_what_the_graph_computes(
     part: str, level: str, tiny_sam: Path, tmp_path: Path
 ) -> None:
     work = work_of(tiny_sam / f"{part}.onnx")
-    for unit in find_units(work.lifted, work.plan, level):
-        cache = ActivationCache(unit.tensors, tmp_path)
-        run(work.model, work.feeds, [cache], label="x")
+    units = find_units(work.lifted, work.plan, level)
+    caches = [ActivationCache(unit.tensors, tmp_path) for unit in units]
+    run(work.model, work.feeds, caches, label="x")
+    for unit, cache in zip(units, caches, strict=True):
         simulation = Simulation(work.lifted, QuantPlan(), unit.outputs, unit.inputs, Twins(free=False))
         assert simulation.inputs == list(unit.inputs) and not simulation.unknown
         count = len(unit.inputs)

@@ -3,20 +3,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from samq_onnx.families import Role
 from samq_onnx.feeds import Selection
-from samq_onnx.methods.step import Step, Work
+from samq_onnx.methods.step import Feeds, Step, Work
 from samq_onnx.methods.steps.reconstruct import NO_TORCH, torch_is_there
 from samq_onnx.passes.report import Report
 from samq_onnx.reconstruct.recipe import Recipe
+from samq_onnx.reconstruct.reconstruction import NotReconstructable
+from samq_onnx.reconstruct.units import find_units
 from samq_onnx.sampling import spread
+from samq_onnx.scratch import Scratch
 
 __all__ = ["LearnUnits"]
 
 IMAGES = 32
 PROMPTS = 4  # of a decoder for each image
+
+
+def _fisher(work: Work, recipe: Recipe, exact_feeds: Feeds, feeds: Feeds, chosen: Sequence[int], folder: Path) -> Any:
+    from samq_onnx.reconstruct.fisher import Fisher
+
+    units = find_units(work.lifted, work.plan, recipe.level)
+    return Fisher(work.lifted, work.plan, work.part, units, exact_feeds, feeds, folder)
+
+
+def _response(work: Work, recipe: Recipe, exact_feeds: Feeds, feeds: Feeds, chosen: Sequence[int], folder: Path) -> Any:
+    from samq_onnx.reconstruct.response import decoder_response, encoder_response
+
+    if work.part.role is Role.DECODER:
+        return decoder_response(work.lifted, work.plan, exact_feeds, feeds, folder)
+    samples = getattr(work.feeds, "samples", None)
+    if work.reader is None or samples is None:
+        raise NotReconstructable("no decoder that reads the embedding is given; give a folder of both")
+    return encoder_response(work.lifted, work.part, work.reader, [samples[index] for index in chosen], folder)
+
+
+OBJECTIVES: dict[str, Callable[..., Any]] = {"fisher": _fisher, "response": _response}
 
 
 class LearnUnits(Step):
@@ -37,15 +65,23 @@ class LearnUnits(Step):
         if not torch_is_there():
             report.refuse(work.label, NO_TORCH)
             return report
-        from samq_onnx.reconstruct.engine import reconstruct_units
+        from samq_onnx.reconstruct.engine import plain, reconstruct_units
 
         count = self.images * (PROMPTS if work.part.role is Role.DECODER else 1)
         chosen = spread(len(work.feeds), count)
         feeds, exact_feeds = (Selection(whole, chosen) for whole in (work.feeds, work.float_feeds()))
-        found = reconstruct_units(
-            work.lifted, work.plan, self.recipe, exact_feeds, feeds,
-            exact=work.exact, label=f"{work.label}: learning", effort=work.effort, kept=work.kept,
-        )  # fmt: skip
+        with Scratch() as folder:
+            objective = plain
+            if self.recipe.objective != plain.__name__:
+                try:
+                    objective = OBJECTIVES[self.recipe.objective](work, self.recipe, exact_feeds, feeds, chosen, folder)
+                except NotReconstructable as reason:
+                    report.refuse(work.label, f"{self.recipe.objective}: {reason}; errors of units count alike")
+            found = reconstruct_units(
+                work.lifted, work.plan, self.recipe, exact_feeds, feeds,
+                exact=work.exact, label=f"{work.label}: learning", effort=work.effort, objective=objective,
+                kept=work.kept,
+            )  # fmt: skip
         ratios = []
         for unit in found:
             if unit.refused:
