@@ -66,6 +66,14 @@ class Effort:
     def cache_bytes(self) -> float:
         return self.cache_gb * 1e9
 
+    def place(self) -> str:
+        """The device, as torch calls it."""
+        if self.device != "auto":
+            return self.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
     def iterations(self, wanted: int, seconds: float, share: float, waiting: float) -> int:
         """How many iterations of a unit there is time for, at least one, at most ``wanted``.
 

@@ -102,19 +102,13 @@ def reconstruct_units(
     units = find_units(lifted, plan, recipe.level)
     start = _digest(lifted, plan, recipe, len(feeds))
     with Scratch() as scratch:
-        run = _Run(lifted, plan, recipe, exact, label, effort, objective, kept, scratch, _device(effort.device))
+        run = _Run(lifted, plan, recipe, exact, label, effort, objective, kept, scratch, torch.device(effort.place()))
         stages = [_Stage(run, unit, hashlib.sha256(f"{start} {unit.name}".encode()).hexdigest()) for unit in units]
         run.left = [stage.unit.work for stage in stages]
         if effort.deadline is not None:
             write_line(f"{label}: {len(units)} units, {max(0.0, effort.deadline - time.monotonic()):.0f} s to learn")
         run_two_streams(lifted.model, plan, stages, exact_feeds, feeds, exact=exact, label=label)
     return run.found
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _digest(lifted: Lifted, plan: QuantPlan, recipe: Recipe, inputs: int) -> str:

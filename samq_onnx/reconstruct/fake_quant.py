@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,7 @@ class FakeQuantWeight(torch.nn.Module):
     def __init__(self, weight: np.ndarray, codes: WeightCodes, out_axis: int, learns: bool = True) -> None:
         super().__init__()
         self.bits, self.learns = codes.bits, learns
+        self.change: Callable[[torch.Tensor], torch.Tensor] | None = None  # of the weight, before it gets codes
         shape = [1] * weight.ndim
         shape[out_axis] = len(codes.scale)
         self.weight = torch.nn.Parameter(torch.tensor(weight))
@@ -93,7 +95,8 @@ class FakeQuantWeight(torch.nn.Module):
 
     def forward(self) -> torch.Tensor:
         top = 2 ** (self.bits - 1)
-        return _Uniform.apply(self.weight, self.log_scale.exp(), torch.zeros(()), -top, top - 1)
+        weight = self.weight if self.change is None else self.change(self.weight)
+        return _Uniform.apply(weight, self.log_scale.exp(), torch.zeros((), device=weight.device), -top, top - 1)
 
     @property
     def step(self) -> torch.Tensor:
@@ -147,7 +150,7 @@ class FakeQuantProbabilities(torch.nn.Module):
     def forward(self, p: torch.Tensor) -> torch.Tensor:
         scale, top = self.log_scale.exp(), 2**self.given.bits - 1
         if isinstance(self.given, UniformCodes):
-            return _Uniform.apply(p, scale, torch.zeros(()), 0, top)
+            return _Uniform.apply(p, scale, torch.zeros((), device=p.device), 0, top)
         tau = self.given.tau
         with torch.no_grad():
             codes = (-tau * torch.log2((p / scale).clamp_min(SMALLEST_PROBABILITY))).round().clamp(0, top)

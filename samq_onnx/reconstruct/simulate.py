@@ -62,7 +62,8 @@ class Simulation(torch.nn.Module):
     Args:
         given: values that are not computed here even where the graph does; None: all from the first quantized node on.
         twins: what learns.
-        exact: name of a constant -> what it holds in the float model, where ``lifted`` holds something else by now.
+        exact: name of a weight -> what it holds in the float model, where ``lifted`` holds something else by now.
+        also: nodes that it computes too, where they lie before all others.
 
     Attributes:
         inputs: values that enter, in a fixed order; ``forward`` takes their tensors by value.
@@ -77,6 +78,7 @@ class Simulation(torch.nn.Module):
         given: Sequence[ir.Value] | None = None,
         twins: Twins | None = None,
         exact: Mapping[str, np.ndarray] | None = None,
+        also: Sequence[ir.Node] = (),
     ) -> None:
         super().__init__()
         twins, exact = twins or Twins(), exact or {}
@@ -85,7 +87,7 @@ class Simulation(torch.nn.Module):
         linears = {linear.node: linear for linear in lifted.linears if linear.name in plan.linears}
         sites = {site.node: site for site in lifted.attentions if site.name in plan.attentions}
         first = [*linears, *sites] if given is None else [node for value in given for node, _ in value.uses()]
-        self.nodes = between(lifted.model.graph, first, outputs, given or ())
+        self.nodes = between(lifted.model.graph, [*first, *also], outputs, given or ())
         self.unknown = sorted({n.op_type for n in self.nodes if n.domain != DOMAIN and n.op_type not in OPERATORS})
         inside = set(self.nodes)
         self.inputs = entering(self.nodes, outputs, given or ())
@@ -101,6 +103,7 @@ class Simulation(torch.nn.Module):
         self._of_input: dict[ir.Node, torch.nn.Module] = {}
         self._constants: dict[ir.Value, torch.Tensor | str] = {}
         self._free: dict[ir.Value, torch.nn.Parameter] = {}
+        self._changes: dict[ir.Value, Callable[[torch.Tensor], torch.Tensor]] = {}
         for node, linear in self._linears.items():
             codes = plan.linears[linear.name]
             key = linear.x, codes.input, codes.hybrid
@@ -118,7 +121,7 @@ class Simulation(torch.nn.Module):
         for value in read:
             if value.const_value is None or (value, "weight") in self._modules_of or value in self.inputs:
                 continue
-            array = torch.tensor(exact.get(value.name or "", value.const_value.numpy()))
+            array = torch.tensor(value.const_value.numpy())
             if twins.free and value in learning and is_constant(value) and not value.is_graph_output():
                 self._free[value] = torch.nn.Parameter(array)
                 self.register_parameter(f"free{len(self._free)}", self._free[value])
@@ -166,6 +169,18 @@ class Simulation(torch.nn.Module):
         """Its modules of a class, in the order of the graph."""
         return (module for module in self.modules() if isinstance(module, kind))
 
+    def change(self, value: ir.Value, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Compute with ``change`` of what a constant holds."""
+        self._changes[value] = change
+
+    def weight_of(self, linear: Linear) -> torch.nn.Module:
+        """The module of a quantized linear's weight."""
+        return self._modules_of[linear.weight, "weight"]
+
+    def holds(self, linear: Linear) -> bool:
+        """Whether it is a quantized linear of this part."""
+        return linear.node in self._linears
+
     def weights(self) -> list[torch.nn.Parameter]:
         """Weights, biases and norms."""
         return [*self._free.values(), *(module.weight for module in self.kinds(FakeQuantWeight))]
@@ -185,6 +200,8 @@ class Simulation(torch.nn.Module):
         known: dict[ir.Value, torch.Tensor] = dict(self._free)
         for value, held in self._constants.items():
             known[value] = getattr(self, held) if isinstance(held, str) else held
+        for value, change in self._changes.items():
+            known[value] = change(known[value])
         known.update(tensors)
         codes, given = self._modules_of, set(self.inputs)
         for node in self.nodes:

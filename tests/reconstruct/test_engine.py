@@ -17,7 +17,7 @@ from samq_onnx.calibrate.two_streams import quantized_copy
 from samq_onnx.families import identify
 from samq_onnx.methods import Scheme, Widths
 from samq_onnx.methods.step import Work
-from samq_onnx.methods.steps import Ranges, Select
+from samq_onnx.methods.steps import Gptq, GptqSettings, Ranges, Select
 from samq_onnx.models import load_model
 from samq_onnx.passes.graph import constant, held_constants
 from samq_onnx.pipeline import Preparation, begin
@@ -100,6 +100,15 @@ def test_units_come_nearer_to_float_as_the_model_runs(tiny_sam: Path) -> None:
     for linear in work.linears:
         weight, codes = constant(linear.weight), work.plan.linears[linear.name].weight
         np.testing.assert_array_equal(weight, codes.decode(codes.encode(weight, linear.out_axis), linear.out_axis))
+
+
+def test_learning_goes_on_from_weights_and_biases_that_were_moved(tiny_sam: Path) -> None:
+    work = planned(tiny_sam)
+    work.run([Gptq(GptqSettings())], work)
+    before = losses_that_run(work)
+    found = learned(work)
+    assert [found[0].before, found[-1].after] == pytest.approx([before[0], losses_that_run(work)[-1]], rel=0.01)
+    assert found[-1].after < before[-1]
 
 
 @pytest.mark.parametrize("defect", [first_layer_alone, drops_stay])
