@@ -7,20 +7,17 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.analysis.judge import OutputJudge
-from samq_onnx.calibrate.stream import open_block, run
+from samq_onnx.calibrate.stream import run
 from samq_onnx.families import Role
 from samq_onnx.feeds import Selection
-from samq_onnx.methods.step import Feeds, Step, Work
+from samq_onnx.methods.step import Step, Work
+from samq_onnx.methods.steps.trial import Outputs, loss_of
 from samq_onnx.passes.graph import held_constants
-from samq_onnx.passes.lift import lift
-from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
-from samq_onnx.runtime import run_session
 from samq_onnx.sampling import spread
 
 __all__ = ["KeepBetter"]
@@ -56,14 +53,14 @@ class KeepBetter(Step):
             report.refuse(work.label, "there are too few images to hold some out")
             return report
         judge = OutputJudge(work.part)
-        floats, model = _Floats(judge.outputs), work.model.clone()
+        floats, model = Outputs(judge.outputs), work.model.clone()
         for name, tensor in work.exact.items():
             model.graph.initializers[name].const_value = tensor
         exact_feeds = work.float_feeds()
         run(model, Selection(exact_feeds, held_out), [floats], label=f"{work.label}: held out")
         fed = Selection(work.feeds, held_out)
         states = {AS_IT_IS: _state(work)}
-        report.facts[AS_IT_IS] = _loss(work, judge, floats.arrays, fed)
+        report.facts[AS_IT_IS] = loss_of(work.model.clone(), work.plan, judge, floats.arrays, fed)
         for number, (name, steps) in enumerate(self.alternatives.items()):
             _restore(work, states[AS_IT_IS])
             trial = dataclasses.replace(
@@ -76,7 +73,7 @@ class KeepBetter(Step):
             )
             work.run(steps, trial)
             states[name] = _state(work)
-            report.facts[name] = _loss(work, judge, floats.arrays, fed)
+            report.facts[name] = loss_of(work.model.clone(), work.plan, judge, floats.arrays, fed)
         best = min(report.facts, key=lambda name: report.facts[name])
         _restore(work, states[best])
         report.done.append(best)
@@ -104,29 +101,3 @@ def _restore(work: Work, state: State) -> None:
     work.plan.linears, work.plan.attentions = plan.linears, plan.attentions
     for name, tensor in constants.items():
         work.model.graph.initializers[name].const_value = tensor
-
-
-def _loss(work: Work, judge: OutputJudge, floats: Sequence[Mapping[str, np.ndarray]], feeds: Feeds) -> float:
-    """Mean loss of the model as it would be by now."""
-    model = work.model.clone()
-    TARGETS[work.plan.target].lower(lift(model), work.plan)
-    session = open_block(model)
-    losses = []
-    for index, reference in enumerate(floats):
-        fed = {value.name or "": feeds[index][value.name or ""] for value in model.graph.inputs}
-        outputs = run_session(session, fed, "a trial", judge.outputs)
-        losses.append(judge(index, reference, dict(zip(judge.outputs, outputs, strict=True))).cost)
-    return float(np.mean(losses))
-
-
-class _Floats:
-    """Keeps outputs of all inputs."""
-
-    inputs = None
-
-    def __init__(self, tensors: tuple[str, ...]) -> None:
-        self.tensors = tensors
-        self.arrays: list[dict[str, np.ndarray]] = []
-
-    def update(self, *arrays: np.ndarray) -> None:
-        self.arrays.append(dict(zip(self.tensors, arrays, strict=True)))
