@@ -48,7 +48,8 @@ def first_steps(rows: np.ndarray, bits: int) -> np.ndarray:
     """The step that LSQ begins with, for each output channel."""
     top = max(2 ** (bits - 1) - 1, 1)
     steps = 2 * np.abs(rows).mean(axis=1, dtype=np.float64) / math.sqrt(top)
-    return np.maximum(steps, SMALLEST_SCALE)
+    made: np.ndarray = np.maximum(steps, SMALLEST_SCALE)
+    return made
 
 
 @method("lsq", paper="Esser et al. 2020, LSQ, equation 3, by units and without labels")

@@ -32,7 +32,8 @@ def three_deviations(rows: np.ndarray, bits: int) -> np.ndarray:
     """The step that LSQ+ begins with, for each output channel."""
     mean, reach = rows.mean(axis=1, dtype=np.float64), 3 * rows.std(axis=1, dtype=np.float64)
     steps = np.maximum(np.abs(mean - reach), np.abs(mean + reach)) / 2 ** (bits - 1)
-    return np.maximum(steps, SMALLEST_SCALE)
+    made: np.ndarray = np.maximum(steps, SMALLEST_SCALE)
+    return made
 
 
 @method("lsq+", paper="Bhalgat et al. 2020, LSQ+, equations 5 and 6, by units and without labels")

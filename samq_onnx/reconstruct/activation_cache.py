@@ -32,7 +32,7 @@ class ActivationCache:
 
     def _keep(self, array: np.ndarray) -> str:
         shape = "x".join(map(str, array.shape))
-        name = f"{hashlib.sha256(np.ascontiguousarray(array)).hexdigest()}-{shape}-{array.dtype}"
+        name = f"{hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}-{shape}-{array.dtype}"
         if name not in self._held:
             if array.nbytes <= self._memory:
                 self._memory -= array.nbytes

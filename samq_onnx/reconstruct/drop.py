@@ -30,7 +30,7 @@ class Dropped(torch.nn.Module):
     @property
     def step(self) -> torch.Tensor:
         """The scale of the codes."""
-        return self.codes.step  # type: ignore[no-any-return]
+        return self.codes.step  # type: ignore[return-value]
 
     def current(self) -> object:
         """The codes as they are now."""

@@ -237,9 +237,7 @@ class _Learner:
             self.simulation.write_back(run.plan)
         return UnitLoss(self.unit.name, self.unit.kind, iterations, before, after if better else before)
 
-    def _begin(
-        self, phase: Phase
-    ) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    def _begin(self, phase: Phase) -> list[list[torch.nn.Parameter]]:
         """What learns in a phase: roundings and weights, logarithms of scales, zero points."""
         simulation = self.simulation
         for parameter in simulation.parameters():
@@ -253,7 +251,8 @@ class _Learner:
         first += [weight.weight for weight in learning if phase.weights]
         scales = [weight.log_scale for weight in learning if phase.weight_scales]
         if phase.scales:
-            scales += [one.codes.log_scale for one in simulation.kinds(Dropped) if hasattr(one.codes, "log_scale")]
+            codes_of = [one.codes for one in simulation.kinds(Dropped) if hasattr(one.codes, "log_scale")]
+            scales += [codes.log_scale for codes in codes_of]  # type: ignore[misc]
         zeros = [codes.zero for codes in simulation.kinds(FakeQuantActivation) if phase.zeros]
         for parameter in (*first, *scales, *zeros):
             parameter.requires_grad_(True)

@@ -115,6 +115,8 @@ class FakeQuantWeight(torch.nn.Module):
 class FakeQuantRow(torch.nn.Module):
     """Post-softmax codes relative to the largest of their row; nothing of them learns."""
 
+    weights: torch.Tensor
+
     def __init__(self, codes: RowCodes) -> None:
         super().__init__()
         self.given = codes

@@ -187,7 +187,7 @@ class Simulation(torch.nn.Module):
 
     def log_scales(self) -> list[torch.nn.Parameter]:
         """Logarithms of all scales."""
-        return [module.log_scale for module in self.modules() if hasattr(module, "log_scale")]
+        return [module.log_scale for module in self.modules() if hasattr(module, "log_scale")]  # type: ignore[misc]
 
     def zeros(self) -> list[torch.nn.Parameter]:
         """Zero points of all activations."""
@@ -218,12 +218,15 @@ class Simulation(torch.nn.Module):
                     known[value] = tensor if quantized is None else quantized(tensor)
         return [known[value] for value in (self.outputs if wanted is None else wanted)]
 
-    def _rounded_bias(self, linear: Linear, bias: torch.Tensor) -> torch.Tensor:
+    def _rounded_bias(self, linear: Linear, bias: Any) -> torch.Tensor:
         """A bias in units of both scales, as sums of integers take it; the gradient of the rounding is one."""
         with torch.no_grad():
-            unit = self._of_input[linear.node].step * self._modules_of[linear.weight, "weight"].step.flatten()
+            of_input: torch.Tensor = self._of_input[linear.node].step  # type: ignore[assignment]
+            of_weight: torch.Tensor = self._modules_of[linear.weight, "weight"].step  # type: ignore[assignment]
+            unit = of_input * of_weight.flatten()
             moved = (bias / unit).round() * unit - bias
-        return bias + moved
+        made: torch.Tensor = bias + moved
+        return made
 
     def _attend(self, node: ir.Node, inputs: Sequence[Any]) -> torch.Tensor:
         q, k, v, *tables = inputs

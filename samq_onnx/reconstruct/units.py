@@ -173,7 +173,7 @@ class _Finder:
         stops = None if given is None else tuple(dict.fromkeys(given))
         ends = tuple(dict.fromkeys(outputs))
         if stops is None:
-            first = [one.node for one in (*self.linears, *self.sites)]
+            first = [linear.node for linear in self.linears] + [site.node for site in self.sites]
         else:
             first = [node for value in stops for node, _ in value.uses()]
         nodes = between(self.graph, first, ends, stops or ())
@@ -194,11 +194,13 @@ class _Finder:
     def attentions(self) -> list[Unit]:
         found = []
         for site in self.sites:
-            given = []
+            given: list[ir.Value] = []
             for name, operand in zip("qkv", site.node.inputs[:3], strict=True):
                 projection = getattr(site, name)
                 mine = projection is not None and projection.linear in self.linears
-                given.append(projection.linear.x if mine else operand)
+                value = projection.linear.x if mine else operand
+                assert value is not None
+                given.append(value)
             out = site.out.linear if site.out is not None else None
             output = out.output if out is not None and out in self.linears else site.node.outputs[0]
             found.append(self.unit(f"attention ({site.kind.replace('_', ' ')})", given, [output]))
@@ -207,7 +209,8 @@ class _Finder:
     def mlps(self) -> list[Unit]:
         found = []
         for linear in self.linears:
-            first = self._of_output.get(self._before_curve(linear.x))
+            before = self._before_curve(linear.x)
+            first = self._of_output.get(before) if before is not None else None
             if first is not None and linear.node.op_type != "Conv":
                 found.append(self.unit("MLP", [first.x], [linear.output]))
         return found
@@ -230,7 +233,9 @@ class _Finder:
                 halves.append((start, end, kind, unit))
         halves.sort(key=lambda half: half[0])
         whole_stages = {one.node for one in self.sites if one.kind == "encoder_global"}
-        found, waiting, blocks = [], [], 0
+        found: list[Unit] = []
+        waiting: list[tuple[int, int, Unit]] = []
+        blocks = 0
         for number, (start, end, kind, unit) in enumerate(halves):
             if kind == "m" and not waiting:
                 continue  # an MLP that follows no attention
