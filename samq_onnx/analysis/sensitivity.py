@@ -130,7 +130,7 @@ def sensitivity(
         lifted: the float model. runs: its sites. trials: site -> what to try there.
         feeds: inputs; one or two are enough to rank sites.
         judge: compares outputs. label: of the progress bar. seconds: about how long it may take before errors are
-            measured at the ends of blocks.
+            measured at the ends of blocks; without an end, what is found does not depend on the machine.
 
     Raises:
         UserError: the model does not run.

@@ -27,8 +27,11 @@ __all__ = ["Auto"]
 GPTQ = GptqSettings()
 KEYS = [CentreKeys(), FlipBimodalKeys()]
 OBSERVERS = ("l4", "omse", "minmax")  # of a decoder, whose rare foreground lies at the ends that least error cuts
-IMAGES = 16  # that decide the ranges of an encoder
-PROMPTS = 6  # that sites of a decoder are tried on
+TRIAL_IMAGES = 4  # that alternatives for an encoder are tried on
+LARGE = 1024  # pixels, a side of images of which fewer are enough
+LARGE_RANGE_IMAGES, LARGE_TRIAL_IMAGES = 8, 1  # then
+TRIAL_PROMPTS = 16  # that alternatives for a decoder are tried on
+SITE_PROMPTS = 6  # that its sites are tried on
 
 
 @method("auto", paper="this package; rotation after QuaRot (Ashkboos et al. 2024), GPTQ (Frantar et al. 2023)")
@@ -53,23 +56,26 @@ class Auto(Method):
         return Widths(max(widths.weight, self.decoder_bits), max(widths.activation, self.decoder_bits))
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
-        return self._decoder(scheme) if part.role is Role.DECODER else self._encoder(scheme)
+        return self._decoder(scheme) if part.role is Role.DECODER else self._encoder(part, scheme)
 
-    def _encoder(self, scheme: Scheme) -> list[Step]:
-        ranges = Ranges("omse", "mse", "row", convolution_outputs=not scheme.strict, inputs=IMAGES)
+    def _encoder(self, part: Part, scheme: Scheme) -> list[Step]:
+        large = part.image is not None and part.image.size >= LARGE
+        images, tried = (LARGE_RANGE_IMAGES, LARGE_TRIAL_IMAGES) if large else (None, TRIAL_IMAGES)
+        ranges = Ranges("omse", "mse", "row", convolution_outputs=not scheme.strict, inputs=images)
         folds: dict[str, list[Step]] = {
             "as it is": [],
             "balanced operands": [BalanceOperands()],
             "rotated": [RotateStream()],
             "rotated, balanced operands": [RotateStream(), BalanceOperands()],
         }
-        spare = [] if scheme.strict else [Spare(self.encoder_float, inputs=2, least=0.15, convolutions=True)]
-        return [*KEYS, BestOf("folds", folds, [ranges]), ranges, *spare, Gptq(self.gptq)]
+        spare = [] if scheme.strict else [Spare(self.encoder_float, inputs=tried, least=0.1, convolutions=True)]
+        return [*KEYS, BestOf("folds", folds, [ranges], inputs=tried), ranges, *spare, Gptq(self.gptq)]
 
     def _decoder(self, scheme: Scheme) -> list[Step]:
         ways = {
             observer: Ranges(observer, "mse", "row", convolution_outputs=not scheme.strict) for observer in OBSERVERS
         }
         folds: dict[str, list[Step]] = {"as it is": [], "balanced operands": [BalanceOperands()]}
-        spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=PROMPTS)]
-        return [*KEYS, BestOf("folds", folds, [ways[OBSERVERS[0]]]), BestCodes(ways, inputs=PROMPTS), *spare]
+        spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=SITE_PROMPTS)]
+        best = BestOf("folds", folds, [ways[OBSERVERS[0]]], inputs=TRIAL_PROMPTS)
+        return [*KEYS, best, BestCodes(ways, inputs=SITE_PROMPTS), *spare]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -50,9 +51,8 @@ class BestCodes(Step):
             trials[site] = [Trial(name, codes) for codes, name in reversed(different.items())]
         places = spread(len(work.observed), self.inputs)
         open_sites = {site: tried for site, tried in trials.items() if len(tried) > 1}
-        losses = sensitivity(
-            work.lifted, runs, open_sites, Selection(work.observed, places), OutputJudge(work.part), label=work.label
-        ).losses
+        seen, judge = Selection(work.observed, places), OutputJudge(work.part)
+        losses = sensitivity(work.lifted, runs, open_sites, seen, judge, label=work.label, seconds=math.inf).losses
         chosen: Counter[str] = Counter()
         for site, tried in trials.items():
             costs = {one.name: losses[site][one.name].cost for one in tried} if site in losses else {}

@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from samq_onnx.analysis.judge import OutputJudge
 from samq_onnx.calibrate.stream import run
-from samq_onnx.families import Role
 from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Feeds, Step, Work
 from samq_onnx.methods.steps.trial import Outputs, loss_of
@@ -22,8 +21,6 @@ from samq_onnx.passes.report import Report
 from samq_onnx.sampling import spread
 
 __all__ = ["BestOf"]
-
-IMAGES, PROMPTS = 2, 16  # that statistics of a trial see, and as many others that it is judged on
 
 
 class BestOf(Step):
@@ -35,13 +32,16 @@ class BestOf(Step):
     is left to the steps that follow.
 
     Args:
-        what: is chosen. alternatives: name -> steps.
+        what: is chosen. alternatives: name -> steps. then: as above.
+        inputs: that statistics of a trial see, and as many others that it is judged on.
     """
 
     edits = True
 
-    def __init__(self, what: str, alternatives: Mapping[str, Sequence[Step]], then: Sequence[Step]) -> None:
-        self._what, self.alternatives, self.then = what, alternatives, then
+    def __init__(
+        self, what: str, alternatives: Mapping[str, Sequence[Step]], then: Sequence[Step], inputs: int = 2
+    ) -> None:
+        self._what, self.alternatives, self.then, self.inputs = what, alternatives, then, inputs
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -49,8 +49,7 @@ class BestOf(Step):
 
     def apply(self, work: Work) -> Report:
         report = Report(self.name)
-        count = PROMPTS if work.part.role is Role.DECODER else IMAGES
-        seen, judged = _halves(work.observed, count)
+        seen, judged = _halves(work.observed, self.inputs)
         judge = OutputJudge(work.part)
         references = Outputs(judge.outputs)
         run(work.model, judged, [references], label=f"{work.label}: {self.name}")

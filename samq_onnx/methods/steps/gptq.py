@@ -25,7 +25,7 @@ from samq_onnx.reconstruct.moments import ROWS_PER_FEED, InputMoments
 __all__ = ["Gptq", "GptqSettings"]
 
 ROWS = 8192  # of an encoder's linear in all, more than twice the widest input of ViT-B
-FEWEST = 8  # images that they are of, if there are so many
+FEWEST = 4  # images that they are of, if there are so many
 
 
 @dataclasses.dataclass(frozen=True)

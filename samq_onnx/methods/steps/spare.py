@@ -73,9 +73,8 @@ class Spare(Step):
         codes: dict[str, SiteCodes] = {**work.plan.linears, **work.plan.attentions}
         trials = {name: [Trial(ALL, codes[name])] for name in candidates}
         places = spread(len(work.observed), self.inputs)
-        found = sensitivity(
-            work.lifted, runs, trials, Selection(work.observed, places), OutputJudge(work.part), label=work.label
-        )
+        chosen, judge = Selection(work.observed, places), OutputJudge(work.part)
+        found = sensitivity(work.lifted, runs, trials, chosen, judge, label=work.label, seconds=math.inf)
         return {name: loss[ALL].cost for name, loss in found.losses.items()}
 
 
