@@ -94,7 +94,7 @@ def reconstruct(
     if unreached:
         raise NotReconstructable(f"nothing quantized leads to {', '.join(unreached)}")
     device = effort.place()
-    if simulation.work > LARGEST_WORK and device == "cpu" and effort.deadline is None:
+    if simulation.work > LARGEST_WORK and device == "cpu":
         raise NotReconstructable(
             f"one input takes {simulation.work / 1e9:.0f} GMAC, gradients are affordable up to {LARGEST_WORK / 1e9:.0f}"
         )

@@ -19,6 +19,7 @@ from samq_onnx.methods.step import Step, Work
 from samq_onnx.methods.steps import KeepBetter
 from samq_onnx.passes.graph import constant, replace_constant
 from samq_onnx.passes.report import Report
+from samq_onnx.reconstruct.effort import Effort
 from tests.conftest import relative_error, run_model
 from tests.reconstruct.test_engine import planned
 
@@ -97,6 +98,9 @@ def test_the_better_is_kept_on_images_that_no_alternative_saw(tiny_sam: Path) ->
     weight = work.linears[0].weight
     before = constant(weight)
     worse, near = _Moved(0.5), _Moved(1.0)
+    work.run([KeepBetter({"worse": [worse]})], work)
+    assert not work.reports[-1].facts and not worse.seen  # no time is given
+    work.effort = Effort.of(10.0)
     work.run([KeepBetter({"worse": [worse], "as good": [near]})], work)
     report = work.reports[-1]
     assert report.done == ["as it is"] and set(report.facts) == {"as it is", "worse", "as good"}

@@ -14,6 +14,7 @@ from samq_onnx.calibrate.stream import run
 from samq_onnx.families import Role
 from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Step, Work
+from samq_onnx.methods.steps.reconstruct import NO_TORCH, torch_is_there
 from samq_onnx.methods.steps.trial import Outputs, loss_of
 from samq_onnx.passes.graph import held_constants
 from samq_onnx.passes.report import Report
@@ -34,7 +35,8 @@ class KeepBetter(Step):
 
     Every fourth image is held out: steps do not see it, and alternatives are judged on these alone, by the error of the
     embedding or by how little masks overlap the float ones, never by labels. What was there before competes too, and
-    wins a tie: the outcome is never worse than it on these images. The time that is left is shared evenly.
+    wins a tie: the outcome is never worse than it on these images. The time that is left is shared evenly; where no
+    time is given, nothing is learned.
 
     Args:
         alternatives: name -> steps that change the plan and weights, and no tensor of the float model.
@@ -48,6 +50,11 @@ class KeepBetter(Step):
 
     def apply(self, work: Work) -> Report:
         report = Report(self.name)
+        if work.effort.deadline is None:
+            return report
+        if not torch_is_there():
+            report.refuse(work.label, NO_TORCH)
+            return report
         seen, held_out = _halves(work)
         if not seen or not held_out:
             report.refuse(work.label, "there are too few images to hold some out")

@@ -36,7 +36,9 @@ class Reconstruct(Step):
         from samq_onnx.reconstruct.trainer import reconstruct
 
         try:
-            found = reconstruct(work.lifted, work.plan, work.part, work.feeds, work.float_feeds(), label=work.label)
+            found = reconstruct(
+                work.lifted, work.plan, work.part, work.feeds, work.float_feeds(), label=work.label, effort=work.effort
+            )
         except NotReconstructable as reason:
             report.refuse(work.label, str(reason))
             return report
