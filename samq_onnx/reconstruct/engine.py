@@ -41,6 +41,7 @@ from samq_onnx.reconstruct.objectives import Sight, unit_loss
 from samq_onnx.reconstruct.recipe import Phase, Recipe
 from samq_onnx.reconstruct.reconstruction import NotReconstructable, UnitLoss
 from samq_onnx.reconstruct.rounding import AdaRoundWeight
+from samq_onnx.reconstruct.sampled import Choice, sampled_attention
 from samq_onnx.reconstruct.simulate import Simulation, Twins
 from samq_onnx.reconstruct.units import Unit, find_units
 from samq_onnx.scratch import Scratch
@@ -48,7 +49,7 @@ from samq_onnx.scratch import Scratch
 __all__ = ["UnitObjective", "harden", "reconstruct_units"]
 
 JUDGED = 8  # inputs that a unit is judged on, before and after
-ROWS = 1024  # of an input that an iteration sees, where rows do not depend on each other
+ROWS = 512  # of an input that an iteration sees, where rows, or windows, or queries do not depend on each other
 ZERO_RATE = 1000.0  # of a zero point, in codes, times that of the logarithm of a scale
 
 Tensors = Sequence[torch.Tensor]
@@ -220,6 +221,7 @@ class _Learner:
         self._exact, self._quantized = exact, quantized
         self._random = np.random.default_rng(0)
         self._rowwise = unit.rowwise
+        self._attention = None if self._rowwise else sampled_attention(run.lifted, simulation, unit)
 
     def learn(self, waiting: float) -> UnitLoss:
         run, recipe = self.run, self.run.recipe
@@ -279,7 +281,7 @@ class _Learner:
         total = 0.0
         for _ in range(self.run.recipe.batch):
             index = int(self._random.integers(len(self._exact)))
-            loss = self._loss(index, phase.mix, self._rows(index)) / self.run.recipe.batch
+            loss = self._loss(index, phase.mix, self._choice(index)) / self.run.recipe.batch
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         power = phase.power(progress)
@@ -290,8 +292,10 @@ class _Learner:
                 loss.backward()  # type: ignore[no-untyped-call]
         return total
 
-    def _rows(self, index: int) -> torch.Tensor | None:
-        """Rows that an iteration sees of an input, where it need not see all."""
+    def _choice(self, index: int) -> torch.Tensor | Choice | None:
+        """What an iteration sees of an input, where it need not see all: rows, or windows or queries."""
+        if self._attention is not None and self.run.objective is plain:
+            return self._attention.draw(self._random, ROWS)
         if not self._rowwise:
             return None
         rows = self._exact[index][0][..., 0].numel()
@@ -299,19 +303,26 @@ class _Learner:
             return None
         return torch.from_numpy(np.sort(self._random.choice(rows, ROWS, replace=False)))
 
-    def _loss(self, index: int, mix: float, rows: torch.Tensor | None) -> torch.Tensor:
+    def _loss(self, index: int, mix: float, chosen: torch.Tensor | Choice | None) -> torch.Tensor:
         count = len(self.unit.inputs)
         exact, quantized = self._exact[index], self._quantized[index]
         sight = Sight(index)
-        if rows is not None:
+        if chosen is not None:
+            tokens, rows = (chosen.tokens, chosen.rows) if isinstance(chosen, Choice) else (chosen, chosen)
             sight = Sight(index, rows, exact[count].shape[1])
-            exact, quantized = ([one.flatten(0, -2)[rows][None] for one in some] for some in (exact, quantized))
+            entered = [[one.flatten(0, -2)[tokens][None] for one in some[:count]] for some in (exact, quantized)]
+            exact = [*entered[0], *(one.flatten(0, -2)[rows][None] for one in exact[count:])]
+            quantized = entered[1]
         exact, quantized = ([self._placed(one) for one in some] for some in (exact, quantized))
         given = [
             mixed(mine, theirs, mix) if mine.is_floating_point() else mine
             for mine, theirs in zip(quantized, exact[:count], strict=True)
         ]
-        made = self._made(given)
+        if isinstance(chosen, Choice):
+            assert self._attention is not None
+            made = [self._attention(given[0], chosen)]
+        else:
+            made = self._made(given)
         return self.run.objective(self.unit, made, exact[count:], sight)
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from samq_onnx.codes import HybridCodes, ProbabilityCodes, UniformCodes, WeightC
 from samq_onnx.observers.weight import scales_for_bias
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.graph import constant, is_constant, replace_constant
-from samq_onnx.passes.lift import Lifted, Linear
+from samq_onnx.passes.lift import AttentionSite, Lifted, Linear
 from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
 from samq_onnx.reconstruct.fake_quant import (
     FakeQuantActivation,
@@ -228,13 +228,47 @@ class Simulation(torch.nn.Module):
         made: torch.Tensor = bias + moved
         return made
 
+    def product(self, linear: Linear, x: torch.Tensor) -> torch.Tensor:
+        """What a quantized matrix product makes of rows [rows, in]."""
+        weight = self._modules_of[linear.weight, "weight"]()
+        made: torch.Tensor = self._of_input[linear.node](x) @ (weight if linear.out_axis else weight.t())
+        return made if linear.bias is None else made + self._rounded_bias(linear, self._held_constant(linear.bias))
+
+    def padding(self, linear: Linear, like: torch.Tensor) -> torch.Tensor:
+        """The row [out] that its output is padded with; zeros where it is not."""
+        return like.new_zeros(like.shape[-1]) if linear.fill is None else self._held_constant(linear.fill).reshape(-1)
+
+    def _held_constant(self, value: ir.Value) -> torch.Tensor:
+        if value in self._free:
+            return self._free[value]
+        held = self._constants[value]
+        found: torch.Tensor = getattr(self, held) if isinstance(held, str) else held
+        return found
+
+    def attend(
+        self, site: AttentionSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
+        """An attention of this part on some of its queries, those at ``places``; operands [windows, heads, n, d]."""
+        tables = [self._held_constant(table) for table in site.tables or ()]
+        return self._attention(site.node, q, k, v, lambda q, k: attention_logits(site.node, q, k, tables, places))
+
     def _attend(self, node: ir.Node, inputs: Sequence[Any]) -> torch.Tensor:
         q, k, v, *tables = inputs
+        return self._attention(node, q, k, v, lambda q, k: attention_logits(node, q, k, tables))
+
+    def _attention(
+        self,
+        node: ir.Node,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
         if node not in self._sites:
-            return attention_logits(node, q, k, tables).softmax(-1) @ v
+            return logits(q, k).softmax(-1) @ v
         q, k, v = (self._modules_of[node, name](x) for name, x in zip(OPERANDS, (q, k, v), strict=True))
-        p = attention_logits(node, q, k, tables).softmax(-1)
-        return self._modules_of[node, "probabilities"](p) @ v
+        made: torch.Tensor = self._modules_of[node, "probabilities"](logits(q, k).softmax(-1)) @ v
+        return made
 
     def write_back(self, plan: QuantPlan) -> None:
         """Put what was learned into the constants of the graph and into the plan."""

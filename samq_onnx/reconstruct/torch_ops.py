@@ -97,12 +97,23 @@ def _convolution(apply: Callable[..., torch.Tensor]) -> Callable[[ir.Node, Tenso
     return run
 
 
-def attention_logits(node: ir.Node, q: torch.Tensor, k: torch.Tensor, tables: Tensors) -> torch.Tensor:
-    """scale * q kT, with the decomposed relative position of ``tables`` where the site has them."""
+def attention_logits(
+    node: ir.Node, q: torch.Tensor, k: torch.Tensor, tables: Tensors, places: torch.Tensor | None = None
+) -> torch.Tensor:
+    """scale * q kT, with the decomposed relative position of ``tables`` where the site has them.
+
+    Args:
+        places: of the queries that there are, int64; None where all are there.
+    """
     logits = (q @ k.transpose(-1, -2)) * _get(node, "scale")
     if not tables:
         return logits
     table_h, table_w = tables
+    if places is not None:
+        down, along = places // table_w.shape[0], places % table_w.shape[0]
+        by_row = torch.einsum("...nc,nkc->...nk", q, table_h[down])[..., :, None]
+        by_column = torch.einsum("...nc,nkc->...nk", q, table_w[along])[..., None, :]
+        return logits + (by_row + by_column).reshape(logits.shape)
     grid = q.reshape(-1, table_h.shape[0], table_w.shape[0], q.shape[-1])
     by_row = torch.einsum("bhwc,hkc->bhwk", grid, table_h)[..., :, None]
     by_column = torch.einsum("bhwc,wkc->bhwk", grid, table_w)[..., None, :]

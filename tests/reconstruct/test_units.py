@@ -13,14 +13,17 @@ import torch
 
 from samq_onnx import assets
 from samq_onnx.calibrate.stream import run
+from samq_onnx.codes import LogCodes, UniformCodes, WeightCodes
 from samq_onnx.families import identify
 from samq_onnx.methods import Scheme, Widths
 from samq_onnx.methods.step import Work
 from samq_onnx.methods.steps import Select
 from samq_onnx.models import load_model
+from samq_onnx.passes.graph import constant
 from samq_onnx.pipeline import Preparation, begin
-from samq_onnx.plan import QuantPlan
+from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
 from samq_onnx.reconstruct.activation_cache import ActivationCache
+from samq_onnx.reconstruct.sampled import sampled_attention
 from samq_onnx.reconstruct.simulate import Simulation, Twins
 from samq_onnx.reconstruct.units import LEVELS, Unit, find_units
 from tests.nets import build
@@ -93,6 +96,38 @@ def test_rows_of_an_mlp_do_not_depend_on_each_other_and_those_of_an_attention_do
     assert [unit.rowwise for unit in units] == [False, True] * 6 + [False]
     assert units[1].work == 2 * 32 * 32 * 192 * 768
     assert units[0].work > 4 * 32 * 32 * 192 * 192
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_few_windows_and_few_queries_are_what_they_are_among_all(number: int, tmp_path: Path) -> None:
+    """Of a windowed attention whose windows are padded, and of a global one, with relative position."""
+    work = work_of(assets.nano_dir() / "encoder.onnx")
+    unit = find_units(work.lifted, work.plan, "module")[number]
+    cache = ActivationCache(unit.tensors, tmp_path)
+    run(work.model, work.feeds, [cache], label="x")
+    inside = set(unit.nodes)
+    plan = QuantPlan()
+    for linear in work.linears:
+        if linear.node in inside:
+            x = UniformCodes.of_range(-3, 3, 8)
+            scales = np.abs(constant(linear.weight)).max(axis=1 - linear.out_axis) / 127
+            plan.linears[linear.name] = LinearPlan(x, WeightCodes(tuple(scales.tolist()), 8))
+    for site in work.lifted.attentions:
+        codes = UniformCodes.of_range(-6, 6, 8)
+        plan.attentions[site.name] = AttentionPlan(codes, codes, codes, LogCodes(1.0, 4, 8))
+    simulation = Simulation(work.lifted, plan, unit.outputs, unit.inputs, Twins(free=False))
+    sampled = sampled_attention(work.lifted, simulation, unit)
+    assert sampled is not None
+    x = cache[0][0]
+    with torch.no_grad():
+        whole = simulation({unit.inputs[0]: x})[0].flatten(0, -2)
+        for rows in (100, 300):
+            choice = sampled.draw(np.random.default_rng(0), rows)
+            assert choice is not None and 0.4 * rows < len(choice.rows) <= rows
+            assert len(choice.tokens) <= 300 or number == 4
+            made = sampled(x.flatten(0, -2)[choice.tokens][None], choice)[0]
+            torch.testing.assert_close(made, whole[choice.rows], rtol=1e-3, atol=1e-3)
+    assert sampled.draw(np.random.default_rng(0), 10_000) is None
 
 
 @pytest.mark.parametrize("net", ["convolutional", "transformer_mlp"])
