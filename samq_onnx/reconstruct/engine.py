@@ -264,8 +264,8 @@ class _Learner:
         groups = self._begin(phase)
         if not any(groups):
             return
-        hurry = phase.hurry(steps)
-        rates = [hurry * phase.rate, hurry * phase.scale_rate, hurry * phase.scale_rate * ZERO_RATE]
+        rate, scale_rate = phase.rates(steps)
+        rates = [rate, scale_rate, scale_rate * ZERO_RATE]
         falls = [lambda step: 1.0, *[lambda step: cosine(step / steps)] * 2]
 
         def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:

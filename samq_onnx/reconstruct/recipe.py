@@ -7,7 +7,8 @@ import dataclasses
 
 __all__ = ["Phase", "Recipe"]
 
-FASTEST = 10.0  # times the rate of a paper, where there is time for so much fewer iterations
+FASTEST = 1e-2  # rate of roundings, where there is time for much fewer iterations than a paper has
+FASTEST_SCALE = 5e-3  # of logarithms of scales
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Phase:
     """One descent.
 
     Attributes:
-        iterations: of the paper. Where fewer are run, rates are larger in proportion, up to `FASTEST` times.
+        iterations: of the paper. Where fewer are run, rates are larger in proportion, up to `FASTEST`.
         rounding: which of two codes each weight takes is learned. weights: they are, by straight-through gradients.
         weight_scales, scales, zeros: of weights, of activations and post-softmax maps, zero points of activations.
         rate: of rounding and weights. scale_rate: of logarithms of scales, and a thousandth of that of zero points.
@@ -47,9 +48,13 @@ class Phase:
         share = (progress - self.warm_up) / (1 - self.warm_up)
         return self.powers[1] + (self.powers[0] - self.powers[1]) * max(0.0, 1 - share)
 
-    def hurry(self, iterations: int) -> float:
-        """By how much rates are larger where so many iterations are run."""
-        return min(FASTEST, max(1.0, self.iterations / iterations))
+    def rates(self, iterations: int) -> tuple[float, float]:
+        """``rate`` and ``scale_rate`` where so many iterations are run."""
+        hurry = max(1.0, self.iterations / iterations)
+        return (
+            max(self.rate, min(FASTEST, hurry * self.rate)),
+            max(self.scale_rate, min(FASTEST_SCALE, hurry * self.scale_rate)),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,7 +68,9 @@ def test_the_regulariser_waits_and_then_hardens() -> None:
     assert [phase.power(progress) for progress in (0.0, 0.19)] == [None, None]
     assert [phase.power(progress) for progress in (0.2, 0.6, 1.0)] == pytest.approx([20, 11, 2])
     assert Phase(100, scales=True).power(0.9) is None
-    assert [phase.hurry(steps) for steps in (200, 100, 50, 1)] == [1, 1, 2, 10]
+    assert phase.rates(200) == phase.rates(100) == (1e-3, 4e-5)
+    assert phase.rates(50) == pytest.approx((2e-3, 8e-5)) and phase.rates(1) == pytest.approx((1e-2, 4e-3))
+    assert Phase(100, rate=0.1, scale_rate=0.1).rates(1) == (0.1, 0.1)
 
 
 def test_phases_share_the_iterations_of_a_unit() -> None:
