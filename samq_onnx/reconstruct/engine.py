@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -86,7 +86,7 @@ def reconstruct_units(
     exact: Mapping[str, ir.TensorProtocol | None],
     label: str,
     effort: Effort | None = None,
-    objective: UnitObjective = plain,
+    objective: Callable[[Path], UnitObjective] | None = None,
     kept: Kept | None = None,
 ) -> list[UnitLoss]:
     """Learn the plan and the constants of a lifted model, in place; what became of each unit.
@@ -94,16 +94,19 @@ def reconstruct_units(
     Args:
         exact_feeds: inputs of the float model. feeds: the same ones as the quantized model gets them.
         exact: what constants of the float model hold, by name.
-        effort: bounds of it. objective: of a unit. kept: finished units of a run that was killed.
+        effort: bounds of it. objective: makes that of units, given a folder; None: their outputs.
+        kept: finished units of a run that was killed.
 
     Raises:
+        NotReconstructable: the objective is not for this model; nothing was changed.
         UserError: as `run_two_streams`, or there is no such device.
     """
     effort = effort or Effort()
     units = find_units(lifted, plan, recipe.level)
     start = _digest(lifted, plan, recipe, len(feeds))
     with Scratch() as scratch:
-        run = _Run(lifted, plan, recipe, exact, label, effort, objective, kept, scratch, torch.device(effort.place()))
+        chosen = plain if objective is None else objective(scratch)
+        run = _Run(lifted, plan, recipe, exact, label, effort, chosen, kept, scratch, torch.device(effort.place()))
         stages = [_Stage(run, unit, hashlib.sha256(f"{start} {unit.name}".encode()).hexdigest()) for unit in units]
         run.left = [stage.unit.work for stage in stages]
         if effort.deadline is not None:

@@ -15,10 +15,9 @@ from samq_onnx.methods.step import Feeds, Step, Work
 from samq_onnx.methods.steps.reconstruct import NO_TORCH, torch_is_there
 from samq_onnx.passes.report import Report
 from samq_onnx.reconstruct.recipe import Recipe
-from samq_onnx.reconstruct.reconstruction import NotReconstructable
+from samq_onnx.reconstruct.reconstruction import NotReconstructable, UnitLoss
 from samq_onnx.reconstruct.units import find_units
 from samq_onnx.sampling import spread
-from samq_onnx.scratch import Scratch
 
 __all__ = ["LearnUnits"]
 
@@ -65,23 +64,29 @@ class LearnUnits(Step):
         if not torch_is_there():
             report.refuse(work.label, NO_TORCH)
             return report
-        from samq_onnx.reconstruct.engine import plain, reconstruct_units
+        from samq_onnx.reconstruct.engine import reconstruct_units
 
         count = self.images * (PROMPTS if work.part.role is Role.DECODER else 1)
         chosen = spread(len(work.feeds), count)
         feeds, exact_feeds = (Selection(whole, chosen) for whole in (work.feeds, work.float_feeds()))
-        with Scratch() as folder:
-            objective = plain
-            if self.recipe.objective != plain.__name__:
-                try:
-                    objective = OBJECTIVES[self.recipe.objective](work, self.recipe, exact_feeds, feeds, chosen, folder)
-                except NotReconstructable as reason:
-                    report.refuse(work.label, f"{self.recipe.objective}: {reason}; errors of units count alike")
-            found = reconstruct_units(
+        make = None
+        if self.recipe.objective != "plain":
+
+            def make(folder: Path) -> Any:
+                return OBJECTIVES[self.recipe.objective](work, self.recipe, exact_feeds, feeds, chosen, folder)
+
+        def learned(objective: Callable[[Path], Any] | None) -> list[UnitLoss]:
+            return reconstruct_units(
                 work.lifted, work.plan, self.recipe, exact_feeds, feeds,
                 exact=work.exact, label=f"{work.label}: learning", effort=work.effort, objective=objective,
                 kept=work.kept,
             )  # fmt: skip
+
+        try:
+            found = learned(make)
+        except NotReconstructable as reason:
+            report.refuse(work.label, f"{self.recipe.objective}: {reason}; the outputs of units count instead")
+            found = learned(None)
         ratios = []
         for unit in found:
             if unit.refused:
