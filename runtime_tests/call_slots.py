@@ -16,7 +16,18 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from runtime_tests.one_node import build, code_feed, code_tables, float_feed, plain, scalar, tables, without_scale
+from runtime_tests.one_node import (
+    build,
+    code_bias,
+    code_feed,
+    code_tables,
+    float_bias,
+    float_feed,
+    plain,
+    scalar,
+    tables,
+    without_scale,
+)
 from runtime_tests.test_layer_norm import feed as norm_feed
 from runtime_tests.test_linear import feed as linear_feed
 from runtime_tests.test_linear import quantized
@@ -37,6 +48,8 @@ def attention_cases() -> list[Case]:
         ("Attention", floats, {"scale": 0.2}, reference.attention(**floats, scale=0.2)),
         ("AttentionRelPos", floats | float_tables, {"scale": 0.2},
          reference.attention(**floats, **float_tables, scale=0.2)),
+        ("AttentionBias", floats | float_bias(2, 45, 77), {"scale": 0.2},
+         reference.attention(**floats, **float_bias(2, 45, 77), scale=0.2)),
     ]  # fmt: skip
     log, uniform = {"scale": 0.1, "tau": 4, "bits": 8}, {"scale": 0.1, "bits": 6}
     for op, compute, attributes, p_scale in (
@@ -45,7 +58,7 @@ def attention_cases() -> list[Case]:
         ("LogRowAttention", reference.log_row_attention, log, None),
         ("UniformRowAttention", reference.uniform_row_attention, uniform, None),
     ):
-        for suffix, more in (("", {}), ("RelPos", code_tables(5, 9, 7, 11, 23))):
+        for suffix, more in (("", {}), ("RelPos", code_tables(5, 9, 7, 11, 23)), ("Bias", code_bias(1, 45, 77))):
             feed = code_feed((2, 45), 77, 23, p_scale=p_scale or 1.0)
             feed = (feed if p_scale else without_scale(feed)) | more
             expected = compute(**plain(feed), **attributes)  # type: ignore[operator]
@@ -127,7 +140,7 @@ def main(counter: str, library: str) -> None:
     cases = attention_cases() + other_cases()
     for case in cases:
         check(counter, case)
-    _, feed, attributes, _ = cases[2]
+    _, feed, attributes, _ = next(case for case in cases if case[0] == "QAttention")
     wrong_shape = feed | {"v": feed["v"][:, :5]}
     for told, model, given in (
         ("k and v must have equally many rows", build("QAttention", wrong_shape, attributes), wrong_shape),

@@ -122,6 +122,10 @@ bool code_attention(const std::vector<const TileKernels*>& sets, uint32_t seed) 
   given.rel = shape.plain(h, w);
   given.scale = random.one_of({0.0f, 1e-5f, 1e-3f, 0.1f, 10.0f, 1e15f});  // from all scores equal to one-hot
   given.scale_h = random.one_of({1e-6f, 1e-3f}), given.scale_w = 2e-6f;
+  const bool biased = !rel_pos && random.in(0, 1) == 1;
+  const auto bias = random.codes<int16_t>(biased ? rows * keys : 0, -steepest - 1, steepest);
+  given.bias = biased ? bias.data() : nullptr;
+  given.scale_bias = random.one_of({1e-4f, 1e-2f});
   given.tau = random.one_of({0, 0, 0, 1, 2, 4, 8, 16});
   given.largest_code = (1 << random.in(1, 8)) - 1;
   given.by_row = random.in(0, 1) == 1;
@@ -165,6 +169,7 @@ bool code_attention(const std::vector<const TileKernels*>& sets, uint32_t seed) 
     job.logit_scale = given.scale * unit;
     job.rel.scale_h = given.scale_h * unit;
     job.rel.scale_w = given.scale_w * unit;
+    if (biased) job.bias = {bias.data(), 1, random.in(0, 5), given.scale_bias * unit};
     std::vector<float> out(static_cast<size_t>(rows * value_depth));
     std::vector<uint8_t> codes(out.size());
     job.codes = codes.data();
@@ -256,8 +261,11 @@ bool float_attention(const std::vector<const TileKernels*>& sets, uint32_t seed)
   const auto q = random.floats(rows * depth, largest), k = random.floats(keys * depth, largest);
   const auto v = random.floats(keys * value_depth, 1.0f);
   const auto h = random.floats(hq * hk * depth, 0.1f), w = random.floats(wq * wk * depth, 0.1f);
+  const bool biased = !rel_pos && random.in(0, 1) == 1;
+  const auto bias = random.floats(biased ? rows * keys : 0, 3.0f);
   const specification::Near expected = specification::attention(specification::FloatAttention{
-      rows, keys, depth, value_depth, q.data(), k.data(), v.data(), 0.125f, shape.plain(h, w)});
+      rows, keys, depth, value_depth, q.data(), k.data(), v.data(), 0.125f, shape.plain(h, w),
+      biased ? bias.data() : nullptr});
 
   for (const TileKernels* kernels : sets) {
     const auto table_h = packed_table(*kernels, h, hq, hk, depth), table_w = packed_table(*kernels, w, wq, wk, depth);
@@ -266,8 +274,9 @@ bool float_attention(const std::vector<const TileKernels*>& sets, uint32_t seed)
     samq::pack<1>(k.data(), depth, 1, keys, depth, 0.0f, kernels->panel, k_panels.data());
     samq::pack<1>(v.data(), keys, value_depth, value_depth, 1, 0.0f, kernels->panel, v_panels.data());
     std::vector<float> out(static_cast<size_t>(rows * value_depth));
-    samq::FloatJob job{{1, rows, keys, depth, value_depth}, q.data(), k_panels.data(), v_panels.data(), out.data(), 0.125f, {}};
+    samq::FloatJob job{{1, rows, keys, depth, value_depth}, q.data(), k_panels.data(), v_panels.data(), out.data(), 0.125f, {}, {}};
     job.rel = shape.packed(*kernels, table_h, table_w);
+    if (biased) job.bias = {bias.data(), 1, 0};
     run_tiles(job, rows, kernels->float_scratch, kernels->float_tile);
     if (!samq::same(kernels->name, "attention in float", seed, out, expected.values, &expected.bounds)) return false;
   }

@@ -106,6 +106,19 @@ def code_feed(shape: tuple[int, ...], keys: int, depth: int, seed: int = 0, p_sc
     }
 
 
+def float_bias(groups: int, queries: int, keys: int, seed: int = 7) -> dict[str, Any]:
+    """bias [groups, queries, keys], normal."""
+    random = np.random.default_rng(seed)
+    return {"bias": 2 * random.standard_normal((groups, queries, keys), dtype=np.float32)}
+
+
+def code_bias(groups: int, queries: int, keys: int, seed: int = 7) -> dict[str, Any]:
+    """Codes of a bias over their whole range, which reach some logits."""
+    random = np.random.default_rng(seed)
+    codes = random.integers(-32768, 32768, (groups, queries, keys)).astype(np.int16)
+    return {"bias": codes, "bias_scale": scalar(1e-4)}
+
+
 def without_scale(feed: Feed) -> dict[str, Any]:
     """The feed for post-softmax codes that are relative to their row."""
     return {name: x for name, x in feed.items() if name != "p_scale"}
@@ -153,4 +166,6 @@ def float_logits(feed: Feed, scale: float) -> np.ndarray:
     logits = scale * (q @ k.swapaxes(-1, -2))
     if "table_h" in given:
         logits = logits + reference.rel_pos(q, *(given[f"{x}_scale"] * given[x] for x in ("table_h", "table_w")))
+    if "bias" in given:
+        logits = reference.add_bias(logits, given["bias_scale"] * given["bias"])
     return logits

@@ -116,6 +116,12 @@ std::vector<uint8_t> some_codes(Random& random, int64_t count) {
   return random.codes<uint8_t>(count, low, low + widest);
 }
 
+// How many entries of a batch have a bias of their own.
+int64_t groups_of(Random& random, int64_t batch) {
+  const int64_t groups = random.in(1, static_cast<int32_t>(batch));
+  return batch % groups == 0 ? groups : batch;
+}
+
 void attention_on_codes(Random& random, Node& node, bool empty) {
   const bool rel_pos = contains(node.op, "RelPos"), log = node.op[0] != 'U';
   Shape shape(random, rel_pos, empty);
@@ -150,6 +156,13 @@ void attention_on_codes(Random& random, Node& node, bool empty) {
     given.scale_w = q_scale * scale(1e-3f) * kLog2E;
     given.rel.hq = shape.hq, given.rel.hk = shape.hk, given.rel.wq = shape.wq, given.rel.wk = shape.wk;
   }
+  const int64_t groups = contains(node.op, "Bias") ? groups_of(random, batch) : 0;
+  const int64_t map = shape.rows * shape.keys;
+  const int16_t* bias = nullptr;
+  if (groups != 0) {
+    bias = node.add({groups, shape.rows, shape.keys}, random.codes<int16_t>(groups * map, -32768, 32767));
+    given.scale_bias = scale(1e-2f) * kLog2E;
+  }
   if (given.quantize) given.y_scale = scale(1.0f), given.y_zero = zero_point();
   const float factor = node.attributes.floats["scale"] = 0.01f * static_cast<float>(random.in(1, 50));
   given.scale = q_scale * k_scale * factor * kLog2E;
@@ -161,6 +174,7 @@ void attention_on_codes(Random& random, Node& node, bool empty) {
     given.q = q + b * shape.rows * shape.depth;
     given.k = k + b * shape.keys * shape.depth;
     given.v = v + b * shape.keys * shape.value_depth;
+    given.bias = groups != 0 ? bias + b % groups * map : nullptr;
     const auto made = specification::attention(given);
     node.expected.insert(node.expected.end(), made.begin(), made.end());
   }
@@ -174,18 +188,21 @@ void attention_in_float(Random& random, Node& node, bool empty) {
   const float* q = add(shape.q(), 1.0f);
   const float* k = add(shape.k(), 1.0f);
   const float* v = add(shape.v(), 3.0f);
-  specification::FloatAttention given{shape.rows, shape.keys, shape.depth, shape.value_depth, q, k, v, 0.3f, {}};
+  specification::FloatAttention given{shape.rows, shape.keys, shape.depth, shape.value_depth, q, k, v, 0.3f, {}, nullptr};
   if (rel_pos) {
     given.rel.table_h = add({shape.hq, shape.hk, shape.depth}, 0.3f);
     given.rel.table_w = add({shape.wq, shape.wk, shape.depth}, 0.3f);
     given.rel.hq = shape.hq, given.rel.hk = shape.hk, given.rel.wq = shape.wq, given.rel.wk = shape.wk;
   }
+  const int64_t groups = contains(node.op, "Bias") ? groups_of(random, batch) : 0;
+  const float* const bias = groups != 0 ? add({groups, shape.rows, shape.keys}, 3.0f) : nullptr;
   node.attributes.floats["scale"] = given.scale;
   node.dims = shape.out();
   for (int64_t b = 0; b < batch; ++b) {
     given.q = q + b * shape.rows * shape.depth;
     given.k = k + b * shape.keys * shape.depth;
     given.v = v + b * shape.keys * shape.value_depth;
+    if (groups != 0) given.bias = bias + b % groups * shape.rows * shape.keys;
     const auto made = specification::attention(given);
     node.expected.insert(node.expected.end(), made.values.begin(), made.values.end());
     node.bounds.insert(node.bounds.end(), made.bounds.begin(), made.bounds.end());
@@ -289,7 +306,7 @@ Node draw(const std::string& op, uint32_t seed, bool empty) {
   Random random(seed);
   Node node;
   node.op = op;
-  const auto fill = op == "Attention" || op == "AttentionRelPos" ? attention_in_float
+  const auto fill = op == "Attention" || op == "AttentionRelPos" || op == "AttentionBias" ? attention_in_float
                     : contains(op, "Attention")                  ? attention_on_codes
                     : contains(op, "QLinear")                    ? linear
                     : op == "LayerNormQuantize"                  ? layer_norm

@@ -102,6 +102,8 @@ struct CodeAttention {
   float scale;             // octaves of one unit of (q - q_zero) . (k - k_zero)
   RelPos<int16_t> rel;
   float scale_h, scale_w;  // octaves of one unit of (q - q_zero) . table
+  const int16_t* bias;     // [rows][keys] or null
+  float scale_bias;        // octaves of one unit of it
   int32_t tau;             // log codes of 2^(1 / tau); 0: uniform codes
   int32_t largest_code;
   bool by_row;             // codes are relative to the largest of the row, weights are divided by their sum
@@ -125,6 +127,7 @@ inline std::vector<float> logits(const CodeAttention& a, int64_t row) {
       rel_pos(a.rel, a.depth, row, j, q, h, w);
       rel = static_cast<float>(h) * a.scale_h + static_cast<float>(w) * a.scale_w;
     }
+    if (a.bias != nullptr) rel = static_cast<float>(a.bias[row * a.keys + j]) * a.scale_bias;
     made.push_back(static_cast<float>(product) * a.scale + rel);
   }
   return made;
@@ -182,6 +185,7 @@ struct FloatAttention {
   const float* v;
   float scale;
   RelPos<float> rel;
+  const float* bias;  // [rows][keys] or null
 };
 
 // Its values [rows][value_depth] in double, and how far a kernel may be from each: a logit is off by some float steps of
@@ -201,6 +205,7 @@ inline Near attention(const FloatAttention& a) {
       double product = 0, h = 0, w = 0;
       for (int64_t c = 0; c < a.depth; ++c) product += double{q(c)} * double{a.k[j * a.depth + c]};
       if (a.rel.hq != 0) rel_pos(a.rel, a.depth, row, j, q, h, w);
+      if (a.bias != nullptr) h = double{a.bias[row * a.keys + j]};
       x.push_back(product * double{a.scale} + h + w);
       farthest = std::max(farthest, std::abs(x.back()));
     }

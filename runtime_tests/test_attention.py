@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime_tests.one_node import Feed, float_feed, run, tables
+from runtime_tests.one_node import Feed, float_bias, float_feed, run, tables
 from samq_onnx import reference
 
 # A logit is off by some float32 steps of the largest logit, a probability by as much relative to itself; the output
@@ -32,6 +32,8 @@ def bound(feed: Feed, scale: float) -> np.ndarray:
     content = scale * (feed["q"].astype(np.float64) @ feed["k"].astype(np.float64).swapaxes(-1, -2))
     if "table_h" in feed:
         content = content + reference.rel_pos(feed["q"], feed["table_h"], feed["table_w"])
+    if "bias" in feed:
+        content = reference.add_bias(content, feed["bias"])
     return RELATIVE_BOUND * (2 + np.abs(content).max()) * (reference.softmax(content) @ np.abs(feed["v"]))
 
 
@@ -60,6 +62,13 @@ def test_attention_with_relative_position(
 ) -> None:
     feed = float_feed(shape, hk * wk, depth) | tables(hq, wq, hk, wk, depth)
     check("AttentionRelPos", feed, depth**-0.5)
+
+
+@pytest.mark.parametrize(("shape", "groups", "keys"), [
+    ((2, 3, 9), 3, 9), ((2, 3, 25), 6, 33), ((4, 30), 2, 130), ((1, 1), 1, 1), ((3, 4, 7), 1, 300),
+])  # fmt: skip
+def test_attention_with_a_bias(shape: tuple[int, ...], groups: int, keys: int) -> None:
+    check("AttentionBias", float_feed(shape, keys, 16) | float_bias(groups, shape[-1], keys), 0.25)
 
 
 def test_one_key_takes_all() -> None:

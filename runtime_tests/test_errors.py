@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime_tests.one_node import build, code_feed, code_tables, float_feed, run, scalar, tables, without_scale
+from runtime_tests.one_node import (
+    build,
+    code_bias,
+    code_feed,
+    code_tables,
+    float_bias,
+    float_feed,
+    run,
+    scalar,
+    tables,
+    without_scale,
+)
 from samq_onnx.errors import UserError
 from samq_onnx.runtime import open_session
 
@@ -31,6 +42,9 @@ CODES = code_feed((2, 6), 6, 8)
     ("AttentionRelPos", FLOATS | tables(2, 2, 2, 3, 8), {"scale": 1.0}, "the tables must be for 6 queries"),
     ("AttentionRelPos", FLOATS | tables(2, 3, 2, 2, 8), {"scale": 1.0}, "the tables must be for 6 keys"),
     ("AttentionRelPos", FLOATS | tables(2, 3, 2, 3, 7), {"scale": 1.0}, "table_h must be [queries, keys, 8]"),
+    ("AttentionBias", FLOATS | float_bias(2, 5, 6), {"scale": 1.0}, "bias must be [groups, 6, 6], got [2, 5, 6]"),
+    ("QAttentionBias", CODES | code_bias(4, 6, 6), LOG, "the groups of bias must divide a batch of 2, got 4"),
+    ("QAttentionBias", CODES | code_bias(1, 6, 6) | {"bias_scale": scalar(np.inf)}, LOG, "bias_scale must be finite"),
     ("QAttentionRelPos", code_feed((2, 6), 6, 257) | code_tables(2, 3, 2, 3, 257), LOG, "q of at most 256"),
     ("QAttention", changed(CODES, q_scale=np.ones(2, np.float32)), LOG, "q_scale must hold one number"),
     ("QAttention", changed(CODES, q_scale=scalar(np.nan)), LOG, "q_scale * k_scale * scale must be finite"),

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from runtime_tests.one_node import build, code_feed, code_tables, float_feed, without_scale
+from runtime_tests.one_node import build, code_bias, code_feed, code_tables, float_feed, without_scale
 from runtime_tests.test_layer_norm import feed as norm_feed
 from samq_onnx import ops
 from samq_onnx.errors import UserError
@@ -25,6 +25,7 @@ LOG = {"scale": 0.25, "tau": 2, "bits": 8}
 @pytest.mark.parametrize("opset", [13, 17, 18, 19, 20, 21, 23])
 @pytest.mark.parametrize(("op", "feed", "attributes"), [
     ("QAttentionRelPos", CODES | code_tables(3, 4, 2, 6, 16), LOG),
+    ("QAttentionBias", CODES | code_bias(2, 12, 12), LOG),
     ("LayerNormQuantize", norm_feed((2, 5, 24)), {"epsilon": 1e-6, "bits": 8}),
 ])  # fmt: skip
 def test_bodies_are_valid_and_equal_at_every_opset(

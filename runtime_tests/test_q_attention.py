@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime_tests.one_node import code_feed, code_tables, float_logits, narrow, plain, run, scalar, without_scale
+from runtime_tests.one_node import (
+    code_bias,
+    code_feed,
+    code_tables,
+    float_logits,
+    narrow,
+    plain,
+    run,
+    scalar,
+    without_scale,
+)
 from samq_onnx import reference
 from samq_onnx.codes.log import FRACTION_BITS, code_weights
 from samq_onnx.codes.row import row_weights
@@ -91,7 +101,7 @@ def check_uniform(op: str, feed: dict[str, Any], scale: float, bits: int) -> Non
 def check_rows(feed: dict[str, Any], scale: float, tau: int, bits: int) -> None:
     """As `check_log`, of both kinds of codes that are relative to their row."""
     feed = without_scale(feed)
-    suffix = "RelPos" if "table_h" in feed else ""
+    suffix = "RelPos" if "table_h" in feed else "Bias" if "bias" in feed else ""
     given = plain(feed)
     relative = reference.softmax(float_logits(feed, scale))
     relative /= relative.max(axis=-1, keepdims=True)
@@ -157,6 +167,28 @@ def test_log_codes_with_relative_position(
     feed = code_feed(shape, hk * wk, depth) | code_tables(hq, wq, hk, wk, depth)
     check_log("QAttentionRelPos", feed, depth**-0.5, tau=2, bits=8)
     check_rows(feed, depth**-0.5, tau=16, bits=8)
+
+
+@pytest.mark.parametrize(("shape", "groups", "keys", "depth"), [
+    ((2, 3, 9), 3, 9, 16), ((2, 3, 25), 6, 33, 7), ((4, 30), 2, 130, 32), ((1, 1), 1, 1, 1), ((3, 4, 7), 1, 300, 8),
+])  # fmt: skip
+def test_codes_with_a_bias(shape: tuple[int, ...], groups: int, keys: int, depth: int) -> None:
+    bias = code_bias(groups, shape[-1], keys)
+    check_log("QAttentionBias", code_feed(shape, keys, depth) | bias, depth**-0.5, tau=2, bits=8)
+    check_rows(code_feed(shape, keys, depth) | bias, depth**-0.5, tau=16, bits=8)
+    check_uniform("UniformAttentionBias", code_feed(shape, keys, depth, p_scale=0.1 / 255) | bias, depth**-0.5, bits=8)
+
+
+def test_each_entry_of_a_batch_keeps_its_bias() -> None:
+    """Also where more k and v come than are packed at a time."""
+    feed = without_scale(code_feed((132, 2), 4096, 16)) | code_bias(3, 2, 4096)
+    attributes: dict[str, Any] = {"scale": 0.2, "bits": 8}
+    found = run("UniformRowAttentionBias", feed, attributes, native=True)
+    for entry in (0, 64, 65, 127, 131):
+        one = {name: x[entry : entry + 1] if name in ("q", "k", "v") else x for name, x in feed.items()}
+        one["bias"] = feed["bias"][entry % 3 : entry % 3 + 1]
+        alone = run("UniformRowAttentionBias", one, attributes, native=True)
+        np.testing.assert_array_equal(found[entry : entry + 1], alone)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

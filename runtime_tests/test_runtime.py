@@ -17,7 +17,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import samq_onnx
-from runtime_tests.one_node import build, code_feed, code_tables, float_feed, narrow, run, tables, without_scale
+from runtime_tests.one_node import (
+    build,
+    code_bias,
+    code_feed,
+    code_tables,
+    float_feed,
+    narrow,
+    run,
+    tables,
+    without_scale,
+)
 from runtime_tests.test_layer_norm import feed as norm_feed
 from runtime_tests.test_linear import feed as linear_feed
 from runtime_tests.test_linear import quantized
@@ -138,6 +148,11 @@ CASES = [
     ("QAttention", code_feed((2, 45), 77, 23), {"scale": 0.1, "tau": 4, "bits": 8}),
     ("QAttentionRelPos", code_feed((2, 45), 77, 23) | code_tables(5, 9, 7, 11, 23), LOG),
     ("UniformAttention", code_feed((2, 45), 77, 23, p_scale=0.002), {"scale": 0.1, "bits": 8}),
+    (
+        "UniformAttentionBias",
+        code_feed((2, 45), 77, 23, p_scale=0.002) | code_bias(2, 45, 77),
+        {"scale": 0.1, "bits": 8},
+    ),
     ("LogRowAttention", without_scale(code_feed((2, 45), 77, 23)), {"scale": 0.1, "tau": 16, "bits": 8}),
     (
         "UniformRowAttentionRelPos",

@@ -55,6 +55,7 @@ class Encoder:
 
     def embed(self, rgb: np.ndarray, shape: tuple[int, int] | None = None) -> Embedding:
         """The embedding, arrays [1, C, G, G], of an image, RGB uint8 [H, W, 3]; the first output, or what `pair` took.
+        What comes beside it may be of several layers, [layers, 1, G, G, C].
 
         ``shape`` is as for `samq_onnx.images.preprocess`.
 
@@ -63,8 +64,8 @@ class Encoder:
         """
         arrays = run_session(self.session, self.image.feed(rgb, shape), self._where, self._embeddings)
         for name, made in zip(self._embeddings, arrays, strict=True):
-            if made.ndim != 4 or not made.size:
+            if made.ndim not in (4, 5) or not made.size or (name == self._embeddings[0] and made.ndim != 4):
                 raise UserError(f"{self._where}: its output {name} is {list(made.shape)}; wanted [1, C, G, G]")
             if not np.isfinite(made).all():
                 raise UserError(f"{self._where}: its output {name} is not finite on this image; check the model")
-        return tuple(made[:1] for made in arrays)
+        return tuple(made[:1] if made.ndim == 4 else made for made in arrays)

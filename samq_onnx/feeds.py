@@ -114,6 +114,8 @@ class DecoderFeeds(Feeds):
             file = self._scratch.path / f"{number}.npz"
             np.savez(file, *encoder.embed(rgb))
             for coords, labels in prompts_of(sample, calibration.intake):
+                if not decoder.takes_boxes and np.isin(labels, BOX_LABELS).any():
+                    continue
                 scaled = encoder.image.coords(coords, sample.height, sample.width)
                 self._prompts.append((file, scaled, labels, (height, width)))
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from samq_onnx.ops import CODE_ATTENTION
+from samq_onnx.ops import CODE_ATTENTION, TERMS
 from samq_onnx.profiling import Kernel, profiled
 
 __all__ = ["FusionReport", "fusion_report"]
@@ -128,10 +128,12 @@ COUNTERS = {
     **dict.fromkeys(("Conv", "FusedConv", "NhwcFusedConv", "ConvInteger", "QLinearConv"), _conv),
     "ConvTranspose": _conv_transpose,
     "Einsum": _einsum,
-    "Attention": _attention,
-    "AttentionRelPos": _attention_rel_pos,
-    **{f"{name}{end}": _attention for name in CODE_ATTENTION for end in ("", "Quantize")},
-    **{f"{name}{end}": _attention_rel_pos for name in CODE_ATTENTION for end in ("RelPos", "RelPosQuantize")},
+    **{
+        f"{name}{terms}{end}": _attention_rel_pos if terms == "RelPos" else _attention
+        for name in ("Attention", *CODE_ATTENTION)
+        for terms in TERMS
+        for end in ("", "Quantize")
+    },
 }
 
 

@@ -21,7 +21,17 @@ from PIL import Image
 from samq_onnx.errors import UserError
 from samq_onnx.intake import Intake, Unusable
 
-__all__ = ["Header", "header", "is_too_narrow", "load", "preprocess", "resized_shape", "size", "to_model_coords"]
+__all__ = [
+    "Header",
+    "header",
+    "is_too_narrow",
+    "load",
+    "preprocess",
+    "resized_shape",
+    "size",
+    "stretch",
+    "to_model_coords",
+]
 
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
@@ -142,6 +152,22 @@ def to_model_coords(points: np.ndarray, height: int, width: int, size: int) -> n
     return np.asarray(points, np.float64) * (new_width / width, new_height / height)
 
 
+def stretch(rgb: np.ndarray, size: int) -> np.ndarray:
+    """As `preprocess`, of an image that fills the square whatever its sides are, as SAM 2 takes it.
+
+    Raises:
+        UserError: not an RGB uint8 image.
+    """
+    _check_rgb(rgb)
+    resized = Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR)
+    return ((np.asarray(resized, np.float32) - PIXEL_MEAN) / PIXEL_STD).transpose(2, 0, 1)[None]
+
+
+def _check_rgb(rgb: np.ndarray) -> None:
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
+        raise UserError(f"an image must be RGB uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}; use images.load")
+
+
 def preprocess(rgb: np.ndarray, size: int, shape: tuple[int, int] | None = None) -> np.ndarray:
     """Turn RGB uint8 [H, W, 3] into the encoder input float32 [1, 3, size, size].
 
@@ -151,8 +177,7 @@ def preprocess(rgb: np.ndarray, size: int, shape: tuple[int, int] | None = None)
     Raises:
         UserError: not an RGB uint8 image, or so long and narrow that nothing is left of its short side.
     """
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
-        raise UserError(f"an image must be RGB uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}; use images.load")
+    _check_rgb(rgb)
     height, width = shape or (rgb.shape[0], rgb.shape[1])
     if is_too_narrow(height, width, size):
         raise UserError(f"an image of {width} x {height} pixels is too narrow for SAM; crop it")

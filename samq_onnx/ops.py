@@ -8,7 +8,8 @@ numpy integers.
 Shapes: q [..., M, d], k [..., N, d], v [..., N, dv] -> [..., M, dv] float32; rank 3 or more, the leading dimensions
 of all three equal. Scales and zero points are scalars. Relative position takes q as [..., Hq*Wq, d] and tables
 table_h [Hq, Hk, d], table_w [Wq, Wk, d], keys in row-major order, N = Hk*Wk (segment-anything's decomposed form);
-the tables are float for AttentionRelPos, s16 codes with a scale each for the operators on codes.
+the tables are float for AttentionRelPos, s16 codes with a scale each for the operators on codes. A bias [G, M, N] is
+added to the scores, likewise float or s16 codes with a scale; entry b of the flattened batch gets b modulo G.
 Attributes: ``scale`` multiplies q kT; ``tau`` (a power of two up to 16; the paper stops at 4) and ``bits`` in 1..8 are
 those of log codes (PTQ4SAM eq. 8) and of uniform ones.
 
@@ -59,7 +60,7 @@ from onnxscript.values import OnnxFunction, Opset
 
 from samq_onnx.errors import UserError
 
-__all__ = ["CODE_ATTENTION", "DOMAIN", "VERSION", "add_functions"]
+__all__ = ["CODE_ATTENTION", "DOMAIN", "TERMS", "VERSION", "add_functions"]
 
 DOMAIN = "samq"
 VERSION = 1
@@ -195,6 +196,18 @@ def addRelPos(content, rel_h, rel_w):
 
 
 @script(samq)
+def addBias(content, bias):
+    """content [B, M, N] + bias [G, M, N], of whose entries b gets b modulo G."""
+    dims = op.Shape(content)
+    given = op.Reshape(op.Shape(bias), op.Constant(value_ints=[3]))  # of three dimensions
+    each = agree(given[1:], dims[1:])  # queries and keys
+    groups = given[0:1]
+    repeats = op.Div(dims[0:1], op.Max(groups, op.Constant(value_ints=[1])))
+    added = op.Add(arranged(content, op.Concat(repeats, groups, each, axis=0)), bias)
+    return arranged(added, op.Concat(agree(op.Mul(repeats, groups), dims[0:1]), each, axis=0))
+
+
+@script(samq)
 def Attention(q, k, v, scale: float):
     """softmax(scale * q kT) v."""
     each = leading(q)
@@ -211,6 +224,15 @@ def AttentionRelPos(q, k, v, table_h, table_w, scale: float):
     content = op.Mul(op.MatMul(rows, op.Transpose(flatten(k, each), perm=[0, 2, 1])), op.Constant(value_float=scale))
     rel_h, rel_w = relPos(rows, table_h, table_w)
     p = op.Softmax(addRelPos(content, rel_h, rel_w), axis=-1)
+    return unflatten(op.MatMul(p, flatten(v, each)), q, v)
+
+
+@script(samq)
+def AttentionBias(q, k, v, bias, scale: float):
+    """softmax(scale * q kT + bias) v."""
+    each = leading(q)
+    content = op.MatMul(flatten(q, each), op.Transpose(flatten(k, each), perm=[0, 2, 1]))
+    p = op.Softmax(addBias(op.Mul(content, op.Constant(value_float=scale)), bias), axis=-1)
     return unflatten(op.MatMul(p, flatten(v, each)), q, v)
 
 
@@ -346,6 +368,13 @@ def quantizedLogits(
     rel_h = inOctaves(rel_h, op.Mul(unit, number(table_h_scale)))
     rel_w = inOctaves(rel_w, op.Mul(unit, number(table_w_scale)))
     return addRelPos(content, rel_h, rel_w)
+
+
+@script(samq)
+def biasedLogits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, bias, bias_scale, scale: float):
+    """`quantizedContent` with a bias of codes, likewise in octaves."""
+    content = quantizedContent(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale)
+    return addBias(content, inOctaves(bias, number(bias_scale)))
 
 
 @script(samq)
@@ -581,6 +610,48 @@ def UniformRowAttentionRelPos(
 
 
 @script(samq)
+def QAttentionBias(
+    q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point, p_scale, bias, bias_scale,
+    scale: float, tau: int, bits: int,
+):  # fmt: skip
+    """`QAttention` with a bias added before the softmax."""
+    logits = biasedLogits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, bias, bias_scale, scale=scale)
+    return unflatten(
+        logAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, p_scale, tau=tau, bits=bits), q, v
+    )
+
+
+@script(samq)
+def UniformAttentionBias(
+    q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point, p_scale, bias, bias_scale,
+    scale: float, bits: int,
+):  # fmt: skip
+    """`UniformAttention` with a bias added before the softmax."""
+    logits = biasedLogits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, bias, bias_scale, scale=scale)
+    return unflatten(uniformAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, p_scale, bits=bits), q, v)
+
+
+@script(samq)
+def LogRowAttentionBias(
+    q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point, bias, bias_scale,
+    scale: float, tau: int, bits: int,
+):  # fmt: skip
+    """`LogRowAttention` with a bias added before the softmax."""
+    logits = biasedLogits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, bias, bias_scale, scale=scale)
+    return unflatten(rowLogAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, tau=tau, bits=bits), q, v)
+
+
+@script(samq)
+def UniformRowAttentionBias(
+    q, q_scale, q_zero_point, k, k_scale, k_zero_point, v, v_scale, v_zero_point, bias, bias_scale,
+    scale: float, bits: int,
+):  # fmt: skip
+    """`UniformRowAttention` with a bias added before the softmax."""
+    logits = biasedLogits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, bias, bias_scale, scale=scale)
+    return unflatten(rowUniformAttend(logits, flatten(v, leading(q)), v_scale, v_zero_point, bits=bits), q, v)
+
+
+@script(samq)
 def perColumn(x, w):
     """One number or N, for each of the columns of w [K, N]."""
     columns = op.Shape(w)[1:]
@@ -672,11 +743,12 @@ def _quantizing(function: onnx.FunctionProto) -> onnx.FunctionProto:
 
 
 CODE_ATTENTION = ("QAttention", "UniformAttention", "LogRowAttention", "UniformRowAttention")
+TERMS = ("", "RelPos", "Bias")  # what an attention adds to its scores
 FUNCTIONS: dict[str, onnx.FunctionProto] = {
     function.name: function.to_function_proto() for function in globals().values() if isinstance(function, OnnxFunction)
 }
 FUNCTIONS |= {
-    f"{name}Quantize": _quantizing(FUNCTIONS[name]) for base in CODE_ATTENTION for name in (base, f"{base}RelPos")
+    f"{name}{terms}Quantize": _quantizing(FUNCTIONS[f"{name}{terms}"]) for name in CODE_ATTENTION for terms in TERMS
 }
 
 

@@ -15,6 +15,7 @@ from samq_onnx.codes.log import FRACTION_BITS, code_weights
 from samq_onnx.codes.row import row_weights, uniform_row_codes
 
 __all__ = [
+    "add_bias",
     "attention",
     "fixed_powers",
     "layer_norm_quantize",
@@ -62,13 +63,22 @@ def rel_pos(q: Array, table_h: Array, table_w: Array) -> Array:
 
 
 def attention(
-    q: Array, k: Array, v: Array, table_h: Array | None = None, table_w: Array | None = None, *, scale: float
+    q: Array,
+    k: Array,
+    v: Array,
+    table_h: Array | None = None,
+    table_w: Array | None = None,
+    bias: Array | None = None,
+    *,
+    scale: float,
 ) -> Array:
-    """softmax(scale * q kT [+ rel_h + rel_w]) v in float64."""
+    """softmax(scale * q kT [+ rel_h + rel_w] [+ bias]) v in float64."""
     q, k, v = (x.astype(np.float64) for x in (q, k, v))
     logits = scale * (q @ k.swapaxes(-1, -2))
     if table_h is not None and table_w is not None:
         logits = logits + rel_pos(q, table_h.astype(np.float64), table_w.astype(np.float64))
+    if bias is not None:
+        logits = add_bias(logits, bias.astype(np.float64))
     return softmax(logits) @ v
 
 
@@ -107,9 +117,10 @@ def in_octaves(products: Array, *scales: float) -> NDArray[np.float32]:
 def quantized_logits(
     q: Array, q_scale: float, q_zero_point: int, k: Array, k_scale: float, k_zero_point: int,
     table_h: Array | None = None, table_h_scale: float = 1.0, table_w: Array | None = None, table_w_scale: float = 1.0,
+    bias: Array | None = None, bias_scale: float = 1.0,
     *, scale: float,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """log2 e (scale * q kT [+ rel_h + rel_w]) from codes."""
+    """log2 e (scale * q kT [+ rel_h + rel_w] [+ bias]) from codes."""
     rows = q.astype(np.int64) - int(q_zero_point)
     products = rows @ (k.astype(np.int64) - int(k_zero_point)).swapaxes(-1, -2)
     logits = in_octaves(products, q_scale, k_scale, scale)
@@ -117,7 +128,12 @@ def quantized_logits(
         rel_h, rel_w = rel_pos_terms(rows, table_h.astype(np.int64), table_w.astype(np.int64))
         rel = in_octaves(rel_h, q_scale, table_h_scale) + in_octaves(rel_w, q_scale, table_w_scale)
         logits = logits + rel.reshape(logits.shape)
-    return logits
+    return logits if bias is None else add_bias(logits, in_octaves(bias, bias_scale))
+
+
+def add_bias(logits: Array, bias: Array) -> Array:
+    """logits [..., M, N] + bias [G, M, N], of whose entries that of the flattened batch gets its own modulo G."""
+    return (logits.reshape(-1, *bias.shape) + bias).reshape(logits.shape)
 
 
 def fixed_powers(distance: Array) -> NDArray[np.int64]:
@@ -136,7 +152,7 @@ def q_attention(
     v: Array, v_scale: float, v_zero_point: int, p_scale: float,
     *, scale: float, tau: int, bits: int, **tables: Any,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """QAttention and, with tables, QAttentionRelPos."""
+    """QAttention and, with tables or a bias, QAttentionRelPos or QAttentionBias."""
     logits = quantized_logits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale, **tables)
     distance = logits.max(axis=-1, keepdims=True) - logits
     sums = fixed_powers(distance).sum(axis=-1, keepdims=True) * float(p_scale) * 2.0**-POWER_BITS
@@ -150,7 +166,7 @@ def uniform_attention(
     v: Array, v_scale: float, v_zero_point: int, p_scale: float,
     *, scale: float, bits: int, **tables: Any,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """UniformAttention and, with tables, UniformAttentionRelPos."""
+    """UniformAttention and, with tables or a bias, UniformAttentionRelPos or UniformAttentionBias."""
     logits = quantized_logits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale, **tables)
     powers = fixed_powers(logits.max(axis=-1, keepdims=True) - logits)
     factors = 1.0 / (powers.sum(axis=-1, keepdims=True) * float(p_scale))
@@ -170,7 +186,7 @@ def log_row_attention(
     v: Array, v_scale: float, v_zero_point: int,
     *, scale: float, tau: int, bits: int, **tables: Any,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """LogRowAttention and, with tables, LogRowAttentionRelPos."""
+    """LogRowAttention and, with tables or a bias, LogRowAttentionRelPos or LogRowAttentionBias."""
     logits = quantized_logits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale, **tables)
     distance = logits.max(axis=-1, keepdims=True) - logits
     codes = nearest(distance * np.float32(tau), 2**bits - 1)
@@ -182,7 +198,7 @@ def uniform_row_attention(
     v: Array, v_scale: float, v_zero_point: int,
     *, scale: float, bits: int, **tables: Any,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """UniformRowAttention and, with tables, UniformRowAttentionRelPos."""
+    """UniformRowAttention and, with tables or a bias, UniformRowAttentionRelPos or UniformRowAttentionBias."""
     logits = quantized_logits(q, q_scale, q_zero_point, k, k_scale, k_zero_point, scale=scale, **tables)
     codes = uniform_row_codes(logits.max(axis=-1, keepdims=True) - logits, bits)
     return weighed_mean(codes, v, v_scale, v_zero_point)

@@ -31,7 +31,7 @@ from samq_onnx.runtime import open_session, run_session
 __all__ = ["main", "sqnr", "verify"]
 
 COMPARABLE = "samq_onnx.comparable"  # metadata of a quantized model
-FLOAT_ATTENTION = {"Attention", "AttentionRelPos"}  # whose kernel adds up in another order than its body
+FLOAT_ATTENTION = {f"Attention{terms}" for terms in ops.TERMS}  # whose kernel adds up in another order than its body
 ROUNDING = 1e-3  # of an output's largest value, that such an attention may change
 
 

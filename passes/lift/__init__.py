@@ -6,6 +6,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from samq_onnx.ops import TERMS
 from samq_onnx.passes.lift.attention import DOMAIN, Match, match_attention, outline
 from samq_onnx.passes.lift.gelu import find_gelus
 from samq_onnx.passes.lift.kinds import site_kinds
@@ -18,7 +19,7 @@ from samq_onnx.passes.lift.trace import trace_projection, trace_reader
 
 __all__ = ["AttentionSite", "Gelu", "Lifted", "Linear", "Norm", "Projection", "lift", "simplify"]
 
-ATTENTION_OPS = ("Attention", "AttentionRelPos")
+ATTENTION_OPS = tuple(f"Attention{terms}" for terms in TERMS)
 
 
 def lift(model: ir.Model) -> Lifted:
@@ -77,7 +78,9 @@ def _site(model: ir.Model, node: ir.Node, linears: dict[ir.Value, Linear], refus
             refused.append(f"{name} of {node.name} has no known projection: {found}")
         else:
             setattr(site, name, found)
-    if len(node.inputs) > 3:
+    if len(node.inputs) == 4:
+        site.bias = node.inputs[3]
+    elif len(node.inputs) > 4:
         first, second = node.inputs[3:5]
         assert first is not None and second is not None
         site.tables = (first, second)

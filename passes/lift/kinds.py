@@ -28,8 +28,12 @@ Shapes = list[tuple[list[int], list[int]]]
 
 
 def _static(match: Match) -> tuple[list[int], list[int]] | None:
-    q, k = known_shape(match.q), known_shape(match.k)
-    return (list(q), [k[axis] for axis in match.key_perm]) if q is not None and k is not None else None
+    q, columns = (known_shape(value) for value in match.scores.inputs)
+    return (list(q), _swapped(columns)) if q is not None and columns is not None else None
+
+
+def _swapped(shape: Sequence[int]) -> list[int]:
+    return [*shape[:-2], shape[-1], shape[-2]]
 
 
 def _measured(model: ir.Model, matches: Sequence[Match]) -> Shapes:
@@ -39,7 +43,8 @@ def _measured(model: ir.Model, matches: Sequence[Match]) -> Shapes:
     """
     probe = ir.external_data.load_to_model(model.clone())
     probe.graph.outputs.clear()
-    wanted = list(dict.fromkeys(v.name or "" for m in matches for v in (m.q, m.transpose.outputs[0])))
+    operands = [[value.name if value is not None else "" for value in match.scores.inputs] for match in matches]
+    wanted = list(dict.fromkeys(name or "" for pair in operands for name in pair))
     tap(probe, wanted)
     random = np.random.default_rng(0)
     feed = {}
@@ -53,11 +58,8 @@ def _measured(model: ir.Model, matches: Sequence[Match]) -> Shapes:
     options.log_severity_level = 4
     session = ort.InferenceSession(ir.to_proto(probe).SerializeToString(), options, providers=["CPUExecutionProvider"])
     found = dict(zip(wanted, session.run(wanted, feed), strict=True))
-    shapes = []
-    for match in matches:
-        keys = list(found[match.transpose.outputs[0].name or ""].shape)
-        shapes.append((list(found[match.q.name or ""].shape), [*keys[:-2], keys[-1], keys[-2]]))
-    return shapes
+    sides = [[found[name or ""].shape for name in pair] for pair in operands]
+    return [(list(q), _swapped(columns)) for q, columns in sides]
 
 
 def site_kinds(model: ir.Model, matches: Sequence[Match]) -> list[str]:

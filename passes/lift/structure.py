@@ -61,10 +61,11 @@ class AttentionSite:
     """An attention, outlined as one node of the samq domain.
 
     Attributes:
-        node: ``Attention`` or ``AttentionRelPos``; its inputs are q, k, v and the tables.
+        node: ``Attention``, ``AttentionRelPos`` or ``AttentionBias``, of q, k, v and the tables or the bias.
         q, k, v: the projections behind the operands, None where they could not be traced.
         out: the projection that reads the output, its ``channels`` those of its input, None where there is no such one.
         tables: constants [Hq, Hk, d] and [Wq, Wk, d] of the decomposed relative position, or None.
+        bias: constant [G, M, N] or None; entry b of the flattened batch gets bias[b % G].
     """
 
     node: ir.Node
@@ -73,6 +74,7 @@ class AttentionSite:
     v: Projection | None = None
     out: Projection | None = None
     tables: tuple[ir.Value, ir.Value] | None = None
+    bias: ir.Value | None = None
 
     @property
     def name(self) -> str:
@@ -88,6 +90,16 @@ class AttentionSite:
     @property
     def kind(self) -> str:
         return self.node.attributes["kind"].as_string()
+
+    @property
+    def held_tables(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """What the tables hold now."""
+        return (constant(self.tables[0]), constant(self.tables[1])) if self.tables is not None else None
+
+    @property
+    def held_bias(self) -> np.ndarray | None:
+        """What the bias holds now."""
+        return constant(self.bias) if self.bias is not None else None
 
     @property
     def scale(self) -> float:

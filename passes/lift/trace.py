@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from samq_onnx.errors import shortened
-from samq_onnx.passes.graph import is_constant, known_shape, only_reader, replace_constant
+from samq_onnx.passes.graph import is_constant, known_shape, replace_constant
 from samq_onnx.passes.lift.structure import Linear, Projection
 
 __all__ = ["VIEW_OPS", "fills", "nodes_between", "trace_projection", "trace_reader"]
@@ -96,6 +96,14 @@ def trace_projection(
     return Projection(linear, channels)
 
 
+def _only_user(value: ir.Value) -> tuple[ir.Node, int] | None:
+    """As `only_reader`, of those that read what the value holds: its shape may be asked for."""
+    uses = [use for use in value.uses() if use.node.op_type != "Shape" or use.node.domain]
+    if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not value.graph:
+        return None
+    return uses[0].node, uses[0].idx
+
+
 def trace_reader(
     model: ir.Model, output: ir.Value, linears: dict[ir.Value, list[Linear]], heads: int, head_dim: int
 ) -> Projection | str:
@@ -106,13 +114,13 @@ def trace_reader(
     """
     value = output
     while value not in linears:
-        found = only_reader(value)
+        found = _only_user(value)
         if found is None or found[1] != 0 or found[0].domain or found[0].op_type not in VIEW_OPS:
             return "no linear layer alone reads it through views"
         value = found[0].outputs[0]
     readers = linears[value]
     shape = output.shape
-    if len(readers) != 1 or len(tuple(value.uses())) != 1 or value.is_graph_output() or shape is None:
+    if len(readers) != 1 or _only_user(value) is None or shape is None:
         return "no linear layer alone reads it through views"
     dims = [d if isinstance(d, int) else UNKNOWN_SIZE for d in shape]
     if len(dims) == 4 and not isinstance(shape[1], int):

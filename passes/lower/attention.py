@@ -6,7 +6,7 @@
 q, k and v become u8 codes. The plan's post-softmax codes choose the node: log codes, which are weighed by shift and
 table, give QAttention (AGQ, one scale for the site) or LogRowAttention (relative to the row); uniform codes give
 UniformAttention or UniformRowAttention. All carry an ONNX function body, so no site is refused. Tables of relative
-position become s16 codes.
+position and biases become s16 codes.
 """
 
 from __future__ import annotations
@@ -53,8 +53,12 @@ def lower_attention(lifted: Lifted, builder: Builder, plan: QuantPlan) -> Report
             made_codes, table_scale = _table_codes(constant(table))
             inputs.append(builder.constant(f"{site.name}_{name}", made_codes))
             inputs.append(builder.constant(f"{site.name}_{name}_scale", table_scale))
+        if site.bias is not None:
+            made_codes, bias_scale = _table_codes(constant(site.bias))
+            inputs.append(builder.constant(f"{site.name}_bias", made_codes))
+            inputs.append(builder.constant(f"{site.name}_bias_scale", bias_scale))
         attributes = {"scale": float(site.scale), **probabilities.attributes}
-        op_type = probabilities.operator + ("RelPos" if site.tables else "")
+        op_type = probabilities.operator + ("RelPos" if site.tables else "Bias" if site.bias is not None else "")
         output = node.outputs[0]
         replacement = ir.node(op_type, inputs, attributes, domain=DOMAIN, name=node.name)
         graph.insert_before(node, replacement)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from samq_onnx.ops import DOMAIN
+from samq_onnx.ops import DOMAIN, TERMS
 from samq_onnx.passes.graph import scalar_of
 from samq_onnx.passes.lower.build import Builder
 from samq_onnx.passes.report import Report
@@ -25,7 +25,7 @@ __all__ = ["carry_nan"]
 
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
 QUANTIZES = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
-FLOAT_ATTENTION = frozenset({"Attention", "AttentionRelPos"})
+FLOAT_ATTENTION = frozenset(f"Attention{terms}" for terms in TERMS)
 MOVES = frozenset(
     {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Gather", "Identity", "Resize"}
 )

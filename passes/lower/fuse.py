@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from samq_onnx.ops import CODE_ATTENTION, DOMAIN
+from samq_onnx.ops import CODE_ATTENTION, DOMAIN, TERMS
 from samq_onnx.passes.graph import known_shape, only_reader
 from samq_onnx.passes.lower.build import FLOAT_OUTPUT, Builder, take_place
 from samq_onnx.passes.lower.norm import NORM, unfuse_norm
@@ -20,7 +20,7 @@ from samq_onnx.passes.report import Report
 
 __all__ = ["float_outputs", "fuse", "unfuse"]
 
-ATTENTION = {f"{name}{suffix}" for name in CODE_ATTENTION for suffix in ("", "RelPos")}
+ATTENTION = {f"{name}{terms}" for name in CODE_ATTENTION for terms in TERMS}
 LINEAR, WITH_RESIDUAL, QUANTIZING = "QLinear", "QLinearResidual", "Quantize"
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lower attention sites to standard operators between quantized and dequantized values.
 
-    s = scale (q kT) + R_h(q) + R_w(q);   p = Quantize(Softmax(s));   output = p v
+    s = scale (q kT) + R_h(q) + R_w(q) or + bias;   p = Quantize(Softmax(s));   output = p v
 
 q, k, v and p go through codes and back, so that both products are ones of codes, which ONNX Runtime runs in integers:
 nothing may stand between them and their operands but a transposition. The scale therefore follows the product. Relative
@@ -13,6 +13,8 @@ Takes uniform codes, and operands of known rank; sites of another rank are refus
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import onnx_ir as ir
@@ -72,6 +74,16 @@ class _Lowering:
         ]
         return self._reshaped(self._op("Add", terms), len(high) * len(wide), high.shape[1] * wide.shape[1])
 
+    def _bias(self, bias: np.ndarray, output: ir.Value) -> ir.Value:
+        """A bias [G, M, N] with as many axes as the scores, repeated where it must be."""
+        leading = [side if isinstance(side, int) else 1 for side in list(output.shape or [])[:-2]]
+        places = len(leading) - 1
+        while places and math.prod(leading[places:]) % len(bias):
+            places -= 1
+        inner = leading[places:]
+        whole = np.tile(bias, (math.prod(inner) // len(bias), 1, 1))
+        return self._builder.constant(f"{self._site.name}_bias", whole.reshape(*inner, *bias.shape[1:]))
+
     def lower(self, plan: AttentionPlan, probabilities: UniformCodes) -> None:
         """Replace the node."""
         builder, site = self._builder, self._site
@@ -86,6 +98,8 @@ class _Lowering:
             scores = self._op("Mul", [scores, factor])
         if site.tables is not None:
             scores = self._op("Add", [scores, self._position(q, site.tables)])
+        if site.bias is not None:
+            scores = self._op("Add", [scores, self._bias(constant(site.bias), site.node.outputs[0])])
         softmax = self._op("Softmax", [scores], axis=-1)
         p = builder.dequantize(builder.quantize(softmax, probabilities))
         output = site.node.outputs[0]

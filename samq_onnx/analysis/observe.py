@@ -59,10 +59,9 @@ def observe(lifted: Lifted, feeds: Feeds, *, label: str) -> Observed:
         }
         for name in site.operand_names:
             found.tensors.setdefault(name, TensorStats(name))
-        tables = [constant(table) for table in site.tables or ()]
         found.keys[site.name] = KeySamples(site.operand_names[1])
         found.rows[site.name] = AttentionRows(
-            site.operand_names, scale=site.scale, tables=(tables[0], tables[1]) if tables else None
+            site.operand_names, scale=site.scale, tables=site.held_tables, bias=site.held_bias
         )
     wanted: list[Statistic] = [
         *found.tensors.values(), *found.keys.values(), *found.rows.values(), *made.values(),

@@ -103,8 +103,7 @@ class AttentionRun:
         self.inputs: tuple[str, ...] = site.operand_names
         self.output = site.node.outputs[0].name or ""
         self._scale = site.scale
-        tables = [constant(table) for table in site.tables or ()]
-        self._tables = (tables[0], tables[1]) if tables else None
+        self._tables, self._bias = site.held_tables, site.held_bias
         operands = [value for value in site.node.inputs[:3] if value is not None]
         model = _session_model(lifted, list(dict.fromkeys(operands)), site.node.outputs[0])
         self._session = open_block(model, gives_back=True)
@@ -120,7 +119,7 @@ class AttentionRun:
         )
         if "probabilities" in roles or len(set(self.inputs)) < len(self.inputs):  # one tensor, of several roles
             chosen = codes.probabilities if "probabilities" in roles else None
-            return attention_through_codes(q, k, v, self._scale, self._tables, chosen)
+            return attention_through_codes(q, k, v, self._scale, self._tables, chosen, self._bias)
         feed = dict(zip(self.inputs, (q, k, v), strict=True))
         made: np.ndarray = run_session(self._session, feed, self.name, [self.output])[0]
         return made
@@ -133,11 +132,13 @@ def attention_through_codes(
     scale: float,
     tables: tuple[np.ndarray, np.ndarray] | None,
     codes: ProbabilityCodes | None,
+    bias: np.ndarray | None = None,
 ) -> np.ndarray:
     """Attention whose post-softmax map goes through codes and back, some rows of it at a time.
 
     Args:
         q, k, v: float32 [..., M or N, d]. tables: of relative position, or None. codes: of the map; None leaves it.
+        bias: [G, M, N], or None.
     """
     queries, keys, values = (array.reshape(-1, *array.shape[-2:]) for array in (q, k, v))
     maps, count = queries.shape[:2]
@@ -147,7 +148,8 @@ def attention_through_codes(
         part = slice(index, index + 1)
         for start in range(0, count, step):
             rows = np.arange(start, min(start + step, count))[None]
-            p = row_probabilities(queries[part, rows[0]], keys[part], rows, scale, tables)
+            entries = np.array([index])
+            p = row_probabilities(queries[part, rows[0]], keys[part], rows, scale, tables, bias, entries)
             made[part, rows[0]] = (p if codes is None else codes.fake_quantize(p).astype(np.float32)) @ values[part]
     return made.reshape(*q.shape[:-1], v.shape[-1])
 

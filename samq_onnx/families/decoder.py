@@ -20,7 +20,7 @@ from samq_onnx.feeds import DecoderFeeds
 from samq_onnx.prompts import FOREGROUND, PADDING_LABEL
 from samq_onnx.runtime import run_session
 
-__all__ = ["Answer", "DecoderPart", "decoder_of"]
+__all__ = ["Answer", "DecoderPart", "decoder_of", "random_embedding"]
 
 Answer = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Mask logits [B, M, H, W] at the size of the original image, predicted IoUs [B, M], mask logits [B, M, L, L]."""
@@ -31,10 +31,12 @@ class DecoderPart(Part):
 
     Attributes:
         unknown: inputs that no role is known for; with such a one it cannot be prompted.
+        takes_boxes: whether a box is a prompt.
     """
 
     role = Role.DECODER
     unknown: tuple[Port, ...] = ()
+    takes_boxes: bool = True
 
     @property
     @abc.abstractmethod
@@ -113,6 +115,8 @@ class DecoderPart(Part):
         names = []
         for wanted in self.embeddings:
             fitting = [port for port in made if _fits(port, wanted)]
+            if len(fitting) > 1:
+                fitting = [port for port in fitting if port.name == wanted.name] or fitting
             if len(fitting) != 1:
                 problem = "several of them fit" if fitting else "use two of one model"
                 raise UserError(f"{where}: makes {described(made)}, the decoder takes {wanted}; {problem}")
@@ -149,14 +153,15 @@ class DecoderPart(Part):
             chosen.pair(self)
             embedding = chosen.embed(sample_image())
         else:
-            embedding = tuple(_random_embedding(port, random) for port in self.embeddings)
+            embedding = tuple(random_embedding(port, random) for port in self.embeddings)
         coords = np.concatenate([points, np.zeros_like(points)], axis=1)
         labels = np.tile(np.array([FOREGROUND, PADDING_LABEL], np.float32), (prompts, 1))
         feed = self.prompt(embedding, coords, labels, None, (self.frame, self.frame))
         return feed | {port.name: random_input(port, random) for port in self.unknown}
 
 
-def _random_embedding(port: Port, random: np.random.Generator) -> np.ndarray:
+def random_embedding(port: Port, random: np.random.Generator) -> np.ndarray:
+    """Numbers about as large as an embedding's, of the shape of an input; its free sides become 1."""
     shape = [side if isinstance(side, int) else 1 for side in port.shape or ()]
     return (0.2 * random.standard_normal(shape)).astype(np.float32)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from samq_onnx.data import Calibration
 from samq_onnx.encoder import Encoder
 from samq_onnx.families.part import Part, Role, Signature
 from samq_onnx.families.pixels import Pixels, find_pixels
-from samq_onnx.families.ports import NUMBERS, Port, fit
+from samq_onnx.families.ports import NUMBERS, Port, fit, is_features
 from samq_onnx.feeds import EncoderFeeds
 
 __all__ = ["ImageInput", "ImagePart", "sample_image"]
@@ -27,6 +27,7 @@ class ImageInput:
     Attributes:
         port: [N, 3, size, size].
         size: side of the square image. pixels: the numbers it wants.
+        stretched: whether an image fills the square; else its longest side does, and the rest is padded.
         note: a line about ``pixels`` where they are not SAM's usual ones or in doubt, else empty.
     """
 
@@ -34,6 +35,7 @@ class ImageInput:
     size: int
     pixels: Pixels = Pixels.NORMALISED
     note: str = ""
+    stretched: bool = False
 
     @classmethod
     def of(cls, signature: Signature) -> ImageInput | None:
@@ -52,7 +54,7 @@ class ImageInput:
             note = f"{where}: {doubt}; it is fed pixels {pixels.value}: check that they fit"
         elif pixels is not Pixels.NORMALISED:
             note = f"{where}: normalises inside, so it is fed pixels {pixels.value}"
-        return cls(port, size, pixels, note)
+        return cls(port, size, pixels, note, _is_pyramid(signature.outputs))
 
     def feed(self, rgb: np.ndarray, shape: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
         """The feed for an image, RGB uint8 [H, W, 3]; it fills the batch. ``shape`` is as for `preprocess`.
@@ -60,11 +62,20 @@ class ImageInput:
         Raises:
             UserError: as `samq_onnx.images.preprocess`.
         """
-        return {self.port.name: fit(self.port, self.pixels.of_normalised(images.preprocess(rgb, self.size, shape)))}
+        made = images.stretch(rgb, self.size) if self.stretched else images.preprocess(rgb, self.size, shape)
+        return {self.port.name: fit(self.port, self.pixels.of_normalised(made))}
 
     def coords(self, coords: np.ndarray, height: int, width: int) -> np.ndarray:
         """Points (x, y) of an image of that height and width where they lie in the square, float32 [n, 2]."""
+        if self.stretched:
+            return np.asarray(coords, np.float64) * (self.size / width, self.size / height)
         return images.to_model_coords(coords, height, width, self.size)
+
+
+def _is_pyramid(outputs: Sequence[Port]) -> bool:
+    """Whether maps of three resolutions, each half of the one before, come out: SAM 2, which stretches its images."""
+    sides = {port.side(-1) for port in outputs if is_features(port)} - {None}
+    return any({side, 2 * side, 4 * side} <= sides for side in sides if side is not None)
 
 
 def _image_port(signature: Signature) -> Port | None:

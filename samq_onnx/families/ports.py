@@ -22,6 +22,7 @@ __all__ = [
     "fit",
     "graph_inputs",
     "graph_outputs",
+    "is_features",
     "random_input",
     "session_inputs",
     "session_outputs",
@@ -90,6 +91,11 @@ def session_outputs(session: ort.InferenceSession) -> tuple[Port, ...]:
 def _session_port(value: ort.NodeArg) -> Port:
     dtype = value.type.removeprefix("tensor(").removesuffix(")")
     return Port(value.name, OTHER_NAMES.get(dtype, dtype), tuple(value.shape) or None)
+
+
+def is_features(port: Port) -> bool:
+    """Whether it is a map of numbers, or several."""
+    return port.dtype.startswith("float") and port.shape is not None and len(port.shape) in (4, 5)
 
 
 def fit(port: Port, array: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ from samq_onnx.errors import UserError
 from samq_onnx.families import EMBEDDING, FAMILIES, IOU, LOW_RES_MASKS, MASKS, Family, Part, Role, Signature
 from samq_onnx.families.decoder import DecoderPart
 from samq_onnx.families.image import ImageInput, ImagePart
-from samq_onnx.families.ports import Port, described, fit
+from samq_onnx.families.points import in_number
+from samq_onnx.families.ports import Port, described, fit, is_features
 from samq_onnx.prompts import FOREGROUND, PADDING_LABEL
 from samq_onnx.runtime import run_session
 
@@ -42,7 +43,7 @@ class SegmentAnything(Family):
     """See the module."""
 
     def part(self, signature: Signature) -> Part | None:
-        if set(INPUTS) <= {port.name for port in signature.inputs}:
+        if SegmentAnythingDecoder.takes(signature):
             return SegmentAnythingDecoder(signature)
         image = ImageInput.of(signature)
         if image is None:
@@ -65,6 +66,13 @@ def _may_embed(port: Port, grid: int) -> bool:
 
 class SegmentAnythingDecoder(DecoderPart):
     """The decoder of one prompt or of many."""
+
+    @staticmethod
+    def takes(signature: Signature) -> bool:
+        """Whether these are its inputs, whatever else there is but maps of features."""
+        names = {port.name for port in signature.inputs}
+        others = [port for port in signature.inputs if port.name not in INPUTS]
+        return set(INPUTS) <= names and not any(is_features(port) for port in others)
 
     def __init__(self, signature: Signature) -> None:
         super().__init__(NAME, signature)
@@ -90,30 +98,13 @@ class SegmentAnythingDecoder(DecoderPart):
         mask: np.ndarray | None,
         size: tuple[int, int],
     ) -> dict[str, np.ndarray]:
-        coords, labels = self._padded(coords, labels)
+        wanted = self._ports[COORDS].side(1) or self._ports[LABELS].side(1)
+        coords, labels = in_number(coords, labels, wanted, PADDING_LABEL)
         shown = mask is not None
         if mask is None:
             mask = np.zeros((1, 1, *(MASK_SCALE * side for side in embedding[0].shape[2:])), np.float32)
         given = (embedding[0], coords, labels, mask, np.array([shown], np.float32), np.array(size, np.float32))
         return {name: fit(self._ports[name], array) for name, array in zip(INPUTS, given, strict=True)}
-
-    def _padded(self, coords: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Points as many as the model takes; the last ones go if they count as none and there are too many."""
-        wanted = self._ports[COORDS].side(1) or self._ports[LABELS].side(1)
-        if wanted is None:
-            return coords, labels
-        while labels.shape[1] > wanted and (labels[:, -1] == PADDING_LABEL).all():
-            coords, labels = coords[:, :-1], labels[:, :-1]
-        missing = wanted - labels.shape[1]
-        if missing < 0:
-            raise UserError(
-                f"the decoder takes {wanted} points, the prompt has {labels.shape[1]}, where a box counts as two; give "
-                "fewer, or a decoder whose number of points is free"
-            )
-        return (
-            np.pad(coords, ((0, 0), (0, missing), (0, 0))),
-            np.pad(labels, ((0, 0), (0, missing)), constant_values=PADDING_LABEL),
-        )
 
     @cached_property
     def outputs(self) -> Mapping[str, str]:

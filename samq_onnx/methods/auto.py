@@ -27,7 +27,7 @@ __all__ = ["Auto"]
 GPTQ = GptqSettings()
 KEYS = [CentreKeys(), FlipBimodalKeys()]
 OBSERVERS = ("l4", "omse", "minmax")  # of a decoder, whose rare foreground lies at the ends that least error cuts
-TRIAL_IMAGES = 4  # that alternatives for an encoder are tried on
+TRIAL_IMAGES = 8  # that alternatives for an encoder are tried on
 LARGE = 1024  # pixels, a side of images of which fewer are enough
 LARGE_RANGE_IMAGES, LARGE_TRIAL_IMAGES = 8, 1  # then
 TRIAL_PROMPTS = 16  # that alternatives for a decoder are tried on
@@ -68,7 +68,7 @@ class Auto(Method):
             "rotated": [RotateStream()],
             "rotated, balanced operands": [RotateStream(), BalanceOperands()],
         }
-        spare = [] if scheme.strict else [Spare(self.encoder_float, inputs=tried, least=0.1, convolutions=True)]
+        spare = [] if scheme.strict else [Spare(self.encoder_float, inputs=tried, least=0.08, convolutions=True)]
         return [*KEYS, BestOf("folds", folds, [ranges], inputs=tried), ranges, *spare, Gptq(self.gptq)]
 
     def _decoder(self, scheme: Scheme) -> list[Step]:

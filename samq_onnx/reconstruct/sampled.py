@@ -116,7 +116,11 @@ def sampled_attention(lifted: Lifted, simulation: Simulation, unit: Unit) -> Sam
         return None
     (site,) = sites
     projections = (site.q, site.k, site.v)
-    if site.out is None or any(one is None or not simulation.holds(one.linear) for one in projections):
+    if (
+        site.bias is not None
+        or site.out is None
+        or any(one is None or not simulation.holds(one.linear) for one in projections)
+    ):
         return None
     out = site.out.linear
     if not simulation.holds(out) or unit.outputs[0] is not out.output or out.node.op_type == "Conv":

@@ -253,8 +253,8 @@ class Simulation(torch.nn.Module):
         return self._attention(site.node, q, k, v, lambda q, k: attention_logits(site.node, q, k, tables, places))
 
     def _attend(self, node: ir.Node, inputs: Sequence[Any]) -> torch.Tensor:
-        q, k, v, *tables = inputs
-        return self._attention(node, q, k, v, lambda q, k: attention_logits(node, q, k, tables))
+        q, k, v, *terms = inputs
+        return self._attention(node, q, k, v, lambda q, k: attention_logits(node, q, k, terms))
 
     def _attention(
         self,

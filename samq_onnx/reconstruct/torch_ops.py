@@ -98,17 +98,19 @@ def _convolution(apply: Callable[..., torch.Tensor]) -> Callable[[ir.Node, Tenso
 
 
 def attention_logits(
-    node: ir.Node, q: torch.Tensor, k: torch.Tensor, tables: Tensors, places: torch.Tensor | None = None
+    node: ir.Node, q: torch.Tensor, k: torch.Tensor, terms: Tensors, places: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """scale * q kT, with the decomposed relative position of ``tables`` where the site has them.
+    """scale * q kT, with the decomposed relative position of two tables, or with a bias, where the site has them.
 
     Args:
-        places: of the queries that there are, int64; None where all are there.
+        places: of the queries that there are, int64, where there is no bias; None where all are there.
     """
     logits = (q @ k.transpose(-1, -2)) * _get(node, "scale")
-    if not tables:
+    if not terms:
         return logits
-    table_h, table_w = tables
+    if len(terms) == 1:
+        return (logits.reshape(-1, *terms[0].shape) + terms[0]).reshape(logits.shape)
+    table_h, table_w = terms
     if places is not None:
         down, along = places // table_w.shape[0], places % table_w.shape[0]
         by_row = torch.einsum("...nc,nkc->...nk", q, table_h[down])[..., :, None]

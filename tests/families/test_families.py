@@ -150,8 +150,9 @@ def toy(folder: Path) -> Iterator[Path]:
 
 
 def test_the_general_ones_are_asked_last() -> None:
-    assert [type(family).__name__ for family in families()] == ["SegmentAnything", "Generic"]
-    with pytest.raises(UserError, match="unknown family of models 'toy'; choose one of generic, segment_anything"):
+    assert [type(family).__name__ for family in families()] == ["Prompted", "SegmentAnything", "Generic"]
+    known = "generic, prompted, segment_anything"
+    with pytest.raises(UserError, match=f"unknown family of models 'toy'; choose one of {known}"):
         FAMILIES["toy"]
 
 

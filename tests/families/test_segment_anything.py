@@ -146,15 +146,15 @@ def test_outputs_that_cannot_be_told_apart_are_named(folder: Path) -> None:
 
 def test_a_decoder_that_takes_more_is_refused_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny.decoder()
-    model.graph.input.append(helper.make_tensor_value_info("interm_embeddings", 1, [1, 4, 4, 16]))
+    model.graph.input.append(helper.make_tensor_value_info("clip_features", 1, [4, 16]))
     onnx.save(model, folder / "hq.onnx")
     assert not quantizes(folder / "hq.onnx", "--encoder", folder / "encoder.onnx")
-    assert "also takes interm_embeddings float32 [1, 4, 4, 16]" in capsys.readouterr().err
-    with pytest.raises(UserError, match="also takes interm_embeddings"):
+    assert "also takes clip_features float32 [4, 16]" in capsys.readouterr().err
+    with pytest.raises(UserError, match="also takes clip_features"):
         SamPredictor(folder / "encoder.onnx", folder / "hq.onnx")
     part = part_of(folder / "hq.onnx")
     assert part.role is Role.DECODER
-    with pytest.raises(UserError, match="also takes interm_embeddings"):
+    with pytest.raises(UserError, match="also takes clip_features"):
         part.feeds(Calibration(folder), folder / "encoder.onnx", "decoder")
     open_session(folder / "hq.onnx").run(None, part.sample_feed())  # what no role is known for is random
 

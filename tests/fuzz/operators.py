@@ -38,8 +38,8 @@ EXTREMES = (math.nan, math.inf, -math.inf, 0.0, -0.0, -1.0, 1e-45, 1e-38, 3.4e38
 OPSETS = (13, 14, 17, 18, 21)
 ATTENTIONS = ("Attention", "QAttention", "UniformAttention", "LogRowAttention", "UniformRowAttention")
 OPERATORS = (
-    *(f"{name}{rel}" for name in ATTENTIONS for rel in ("", "RelPos")),
-    *(f"{name}{rel}Quantize" for name in ATTENTIONS[1:] for rel in ("", "RelPos")),
+    *(f"{name}{terms}" for name in ATTENTIONS for terms in ops.TERMS),
+    *(f"{name}{terms}Quantize" for name in ATTENTIONS[1:] for terms in ops.TERMS),
     *("QLinear", "QLinearResidual", "QLinearQuantize", "QLinearLut", "LayerNormQuantize", "LogQuantize"),
     "ShiftLutMatMul",
 )
@@ -93,6 +93,8 @@ def _attention(op: str, random: Random) -> dict[str, Any]:
         feed: dict[str, Any] = {name: _floats(random, *shape) for name, shape in shapes.items()}
         if "RelPos" in op:
             feed |= {"table_h": _floats(random, hq, hk, depth), "table_w": _floats(random, wq, wk, depth)}
+        if "Bias" in op:
+            feed["bias"] = _floats(random, _groups(random, leading), rows, keys)
         return feed
     feed = {}
     for name, shape in shapes.items():
@@ -103,9 +105,18 @@ def _attention(op: str, random: Random) -> dict[str, Any]:
         for name, shape in (("table_h", (hq, hk, depth)), ("table_w", (wq, wk, depth))):
             feed[name] = random.integers(-32768, 32768, shape).astype(np.int16)
             feed[f"{name}_scale"] = np.float32(1e-4) * _scale(random)
+    if "Bias" in op:
+        shape = (_groups(random, leading), rows, keys)
+        feed |= {"bias": random.integers(-32768, 32768, shape).astype(np.int16), "bias_scale": _scale(random)}
     if op.endswith("Quantize"):
         feed |= {"y_scale": _scale(random), "y_zero_point": _zero(random)}
     return feed
+
+
+def _groups(random: Random, leading: tuple[int, ...]) -> int:
+    """How many entries of a batch have a bias of their own."""
+    batch = math.prod(leading)
+    return int(random.choice([count for count in range(1, batch + 1) if batch % count == 0] or [0]))
 
 
 def _linear(op: str, random: Random) -> dict[str, Any]:
@@ -355,6 +366,9 @@ def _bound(case: _Case) -> np.ndarray | None:
         if "table_h" in feed:
             size = size + reference.rel_pos(np.abs(feed["q"]), *(np.abs(feed[f"table_{x}"]) for x in "hw"))
             logits = logits + reference.rel_pos(feed["q"], feed["table_h"], feed["table_w"])
+        if "bias" in feed and logits.size:
+            size = reference.add_bias(size, np.abs(feed["bias"]))
+            logits = reference.add_bias(logits, feed["bias"])
         wrong = 4e-6 * (2 + size.max(initial=0.0))
         if not np.isfinite(wrong) or wrong > 0.1:
             return None

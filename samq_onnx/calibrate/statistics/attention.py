@@ -20,9 +20,20 @@ GOLDEN = 0.6180339887498949  # multiples of it are spread evenly modulo one, and
 
 
 def row_probabilities(
-    q: np.ndarray, k: np.ndarray, rows: np.ndarray, scale: float, tables: tuple[np.ndarray, np.ndarray] | None
+    q: np.ndarray,
+    k: np.ndarray,
+    rows: np.ndarray,
+    scale: float,
+    tables: tuple[np.ndarray, np.ndarray] | None,
+    bias: np.ndarray | None = None,
+    entries: np.ndarray | None = None,
 ) -> np.ndarray:
-    """softmax(scale q kT + rel_h + rel_w) [maps, r, N] of the queries q [maps, r, d] at ``rows`` [maps, r]."""
+    """softmax(scale q kT + rel_h + rel_w + bias) [maps, r, N] of the queries q [maps, r, d] at ``rows`` [maps, r].
+
+    Args:
+        tables: [Hq, Hk, d] and [Wq, Wk, d]. bias: [G, M, N], of which map m takes that of entry modulo G.
+        entries: int [maps], places of the maps in the batch; all of it in order where None.
+    """
     logits = np.float32(scale) * small_products(q, k.transpose(0, 2, 1))
     if tables is not None:
         table_h, table_w = tables
@@ -32,6 +43,9 @@ def row_probabilities(
         grid = logits.reshape(*rows.shape, table_h.shape[1], table_w.shape[1])  # a view
         grid += by_row[..., None]
         grid += by_column[..., None, :]
+    if bias is not None:
+        places = np.arange(len(q)) if entries is None else entries
+        logits += bias[(places % len(bias))[:, None], rows]
     logits -= logits.max(axis=-1, keepdims=True)
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=-1, keepdims=True)
@@ -45,7 +59,7 @@ class AttentionRows(Statistic):
 
     Args:
         tensors: names of q, k, v. scale: of the attention.
-        tables: relative position tables [Hq, Hk, d] and [Wq, Wk, d], or None.
+        tables: relative position tables [Hq, Hk, d] and [Wq, Wk, d], or None. bias: [G, M, N], or None.
 
     Attributes:
         probabilities: statistics of all rows that were looked at.
@@ -62,11 +76,12 @@ class AttentionRows(Statistic):
         *,
         scale: float,
         tables: tuple[np.ndarray, np.ndarray] | None,
+        bias: np.ndarray | None = None,
         inputs: int | None = None,
     ) -> None:
         self.tensors = tensors
         self.inputs = inputs
-        self.scale, self.tables = scale, tables
+        self.scale, self.tables, self.bias = scale, tables, bias
         self.probabilities = TensorStats("probabilities")
         self.samples: list[tuple[np.ndarray, np.ndarray]] = []
         self._rows_seen = 0
@@ -76,6 +91,7 @@ class AttentionRows(Statistic):
     def update(self, *arrays: np.ndarray) -> None:
         q, k, v = (array.reshape(-1, *array.shape[-2:]) for array in arrays)
         wanted = max(1, ENTRIES // k.shape[1])  # rows over all maps
+        chosen = np.arange(len(q))
         if len(q) > wanted:
             chosen = np.linspace(0, len(q) - 1, wanted).astype(int)
             q, k, v = q[chosen], k[chosen], v[chosen]
@@ -89,7 +105,7 @@ class AttentionRows(Statistic):
             self._rows_seen += maps * count
         with np.errstate(over="ignore", invalid="ignore"):
             probabilities = row_probabilities(
-                np.take_along_axis(q, rows[..., None], axis=1), k, rows, self.scale, self.tables
+                np.take_along_axis(q, rows[..., None], axis=1), k, rows, self.scale, self.tables, self.bias, chosen
             )
         largest = max(1.0, self.scale) * float(np.abs(q).max()) * float(np.abs(k).max())
         if largest > LARGEST_LOGIT or not np.isfinite(probabilities).all():

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -103,10 +102,6 @@ class Ranges(Step):
 
 
 def _rows(site: AttentionSite, inputs: int | None) -> AttentionRows:
-    tables: Sequence[np.ndarray] | None = [constant(table) for table in site.tables] if site.tables else None
     return AttentionRows(
-        site.operand_names,
-        scale=site.scale,
-        tables=(tables[0], tables[1]) if tables is not None else None,
-        inputs=inputs,
+        site.operand_names, scale=site.scale, tables=site.held_tables, bias=site.held_bias, inputs=inputs
     )

@@ -33,9 +33,10 @@ def _reach(starts: list[ir.Node], *, forward: bool) -> set[ir.Node]:
 class Select(Step):
     """Choose the linears to quantize, and say why the others stay float.
 
-    In a model without attention every linear is quantized. Otherwise those before all attention that are no
-    attention projections stay float (patch embedding, prompt encoder). Where masks come out, those after all attention
-    stay float too (mask head, IoU head), except the projection that reads the last attention's output.
+    In a model without attention every linear is quantized. Otherwise what reads the image stays float (patch
+    embedding); stages of convolutions behind it, as of TinyViT, do not. Where masks come out, all before attention
+    that are no attention projections stay float (prompt encoder), and those after all attention (mask head, IoU head),
+    except the projection that reads the last attention's output.
     """
 
     name = "select"
@@ -61,11 +62,12 @@ def _split(lifted: Lifted, masks: bool) -> tuple[list[Linear], dict[str, str]]:
         for projection in (site.q, site.k, site.v)
         if projection is not None
     }
-    outputs = set(_next_linears(sites, {linear.node for linear in lifted.linears}))
+    nodes = {linear.node for linear in lifted.linears}
+    outputs = set(_next_linears(sites, nodes))
     chosen = []
     for linear in linears:
         node = linear.node
-        if node not in after and node not in projections:
+        if node not in after and node not in projections and (masks or not nodes & _reach([node], forward=False)):
             kept[linear.name] = FIRST
         elif masks and node not in before and node not in outputs:
             kept[linear.name] = LAST

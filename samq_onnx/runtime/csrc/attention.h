@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// samq.Attention and samq.AttentionRelPos: softmax(scale q kT + rel_h + rel_w) v in float, without the map.
+// samq.Attention, AttentionRelPos and AttentionBias: softmax(scale q kT + rel_h + rel_w, or + bias) v in float, without
+// the map.
 #pragma once
 
 #include <iterator>
@@ -11,19 +12,27 @@
 
 namespace samq {
 
-template <bool kRelPos>
+template <Terms kTerms>
 struct AttentionTypes {
   static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
 };
 template <>
-struct AttentionTypes<true> {
+struct AttentionTypes<Terms::kRelPos> {
   static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
 };
+template <>
+struct AttentionTypes<Terms::kBias> {
+  static constexpr ort::ElementType kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
+};
 
-template <bool kRelPos>
-class Attention : public AttentionTypes<kRelPos> {
+template <Terms kTerms>
+class Attention : public AttentionTypes<kTerms> {
+  static constexpr bool kRelPos = kTerms == Terms::kRelPos;
+
  public:
-  static constexpr const char* kName = kRelPos ? "AttentionRelPos" : "Attention";
+  static constexpr const char* kName = kRelPos                   ? "AttentionRelPos"
+                                       : kTerms == Terms::kBias ? "AttentionBias"
+                                                                : "Attention";
   static constexpr ort::ElementType kOutput = ort::kFloat;
   static Dims infer(const std::vector<Dims>& inputs) { return attention_output(inputs[0], inputs[2]); }
 
@@ -39,6 +48,7 @@ class Attention : public AttentionTypes<kRelPos> {
       table_h = context.tensor<float>(3, "table_h"), table_w = context.tensor<float>(4, "table_w");
       RelPosTables<float>::check(table_h.dims, table_w.dims, q.dims, k.dims);
     }
+    if constexpr (kTerms == Terms::kBias) job.bias = fitting_bias(context.tensor<float>(3, "bias"), q.dims, k.dims);
     job.out = context.output<float>(attention_output(q.dims, v.dims));
     if (job.out == nullptr) return;
     job.sizes = attention_sizes(q.dims, k.dims, v.dims);

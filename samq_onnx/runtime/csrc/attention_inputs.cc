@@ -56,6 +56,22 @@ void check_table(const Dims& table, const char* name, int64_t depth) {
 }  // namespace
 
 template <class T>
+Bias<T> fitting_bias(const Tensor<T>& bias, const Dims& q, const Dims& k) {
+  const size_t rank = q.size();
+  const int64_t batch = product(q, 0, rank - 2);
+  const std::string wanted = "[groups, " + std::to_string(q[rank - 2]) + ", " + std::to_string(k[rank - 2]) + "]";
+  require(bias.dims.size() == 3 && bias.dims[1] == q[rank - 2] && bias.dims[2] == k[rank - 2],
+          "bias must be " + wanted + ", got " + to_string(bias.dims));
+  const int64_t groups = bias.dims[0];
+  require(groups == 0 ? batch == 0 : batch % groups == 0,
+          "the groups of bias must divide a batch of " + std::to_string(batch) + ", got " + std::to_string(groups));
+  return {bias.data, groups, 0};
+}
+
+template Bias<float> fitting_bias(const Tensor<float>&, const Dims&, const Dims&);
+template Bias<int16_t> fitting_bias(const Tensor<int16_t>&, const Dims&, const Dims&);
+
+template <class T>
 void RelPosTables<T>::check(const Dims& table_h, const Dims& table_w, const Dims& q, const Dims& k) {
   const size_t rank = q.size();
   const int64_t rows = q[rank - 2], depth = q[rank - 1], keys = k[rank - 2];

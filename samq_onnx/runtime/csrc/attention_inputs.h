@@ -23,6 +23,14 @@ Dims attention_output(const Dims& q, const Dims& v);
 // The octaves that one unit of a sum adds to a logit; Failure unless all logits stay finite with them.
 float logit_unit(float octaves, const char* name);
 
+// What is added to the scores: nothing, decomposed relative position of two tables, or a constant.
+enum class Terms { kNone, kRelPos, kBias };
+constexpr const char* kTermNames[] = {"", "RelPos", "Bias"};
+
+// The view of a bias [groups, M, N] that tiles take; Failure if it does not fit q and k.
+template <class T>
+Bias<T> fitting_bias(const Tensor<T>& bias, const Dims& q, const Dims& k);
+
 // Packed tables of decomposed relative position, float or int16_t codes, and the view of them that tiles take.
 template <class T>
 class RelPosTables {

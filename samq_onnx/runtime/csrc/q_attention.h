@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// samq.QAttention, UniformAttention, LogRowAttention, UniformRowAttention, with RelPos and Quantize: attention on 8-bit
-// codes, to float or quantized. All sums are integers, and what is float takes single rounded steps in the order of the
+// samq.QAttention, UniformAttention, LogRowAttention, UniformRowAttention, with RelPos or Bias and Quantize: attention on
+// 8-bit codes, to float or quantized. All sums are integers, and what is float takes single rounded steps in the order of the
 // function bodies (ops.py), so both give the same bits.
 #pragma once
 
@@ -18,18 +18,19 @@
 
 namespace samq {
 
-// Codes, scale and zero point of q, k and v; p_scale unless codes are relative to their row; tables and their scales;
+// Codes, scale and zero point of q, k and v; p_scale unless codes are relative to their row; tables or bias, with scales;
 // scale and zero point of the output where it is quantized.
-template <bool kRow, bool kRelPos, bool kQuantize>
+template <bool kRow, Terms kTerms, bool kQuantize>
 struct QAttentionTypes {
   static constexpr auto make() {
     constexpr ort::ElementType operands[] = {ort::kUint8, ort::kFloat, ort::kUint8};
     constexpr ort::ElementType tables[] = {ort::kInt16, ort::kFloat};
-    std::array<ort::ElementType, 9 + !kRow + 4 * kRelPos + 2 * kQuantize> types{};
+    constexpr int further = kTerms == Terms::kRelPos ? 4 : kTerms == Terms::kBias ? 2 : 0;
+    std::array<ort::ElementType, 9 + !kRow + further + 2 * kQuantize> types{};
     size_t count = 0;
     for (; count < 9; ++count) types[count] = operands[count % 3];
     if (!kRow) types[count++] = ort::kFloat;
-    for (int i = 0; i < 4 * kRelPos; ++i) types[count++] = tables[i % 2];
+    for (int i = 0; i < further; ++i) types[count++] = tables[i % 2];
     for (int i = 0; i < 2 * kQuantize; ++i) types[count++] = operands[1 + i];
     return types;
   }
@@ -74,9 +75,11 @@ constexpr std::array<char, 64> joined(std::initializer_list<const char*> parts) 
   return made;
 }
 
-template <class Codes, bool kRelPos, bool kQuantize>
-class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
-  static constexpr auto kJoined = joined({Codes::kName, kRelPos ? "RelPos" : "", kQuantize ? "Quantize" : ""});
+template <class Codes, Terms kTerms, bool kQuantize>
+class QAttention : public QAttentionTypes<Codes::kRow, kTerms, kQuantize> {
+  static constexpr bool kRelPos = kTerms == Terms::kRelPos;
+  static constexpr auto kJoined =
+      joined({Codes::kName, kTermNames[static_cast<int>(kTerms)], kQuantize ? "Quantize" : ""});
 
  public:
   static constexpr const char* kName = kJoined.data();
@@ -104,8 +107,13 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
     job.logit_scale = logit_unit(q_scale * k_scale * scale_ * kOctaves, "q_scale * k_scale * scale") * unit;
     Tensor<int16_t> table_h, table_w;
     float scale_h = 0, scale_w = 0;
+    constexpr int first_term = Codes::kRow ? 9 : 10;
+    if constexpr (kTerms == Terms::kBias) {
+      job.bias = fitting_bias(context.tensor<int16_t>(first_term, "bias"), q.dims, k.dims);
+      job.bias.scale = logit_unit(context.scalar<float>(first_term + 1, "bias_scale") * kOctaves, "bias_scale") * unit;
+    }
     if constexpr (kRelPos) {
-      constexpr int first = Codes::kRow ? 9 : 10;
+      constexpr int first = first_term;
       table_h = context.tensor<int16_t>(first, "table_h"), table_w = context.tensor<int16_t>(first + 2, "table_w");
       RelPosTables<int16_t>::check(table_h.dims, table_w.dims, q.dims, k.dims);
       const auto h = context.scalar<float>(first + 1, "table_h_scale"), w = context.scalar<float>(first + 3, "table_w_scale");
@@ -165,6 +173,7 @@ class QAttention : public QAttentionTypes<Codes::kRow, kRelPos, kQuantize> {
     job.k_columns = columns.data();
     for (int64_t first = 0; first < batch; first += room) {
       job.sizes.batch = std::min(room, batch - first);
+      job.bias.first = first;
       packed_k.pack(context, first, job.sizes.batch);
       packed_v.pack(context, first, job.sizes.batch);
       if (job.k.form != Form::kPairs)

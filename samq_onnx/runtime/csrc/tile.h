@@ -22,11 +22,20 @@ struct RelPos {
   float scale_h = 1, scale_w = 1;  // logits of one unit of q . table
 };
 
+// A constant term of logits: data [groups][M][N], float or int16_t codes; batch entry b gets that of (first + b) modulo
+// groups. Absent when groups is 0.
+template <class T>
+struct Bias {
+  const T* data;
+  int64_t groups, first;
+  float scale = 1;  // logits of one unit
+};
+
 struct Sizes {
   int64_t batch, rows, keys, depth, value_depth;  // B, M, N, d, dv
 };
 
-// softmax(scale q kT + rel) v in float.
+// softmax(scale q kT + rel) v in float; with a bias in the place of rel where there is one.
 struct FloatJob {
   Sizes sizes;
   const float* q;         // [B][M][d]
@@ -35,6 +44,7 @@ struct FloatJob {
   float* out;             // [B][M][dv]
   float scale;
   RelPos<float> rel;
+  Bias<float> bias;
 };
 
 // The same on 8-bit codes. Probabilities are coded, and every sum is taken in integers.
@@ -57,6 +67,7 @@ struct CodeJob {
   // uniform codes, 1 / kShortSteps.
   float logit_scale;
   RelPos<int16_t> rel;
+  Bias<int16_t> bias;
   int32_t tau;  // log codes of 2^(1 / tau); 0: uniform codes
   int32_t largest_code;
   bool by_row;       // codes are relative to the largest of the row, and what they weigh is divided by their sum

@@ -41,8 +41,9 @@ struct RelPosScratch {
 };
 
 template <class T>
-RelPosScratch take_rel_pos(Scratch& scratch, const RelPos<T>& rel) {
+RelPosScratch take_rel_pos(Scratch& scratch, const RelPos<T>& rel, const Bias<T>& bias) {
   constexpr int64_t kLine = kLogitChunk + kLanes;
+  if (bias.groups != 0) return {nullptr, nullptr, scratch.take<float>(kTileRows * kLine), kLine};
   if (rel.hq == 0) return {nullptr, nullptr, scratch.take<float>(kLine), 0};
   return {scratch.take<float>(kTileRows * rel.hk_padded), scratch.take<float>(kTileRows * (rel.wk_padded + kLanes)),
           scratch.take<float>(kTileRows * kLine), kLine};
@@ -73,13 +74,32 @@ void rel_pos_row(const RelPos<T>& rel, int64_t depth, int64_t row, int64_t r, co
             made.w + r * (rel.wk_padded + kLanes));
 }
 
-// bias[r][i] = rel_h[y'] + rel_w[x'] of the tile's r-th row and key from + i = (y', x'), or 0 without these terms; -inf
-// in the padding.
+// The lines of a tile in a constant term, from that of its first row on.
 template <class T>
-SAMQ_INLINE void make_bias(const RelPos<T>& rel, int64_t rows, int64_t from, int64_t count, const RelPosScratch& made) {
-  for (int64_t r = 0; r < (rel.hq == 0 ? 1 : rows); ++r) {
+const T* bias_lines(const Bias<T>& bias, const Sizes& sizes, int64_t batch, int64_t first_row) {
+  if (bias.groups == 0) return nullptr;
+  return bias.data + ((bias.first + batch) % bias.groups * sizes.rows + first_row) * sizes.keys;
+}
+
+// A constant term, as it is given.
+template <class T>
+struct Lines {
+  const T* data;  // of the tile's first row, or null
+  int64_t keys;
+  float scale;
+};
+
+// bias[r][i] = rel_h[y'] + rel_w[x'] of the tile's r-th row and key from + i = (y', x'), or what the lines hold there, or
+// 0 without these terms; -inf in the padding.
+template <class T>
+SAMQ_INLINE void make_bias(const RelPos<T>& rel, const Lines<T>& lines, int64_t rows, int64_t from, int64_t count,
+                           const RelPosScratch& made) {
+  for (int64_t r = 0; r < (made.bias_line == 0 ? 1 : rows); ++r) {
     float* const bias = made.bias + r * made.bias_line;
-    if (rel.hq == 0)
+    if (lines.data != nullptr)
+      for (int64_t i = 0; i < count; ++i)
+        bias[i] = static_cast<float>(lines.data[r * lines.keys + from + i]) * lines.scale;
+    else if (rel.hq == 0)
       for (int64_t i = 0; i < count; i += kLanes) store(bias + i, Floats{});
     else
       for (int64_t at = 0, y = from / rel.wk, x = from % rel.wk; at < count; ++y, x = 0) {
@@ -97,14 +117,15 @@ SAMQ_INLINE void make_bias(const RelPos<T>& rel, int64_t rows, int64_t from, int
 // x [rows][keys], padded to panels with -inf: logit(products, bias) of the products that multiply_panel(count of rows as
 // a type, first row, column, finish) hands to finish; the largest of each row.
 template <class T, class Multiply, class Logit>
-SAMQ_INLINE void all_logits(const RelPos<T>& rel, const RelPosScratch& made, int64_t rows, int64_t keys, float* x,
-                            float* largest, const Multiply& multiply_panel, const Logit& logit) {
+SAMQ_INLINE void all_logits(const RelPos<T>& rel, const Lines<T>& lines, const RelPosScratch& made, int64_t rows,
+                            int64_t keys, float* x, float* largest, const Multiply& multiply_panel,
+                            const Logit& logit) {
   const int64_t line = padded(keys, kPanel), bias_line = made.bias_line;
   Floats best[kTileRows];
   for (int64_t r = 0; r < rows; ++r) best[r] = splat(-__builtin_inff());
   for (int64_t from = 0; from < keys; from += kLogitChunk) {
     const int64_t count = keys - from < kLogitChunk ? keys - from : kLogitChunk;
-    make_bias(rel, rows, from, count, made);
+    make_bias(rel, lines, rows, from, count, made);
     for (int64_t i = 0; i < count; i += kPanel)
       in_register_tiles(rows, [&](auto register_rows, int64_t r) __attribute__((always_inline)) {
         const float* const bias = made.bias + r * bias_line + i;
@@ -145,7 +166,7 @@ struct FloatScratch {
 FloatScratch take_float(Scratch& scratch, const FloatJob& job) {
   return {scratch.take<float>(kTileRows * padded(job.sizes.keys, kPanel)),
           scratch.take<float>(kTileRows * padded(job.sizes.value_depth, kPanel)),
-          take_rel_pos(scratch, job.rel)};
+          take_rel_pos(scratch, job.rel, job.bias)};
 }
 
 size_t float_scratch(const FloatJob& job) {
@@ -166,7 +187,8 @@ void float_tile(const FloatJob& job, int64_t batch, int64_t first_row, int64_t r
     for (int64_t r = 0; r < rows; ++r) rel_pos_row(job.rel, depth, first_row + r, r, q + r * depth, made.rel);
   float largest[kTileRows], sums[kTileRows];
   all_logits(
-      job.rel, made.rel, rows, keys, made.x, largest,
+      job.rel, Lines<float>{bias_lines(job.bias, job.sizes, batch, first_row), keys, job.bias.scale}, made.rel, rows, keys,
+      made.x, largest,
       [&](auto count, int64_t r, int64_t j, const auto& finish) __attribute__((always_inline)) {
         multiply<decltype(count)::value>(q + r * depth, depth, k + j * depth, depth, from_zero<Floats>(), finish);
       },
@@ -209,7 +231,7 @@ CodeScratch take_code(Scratch& scratch, const CodeJob& job) {
           scratch.take<int16_t>(2 * kTileRows * kCodeChunk),
           scratch.take<int32_t>(2 * kTileRows * width),
           scratch.take<int64_t>(kTileRows * width),
-          take_rel_pos(scratch, job.rel)};
+          take_rel_pos(scratch, job.rel, job.bias)};
 }
 
 size_t code_scratch(const CodeJob& job) {
@@ -394,7 +416,9 @@ SAMQ_INLINE void code_logits(const CodeJob& job, const CodeScratch& made, int64_
   const void* const left = pairs ? static_cast<const void*>(made.q) : bytes;
   const int64_t left_step = pairs ? step : quads, left_row = pairs ? step * 2 : quads;  // numbers, bytes
   all_logits(
-      job.rel, made.rel, rows, job.sizes.keys, made.x, largest,
+      job.rel,
+      Lines<int16_t>{bias_lines(job.bias, job.sizes, batch, first_row), job.sizes.keys, job.bias.scale}, made.rel, rows,
+      job.sizes.keys, made.x, largest,
       [&](auto count, int64_t r, int64_t j, const auto& finish) __attribute__((always_inline)) {
         multiply<decltype(count)::value>(
             static_cast<const char*>(left) + r * left_row, left_step, k, j, 0, depth,
