@@ -24,7 +24,7 @@ from samq_onnx.reconstruct.activation_cache import ActivationCache
 from samq_onnx.reconstruct.simulate import Simulation, Twins
 from samq_onnx.reconstruct.units import Unit, entering, find_units
 
-TIES = 1e-2  # share of outputs that may differ: the code of one input at a tie moves a whole row of a linear
+TIES = 2e-2  # share of outputs that may differ: the code of one input at a tie moves a whole row of a linear
 CLOSE = 2e-3  # of the deviation of an output: sums of floats, and the error function
 
 
@@ -49,6 +49,8 @@ def test_simulation_and_operators_agree(
     for site in work.lifted.attentions:
         inputs = tuple(entering([site.node], site.node.outputs))
         units.append(Unit(site.name, "attention", tuple(site.node.outputs), (site.node,), inputs))
+    plans = [(linear.output, work.plan.linears[linear.name].output) for linear in work.linears]
+    outputs = {value: codes for value, codes in plans if codes is not None}
     caches = [ActivationCache(unit.tensors, tmp_path) for unit in units]
     run(work.model, [feed], caches, label="x")
     shares = {}
@@ -61,6 +63,8 @@ def test_simulation_and_operators_agree(
         quantized = quantized_copy(alone, work.plan, held_constants(work.model.graph))
         fed = {value.name or "": tensor.numpy() for value, tensor in zip(unit.inputs, given, strict=True)}
         (ran,) = open_block(quantized).run(None, fed)
+        if unit.outputs[0] in outputs:  # of a convolution, which its readers get through codes
+            ran = outputs[unit.outputs[0]].fake_quantize(ran)
         differ = np.abs(simulated.numpy() - ran) > CLOSE * ran.std()
         shares[f"{unit.kind} {unit.name}"] = float(differ.mean())
     assert not {name: share for name, share in shares.items() if share > TIES}
