@@ -45,6 +45,7 @@ from samq_onnx.pipeline import lower_model, quantize_model
 from samq_onnx.plan import QuantPlan
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.progress import silent
+from samq_onnx.reconstruct.effort import CACHE_GB, Effort
 from samq_onnx.runtime import open_session
 from samq_onnx.samples import Sample
 from samq_onnx.scratch import Scratch
@@ -56,6 +57,7 @@ PARTS = {"encoder": ENCODER, "decoder": DECODER}  # of a folder
 ALONE = "model"  # name of a file's plan
 FLOAT_HASH = "samq_onnx.float_model.sha256"
 CALIBRATION_HASH = "samq_onnx.calibration.sha256"
+ENCODER_SHARE = 0.6  # of the time for learning both parts
 ONE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf holds less than 2 GiB
 
 Images = str | os.PathLike[str] | Calibration | Sequence[np.ndarray]
@@ -287,6 +289,7 @@ class _Run:
     say: Callable[[str], None]
     kept: StatisticsFile | None = None
     pair: str | None = None
+    effort: Effort = dataclasses.field(default_factory=Effort)
 
     @functools.cached_property
     def images_hash(self) -> str:
@@ -298,8 +301,19 @@ class _Run:
         """The hash of a model that has been admitted, taken once."""
         return functools.cache(model_sha256)
 
-    def one(self, name: str, source: Path, encoder: Path | None = None, quantized: Path | None = None) -> Quantized:
-        """Quantize a file, a decoder with the embeddings of the ``quantized`` encoder, if there is one."""
+    def one(
+        self,
+        name: str,
+        source: Path,
+        encoder: Path | None = None,
+        quantized: Path | None = None,
+        reader: Path | None = None,
+    ) -> Quantized:
+        """Quantize a file, a decoder with the embeddings of the ``quantized`` encoder, if there is one.
+
+        Args:
+            reader: the float decoder that reads an encoder's embedding.
+        """
         started = time.perf_counter()
         order = self.order
         model = load_model(source)
@@ -334,6 +348,7 @@ class _Run:
         outcome = quantize_model(
             model, part, feeds, order.method, scheme,
             target=order.target, float_feeds=float_feeds, label=source.stem, kept=self.kept, fed=fed, describe=describe,
+            effort=self.effort, reader=reader,
         )  # fmt: skip
         return Quantized(
             outcome.model, outcome.plan, outcome.reports, outcome.sites,
@@ -362,6 +377,7 @@ def execute(
     encoder: Path | None = None,
     stats: Path | None = None,
     goal: Goal | None = None,
+    effort: Effort | None = None,
     say: Callable[[str], None],
 ) -> Result:
     """Quantize a file, or a folder of encoder.onnx and decoder.onnx.
@@ -370,6 +386,7 @@ def execute(
         encoder: float encoder, for the embeddings that a decoder alone is calibrated on.
         stats: file of statistics that are used again, and added to.
         goal: lets single weights be narrower than ordered.
+        effort: what learning may cost; of a folder, both parts together.
         say: is told what is going on, line by line.
 
     Raises:
@@ -382,7 +399,8 @@ def execute(
             return execute(chosen, source, images, encoder=encoder, stats=stats, say=lambda line: None)
 
         return meet(goal, order, sources, calibration, encoder, once, say)
-    run = _Run(order, calibration, say)
+    effort = effort or Effort()
+    run = _Run(order, calibration, say, effort=effort)
     names = parts_of(source)
     files = [source / PARTS[name] for name in names] if source.is_dir() else [source]
     if source.is_dir():
@@ -399,7 +417,9 @@ def execute(
         owner = {name: run.hash_of(file) for name, file in zip(names, files, strict=True)}
         run.kept = StatisticsFile(stats, {**owner, "images": run.images_hash})
     if source.is_dir():
-        first = run.one("encoder", files[0])
+        run.effort = effort.part(ENCODER_SHARE)
+        first = run.one("encoder", files[0], reader=files[1])
+        run.effort = effort
         with Scratch() as folder:  # the decoder is calibrated on what this encoder gives
             first.save(folder / ENCODER)
             parts = {"encoder": first, "decoder": run.one("decoder", files[1], files[0], folder / ENCODER)}
@@ -428,6 +448,9 @@ def quantize(
     max_loss: float | None = None,
     input_size: int | None = None,
     preprocess: str | None = None,
+    minutes: float | None = None,
+    cache_gb: float = CACHE_GB,
+    device: str = "auto",
 ) -> Result:
     """Quantize a float SAM; nothing is printed, and nothing written but ``stats``.
 
@@ -444,6 +467,8 @@ def quantize(
         budget_mb, max_loss: choose 4 bits for as many weights as it takes, as `samq_onnx.analysis.mixed.Goal` says.
         input_size: side of the image that an encoder with free sides takes, where its graph does not tell.
         preprocess: the numbers that it takes, where its graph does not tell: normalised, bytes or unit.
+        minutes: that all of it may take where a method learns by units; None leaves it to the method.
+        cache_gb: memory for activations while it learns. device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
         UserError: unusable model, images or settings.
@@ -458,6 +483,7 @@ def quantize(
             encoder=Path(encoder) if encoder is not None else None,
             stats=Path(stats) if stats is not None else None,
             goal=goal,
+            effort=Effort.of(minutes, cache_gb, device),
             say=lambda line: None,
         )  # fmt: skip
 

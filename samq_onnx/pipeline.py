@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -39,6 +40,7 @@ from samq_onnx.passes.normal import normalise
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
 from samq_onnx.plan_fit import check_bits, check_sites
+from samq_onnx.reconstruct.effort import Effort
 
 __all__ = ["COMPARABLE", "Outcome", "lower_model", "quantize_model"]
 
@@ -119,6 +121,8 @@ def quantize_model(
     kept: StatisticsFile | None = None,
     fed: str = "",
     describe: dict[str, str] | None = None,
+    effort: Effort | None = None,
+    reader: Path | None = None,
 ) -> Outcome:
     """Quantize a float model, in place.
 
@@ -130,6 +134,7 @@ def quantize_model(
         label: what progress bars call the model.
         kept: statistics of earlier runs. fed: names what is fed, for them.
         describe: metadata of the quantized model.
+        effort: what learning may cost. reader: file of the float decoder that reads an encoder's embedding.
 
     Raises:
         UserError: calibration met something it cannot use, or nothing of the model can be quantized.
@@ -139,8 +144,9 @@ def quantize_model(
     with outputs_aside(model):
         prepared = Preparation(model, scheme.narrowest_weight)
         work = begin(
-            prepared, part, feeds, scheme, target=target, float_feeds=float_feeds, label=label, kept=kept, fed=fed
-        )
+            prepared, part, feeds, scheme,
+            target=target, float_feeds=float_feeds, label=label, kept=kept, fed=fed, effort=effort, reader=reader,
+        )  # fmt: skip
         work.run([Select()], work)
         attentions = [site.name for site in prepared.lifted.attentions]
         convolutions = [linear.name for linear in work.linears if linear.node.op_type == "Conv"]
@@ -163,6 +169,8 @@ def begin(
     label: str = "model",
     kept: StatisticsFile | None = None,
     fed: str = "",
+    effort: Effort | None = None,
+    reader: Path | None = None,
 ) -> Work:
     """A prepared model before the first step; arguments as `quantize_model`."""
     observed = _some(feeds) if part.role is Role.DECODER else feeds
@@ -179,7 +187,25 @@ def begin(
         run=lambda steps, work: _run_steps(steps, work, kept, fed, prepared),
         reports=[prepared.normal, prepared.report],
         exact=held_constants(prepared.lifted.model.graph),
+        effort=effort or Effort(),
+        reader=reader,
+        kept=_Learned(kept, fed) if kept is not None else None,
     )
+
+
+@dataclasses.dataclass
+class _Learned:
+    """Units that were learned, in a file of statistics, which is written after each."""
+
+    file: StatisticsFile
+    fed: str
+
+    def restore(self, statistic: Statistic) -> bool:
+        return self.file.restore(self.fed, statistic)
+
+    def keep(self, statistic: Statistic) -> None:
+        self.file.keep(self.fed, statistic)
+        self.file.save()
 
 
 def lower_model(model: ir.Model, plan: QuantPlan, *, label: str = "model") -> Outcome:

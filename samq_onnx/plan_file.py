@@ -24,7 +24,7 @@ from samq_onnx.errors import UserError
 from samq_onnx.files import atomic_path, write_json
 from samq_onnx.plan import AttentionPlan, LinearPlan, QuantPlan
 
-__all__ = ["constants_path", "plan_to_json", "read_plans", "write_plans"]
+__all__ = ["constants_path", "plan_from_json", "plan_to_json", "read_plans", "write_plans"]
 
 FORMAT = "samq_onnx.plan/1"
 WANTED = "give what quantize --plan-out wrote"
@@ -59,6 +59,18 @@ def plan_to_json(plan: QuantPlan) -> dict[str, Any]:
         "constants": list(plan.constants),
         "metadata": plan.metadata,
     }
+
+
+def plan_from_json(value: Mapping[str, Any], file: str | os.PathLike[str]) -> QuantPlan:
+    """The plan that `plan_to_json` gave; its moved constants are left empty.
+
+    Args:
+        file: that it was read from, for messages.
+
+    Raises:
+        UserError: it is none.
+    """
+    return _Reader(Path(file)).plan(value, "plan")
 
 
 def _linear_to_json(linear: LinearPlan) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from samq_onnx.methods import DEFAULT_METHOD, METHODS
 from samq_onnx.models import model_bytes
 from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.plan_file import constants_path, plan_to_json, write_plans
+from samq_onnx.reconstruct.effort import CACHE_GB, DEVICES, Effort
 
 __all__ = ["described", "finish", "main", "outputs", "settings"]
 
@@ -187,6 +188,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--target", choices=sorted(TARGETS), default="samq", help="what runs it (default: %(default)s)")
     parser.add_argument("--stats", type=output_path, metavar="FILE", help="keep statistics there, and use them again")
+    parser.add_argument("--minutes", type=float, metavar="N", help="that it may take where a method learns by units")
+    parser.add_argument(
+        "--cache-gb", type=float, default=CACHE_GB, metavar="N", help="memory for activations while it learns"
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="that it learns on (default: %(default)s)")
     parser.add_argument("--plan-out", type=check_writable, metavar="PLAN", help="write the plan to this file")
     add_strict(parser)
     add_limit(parser)
@@ -198,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see `samq_onnx.api`."""
     arguments = _parser().parse_args(argv)
+    effort = Effort.of(arguments.minutes, arguments.cache_gb, arguments.device)
     ort.set_default_logger_severity(3)
     source: Path = arguments.model or assets.nano_dir()
     calibration: Path | None = arguments.feeds or arguments.calib
@@ -237,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if goal is not None and arguments.feeds is not None:
         raise UserError("--budget-mb and --max-loss look at masks of images; give --calib instead of --feeds")
     result = execute(
-        order, source, pictures, encoder=arguments.encoder, stats=arguments.stats, goal=goal, say=print
+        order, source, pictures, encoder=arguments.encoder, stats=arguments.stats, goal=goal, effort=effort, say=print
     )  # fmt: skip
     finish(source, output, result, arguments.json, arguments.plan_out)
     pictures.intake.finish()

@@ -20,12 +20,13 @@ from PIL import Image
 
 from samq_onnx import assets, data, images, quantize
 from samq_onnx.families import identify
-from samq_onnx.methods import Scheme, Widths, configured
+from samq_onnx.methods import METHODS, Scheme, Widths, configured, parameters
 from samq_onnx.pipeline import Outcome, quantize_model
 from samq_onnx.runtime import open_session
 from tests.fuzz import tiny
 
 Feed = Mapping[str, np.ndarray]
+SHORT = {"iterations": "3"}  # of methods that learn
 
 
 def pytest_configure() -> None:
@@ -164,4 +165,5 @@ def quantized_outcome(
 ) -> Outcome:
     """What quantizing a graph in memory on given feeds gives."""
     part = identify(model, "the model")
-    return quantize_model(model, part, feeds, configured(method), Scheme(Widths.parse(bits)), target=target)
+    chosen = configured(method, SHORT if any(one.name == "iterations" for one in parameters(METHODS[method])) else None)
+    return quantize_model(model, part, feeds, chosen, Scheme(Widths.parse(bits)), target=target)

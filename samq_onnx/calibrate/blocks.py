@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-__all__ = ["Block", "cut", "extract", "reads"]
+__all__ = ["Block", "crossings", "cut", "extract", "reads"]
 
 SMALLEST = 6  # nodes; fewer join the next block. The MLP half of a transformer block has seven
 
@@ -24,7 +24,7 @@ class Block:
     """A piece of a model as a model of its own.
 
     Attributes:
-        model: reads ``feed_inputs`` and, but for the first block, ``carried_in``; gives all else that is wanted.
+        model: reads ``feed_inputs`` and, but for the first block, ``carried_in``; gives all else that is wanted of it.
         groups: which of the requested groups of tensors are complete here, each in one block only.
         feed_inputs: graph inputs that the block reads or that its groups hold.
         carried_in, carried_out: the crossing tensors at its two ends, None at the ends of the model.
@@ -61,7 +61,7 @@ def _activations(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> set[ir
     return active
 
 
-def _crossings(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> list[ir.Value | None]:
+def crossings(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value]) -> list[ir.Value | None]:
     """For each node the activation that crosses behind it, if there is exactly one, a node made it, and its type is
     known, as an input of the next block must have one."""
     activations = _activations(nodes, inputs)
@@ -94,6 +94,15 @@ def _ends(crossings: Sequence[ir.Value | None], spans: Sequence[tuple[int, int]]
     return [*ends, last]
 
 
+def _span(places: Sequence[int], ends_at: Sequence[ir.Value | None], group: Sequence[str]) -> tuple[int, int]:
+    """First and last node that make the tensors of a group; what crosses a cut is there behind it too."""
+    first, last = min(places), max(places)
+    crossing = ends_at[first]
+    if first < last and crossing is not None and crossing.name in group:
+        return first + 1, last
+    return first, last
+
+
 def cut(model: ir.Model, groups: Sequence[Sequence[str]]) -> list[Block]:
     """Blocks of ``model`` in order, up to the last requested tensor.
 
@@ -111,16 +120,16 @@ def cut(model: ir.Model, groups: Sequence[Sequence[str]]) -> list[Block]:
             if name not in made and name not in inputs:
                 raise ValueError(f"the model has no tensor {name}")
     places = [[made[name][0] for name in group if name in made] or [0] for group in groups]
-    spans = [(min(place), max(place)) for place in places]
-    crossings = _crossings(nodes, list(inputs.values()))
-    ends = _ends(crossings, spans, max((final for _, final in spans), default=0))
+    ends_at = crossings(nodes, list(inputs.values()))
+    spans = [_span(place, ends_at, group) for place, group in zip(places, groups, strict=True)]
+    ends = _ends(ends_at, spans, max((final for _, final in spans), default=0))
     blocks: list[Block] = []
     start, carried = 0, None
     for end in ends:
-        crossing = crossings[end] if end != ends[-1] else None
+        crossing = ends_at[end] if end != ends[-1] else None
         mine = [index for index, (first, _) in enumerate(spans) if start <= first <= end]
         wanted = {name for index in mine for name in groups[index]}
-        outputs = [made[name][1] for name in sorted(wanted & made.keys())]
+        outputs = [made[name][1] for name in sorted(wanted & made.keys()) if made[name][1] is not carried]
         if crossing is not None and crossing not in outputs:
             outputs.append(crossing)
         if not outputs:  # only inputs of the graph are wanted

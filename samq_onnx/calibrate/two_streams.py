@@ -46,11 +46,14 @@ class Stage(Protocol):
     """Something that is decided once it has seen its tensors in both streams.
 
     Attributes:
-        tensors: their names.
+        tensors: their names. settled: whether it need not see them, as what it decides is known.
     """
 
     @property
     def tensors(self) -> tuple[str, ...]: ...
+
+    @property
+    def settled(self) -> bool: ...
 
     def update(self, exact: Sequence[np.ndarray], quantized: Sequence[np.ndarray]) -> None:
         """See ``tensors`` of one more input, in the float and in the quantized stream."""
@@ -135,8 +138,9 @@ def run_two_streams(
             bar.set_postfix_str(f"block {number} of {len(blocks)}, {resident_memory()}", refresh=False)
             streams = _Streams(block, {EXACT: exact_feeds, QUANTIZED: feeds}, scratch, bar)
             for stage in (stages[index] for index in block.groups):
-                for exact_arrays, arrays in streams.run(stage.tensors, plan, held_constants(model.graph)):
-                    stage.update(exact_arrays, arrays)
+                if not stage.settled:
+                    for exact_arrays, arrays in streams.run(stage.tensors, plan, held_constants(model.graph)):
+                        stage.update(exact_arrays, arrays)
                 stage.decide()
             streams.carry_on(plan, held_constants(model.graph))
 

@@ -7,6 +7,7 @@ import dataclasses
 
 from samq_onnx.families import Part, Role
 from samq_onnx.methods.method import Method, method, parameter
+from samq_onnx.methods.qdrop import recipe_of
 from samq_onnx.methods.scheme import Scheme, Widths
 from samq_onnx.methods.step import Step
 from samq_onnx.methods.steps import (
@@ -17,7 +18,10 @@ from samq_onnx.methods.steps import (
     FlipBimodalKeys,
     Gptq,
     GptqSettings,
+    KeepBetter,
+    LearnUnits,
     Ranges,
+    Reconstruct,
     RotateStream,
     Spare,
 )
@@ -33,12 +37,19 @@ LARGE = 1024  # pixels, a side of images of which fewer are enough
 LARGE_RANGE_IMAGES, LARGE_TRIAL_IMAGES = 8, 1  # then
 TRIAL_PROMPTS = 16  # that alternatives for a decoder are tried on
 SITE_PROMPTS = 6  # that its sites are tried on
+NARROW = 5  # bits, up to which an encoder's loss is worth learning; a decoder also learns to live with its encoder's
+UNITS = recipe_of("block", 20_000, 0.5, 1)
+LEARN = KeepBetter({"learned as a whole": [Reconstruct()], "learned by units": [LearnUnits(UNITS)]})
 
 
 @method("auto", paper="this package; rotation after QuaRot (Ashkboos et al. 2024), GPTQ (Frantar et al. 2023)")
 @dataclasses.dataclass(frozen=True)
 class Auto(Method):
-    """Exact folds and ranges that measure best, row-relative post-softmax codes, GPTQ, and few sites left in float."""
+    """Exact folds and ranges that measure best, row-relative post-softmax codes, GPTQ, and few sites left in float.
+
+    Where the user gives minutes, and torch is there, it also learns, in two ways, and keeps what is best on images that
+    nothing was learned from.
+    """
 
     decoder_bits: int = parameter(
         8, "a decoder has at least so many bits; few lose the prompt, and it is a few percent of a model", most=8
@@ -70,7 +81,8 @@ class Auto(Method):
             "rotated, balanced operands": [RotateStream(), BalanceOperands()],
         }
         spare = [] if scheme.strict else [Spare(self.encoder_float, inputs=tried, least=0.08, convolutions=True)]
-        return [*KEYS, BestOf("folds", folds, [ranges], inputs=tried), ranges, *spare, Gptq(self.gptq)]
+        learn = [LEARN] if min(dataclasses.astuple(scheme.widths)) <= NARROW else []
+        return [*KEYS, BestOf("folds", folds, [ranges], inputs=tried), ranges, *spare, Gptq(self.gptq), *learn]
 
     def _decoder(self, scheme: Scheme) -> list[Step]:
         narrow = scheme.widths.activation < 8
@@ -79,4 +91,4 @@ class Auto(Method):
         folds: dict[str, list[Step]] = {"as it is": [], "balanced operands": [BalanceOperands()]}
         spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=SITE_PROMPTS)]
         best = BestOf("folds", folds, [ways[OBSERVERS[0]]], inputs=TRIAL_PROMPTS)
-        return [*KEYS, best, BestCodes(ways, inputs=tried), *spare]
+        return [*KEYS, best, BestCodes(ways, inputs=tried), *spare, LEARN]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, TypeAlias, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from samq_onnx.methods.scheme import Scheme
 from samq_onnx.passes.lift import Lifted, Linear
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
+from samq_onnx.reconstruct.effort import Effort, Kept
 
 __all__ = ["Feeds", "Step", "Work"]
 
@@ -40,6 +42,8 @@ class Work:
         exact: what the constants of the float model hold, by name, as the last step that edits it left them. Steps that
             fit weights to their codes change the constants of ``lifted`` and not these.
         run: the steps given, as part of a step.
+        reader: file of the float decoder that reads an encoder's embedding, where it is known.
+        effort: what learning may cost. kept: where units that are learned wait for a run that goes on, if anywhere.
     """
 
     part: Part
@@ -56,6 +60,9 @@ class Work:
     reports: list[Report] = dataclasses.field(default_factory=list)
     statistics: dict[str, Statistic] = dataclasses.field(default_factory=dict)
     exact: dict[str, ir.TensorProtocol | None] = dataclasses.field(default_factory=dict)
+    reader: Path | None = None
+    effort: Effort = dataclasses.field(default_factory=Effort)
+    kept: Kept | None = None
 
     @property
     def model(self) -> ir.Model:

@@ -7,27 +7,30 @@ Rounding passes the gradient on (straight-through); scales and zero points get t
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from samq_onnx.codes import LogCodes, ProbabilityCodes, RowCodes, UniformCodes, WeightCodes
+from samq_onnx.codes import HybridCodes, LogCodes, ProbabilityCodes, RowCodes, UniformCodes, WeightCodes
 from samq_onnx.codes.row import row_weights
 
-__all__ = ["FakeQuantActivation", "FakeQuantWeight", "fake_quant_probabilities"]
+__all__ = ["FakeQuantActivation", "FakeQuantHybrid", "FakeQuantWeight", "fake_quant_probabilities"]
 
 SMALLEST_PROBABILITY = 1e-30
 
 
 class _Uniform(torch.autograd.Function):
-    """(clamp(round(x / scale + zero), low, high) - zero) * scale."""
+    """(clamp(round(x / scale) + zero, low, high) - zero) * scale, as QuantizeLinear rounds, for whole ``zero``."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, low: int, high: int) -> Any:
-        exact = x / scale + zero
-        codes = exact.round().clamp_(low, high)
+        exact = x / scale
+        codes = (exact.round() + zero).clamp_(low, high)
+        exact += zero
         inside = (exact >= low - 0.5) & (exact <= high + 0.5)
         codes -= zero
         ctx.save_for_backward(inside, torch.where(inside, codes - exact + zero, codes), scale, zero)
@@ -67,6 +70,11 @@ class FakeQuantActivation(torch.nn.Module):
         zero = _Round.apply(self.zero.clamp(0, top))
         return _Uniform.apply(x, self.log_scale.exp(), zero, 0, top)
 
+    @property
+    def step(self) -> torch.Tensor:
+        """The scale."""
+        return self.log_scale.exp()
+
     def current(self) -> UniformCodes:
         """The codes as they are now."""
         top = 2**self.bits - 1
@@ -74,11 +82,12 @@ class FakeQuantActivation(torch.nn.Module):
 
 
 class FakeQuantWeight(torch.nn.Module):
-    """Symmetric codes of a weight along ``out_axis``; ``weight`` and ``log_scale`` learn."""
+    """Symmetric codes of a weight along ``out_axis``; ``weight`` and ``log_scale`` learn, if it ``learns``."""
 
-    def __init__(self, weight: np.ndarray, codes: WeightCodes, out_axis: int) -> None:
+    def __init__(self, weight: np.ndarray, codes: WeightCodes, out_axis: int, learns: bool = True) -> None:
         super().__init__()
-        self.bits = codes.bits
+        self.bits, self.learns = codes.bits, learns
+        self.change: Callable[[torch.Tensor], torch.Tensor] | None = None  # of the weight, before it gets codes
         shape = [1] * weight.ndim
         shape[out_axis] = len(codes.scale)
         self.weight = torch.nn.Parameter(torch.tensor(weight))
@@ -86,21 +95,34 @@ class FakeQuantWeight(torch.nn.Module):
 
     def forward(self) -> torch.Tensor:
         top = 2 ** (self.bits - 1)
-        return _Uniform.apply(self.weight, self.log_scale.exp(), torch.zeros(()), -top, top - 1)
+        weight = self.weight if self.change is None else self.change(self.weight)
+        return _Uniform.apply(weight, self.log_scale.exp(), torch.zeros((), device=weight.device), -top, top - 1)
+
+    @property
+    def step(self) -> torch.Tensor:
+        """The scales."""
+        return self.log_scale.exp()
 
     def current(self) -> WeightCodes:
         """The codes as they are now."""
         return WeightCodes(tuple(self.log_scale.detach().exp().ravel().tolist()), self.bits)
 
+    def held(self) -> np.ndarray:
+        """What the constant of the graph holds, which its codes round."""
+        return self.weight.detach().cpu().numpy()
+
 
 class FakeQuantRow(torch.nn.Module):
     """Post-softmax codes relative to the largest of their row; nothing of them learns."""
+
+    weights: torch.Tensor
 
     def __init__(self, codes: RowCodes) -> None:
         super().__init__()
         self.given = codes
         if codes.tau:
-            self.weights = torch.tensor(row_weights(codes.tau, codes.bits), dtype=torch.float32)
+            weights = torch.tensor(row_weights(codes.tau, codes.bits), dtype=torch.float32)
+            self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, p: torch.Tensor) -> torch.Tensor:
         tau, top = self.given.tau, 2**self.given.bits - 1
@@ -130,7 +152,7 @@ class FakeQuantProbabilities(torch.nn.Module):
     def forward(self, p: torch.Tensor) -> torch.Tensor:
         scale, top = self.log_scale.exp(), 2**self.given.bits - 1
         if isinstance(self.given, UniformCodes):
-            return _Uniform.apply(p, scale, torch.zeros(()), 0, top)
+            return _Uniform.apply(p, scale, torch.zeros((), device=p.device), 0, top)
         tau = self.given.tau
         with torch.no_grad():
             codes = (-tau * torch.log2((p / scale).clamp_min(SMALLEST_PROBABILITY))).round().clamp(0, top)
@@ -143,6 +165,50 @@ class FakeQuantProbabilities(torch.nn.Module):
         if isinstance(self.given, UniformCodes):
             return UniformCodes(scale, 0, self.given.bits)
         return LogCodes(scale, self.given.tau, self.given.bits)
+
+
+def _on_grid(x: torch.Tensor, grid: UniformCodes) -> torch.Tensor:
+    codes = ((x / grid.scale).round() + grid.zero_point).clamp(0, 2**grid.bits - 1)
+    return (codes - grid.zero_point) * grid.scale
+
+
+class FakeQuantHybrid(torch.nn.Module):
+    """Hybrid codes of an activation (`samq_onnx.codes.hybrid`) on their grid; both scales learn, as logarithms.
+
+    The gradient of s_log is that of the least uniform value and of all logarithmic ones, that of s_uni the code.
+    """
+
+    def __init__(self, codes: HybridCodes) -> None:
+        super().__init__()
+        self.given = codes
+        self.log_scale = torch.nn.Parameter(torch.tensor([codes.log_scale, codes.uniform_scale]).log())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        codes, scales = self.given, self.log_scale.exp()
+        with torch.no_grad():
+            grid = self.current().grid
+            above = _on_grid(x, grid) - codes.low
+            level = (-torch.log2(above.clamp_min(SMALLEST_PROBABILITY) / scales[0])).round()
+            near = torch.where(level >= codes.log_codes, 0.0, torch.exp2(-level.clamp(0, codes.log_codes - 1)))
+            top = 2**codes.bits - codes.log_codes - 1
+            code = ((above - scales[0]) / scales[1]).round().clamp(0, top)
+            low = above <= scales[0]
+            by_log, by_uniform = torch.where(low, near, 1.0), torch.where(low, 0.0, code)
+            inside = (x >= codes.low) & (x <= codes.low + scales[0] + (top + 0.5) * scales[1])
+        made = codes.low + by_log * scales[0] + by_uniform * scales[1]
+        moved = (_on_grid(made, grid) - made).detach()
+        passed = x * inside
+        return made + moved + passed - passed.detach()
+
+    @property
+    def step(self) -> torch.Tensor:
+        """The scale of the grid."""
+        return torch.tensor(self.current().grid.scale, device=self.log_scale.device)
+
+    def current(self) -> HybridCodes:
+        """The codes as they are now."""
+        log_scale, uniform_scale = self.log_scale.detach().exp().tolist()
+        return dataclasses.replace(self.given, log_scale=log_scale, uniform_scale=uniform_scale)
 
 
 class FakeQuantFixed(torch.nn.Module):

@@ -21,7 +21,7 @@ import torch.nn.functional as functional
 from samq_onnx.families import IOU, LOW_RES_MASKS, Part, Role
 from samq_onnx.reconstruct.reconstruction import NotReconstructable
 
-__all__ = ["Objective", "embedding_loss", "mask_loss", "objective_of"]
+__all__ = ["Objective", "Sight", "embedding_loss", "mask_loss", "objective_of", "unit_loss"]
 
 IOU_WEIGHT = 5.0
 SMALLEST_VARIANCE = 1e-6
@@ -46,6 +46,19 @@ class Objective:
     batch: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """What a loss sees of an input.
+
+    Attributes:
+        index: number of the input. rows: of it, all if None. size: of the second axis, where rows were chosen.
+    """
+
+    index: int
+    rows: torch.Tensor | None = None
+    size: int | None = None
+
+
 def mask_loss(made: Tensors, wanted: Tensors) -> torch.Tensor:
     """Distance of (logits [..., masks, H, W], IoU estimates) from those of the float model."""
     logits, wanted_logits = made[0].flatten(-2), wanted[0].flatten(-2)
@@ -62,6 +75,16 @@ def mask_loss(made: Tensors, wanted: Tensors) -> torch.Tensor:
 
 def embedding_loss(made: Tensors, wanted: Tensors) -> torch.Tensor:
     return functional.mse_loss(made[0], wanted[0]) / wanted[0].var().clamp_min(SMALLEST_VARIANCE)
+
+
+def unit_loss(made: Tensors, wanted: Tensors, size: int | None = None) -> torch.Tensor:
+    """Squared errors of the outputs of a unit, summed along the second axis and averaged over the others (PTQ4SAM).
+
+    Args:
+        size: of that axis, where only some rows are there.
+    """
+    errors = [functional.mse_loss(one, two) * (size or two.shape[1]) for one, two in zip(made, wanted, strict=True)]
+    return torch.stack(errors).sum()
 
 
 def objective_of(part: Part, model: ir.Model) -> Objective:

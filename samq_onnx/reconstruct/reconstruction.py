@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["NotReconstructable", "Reconstruction"]
+__all__ = ["NotReconstructable", "Reconstruction", "UnitLoss"]
 
 
 class NotReconstructable(Exception):
@@ -19,3 +19,19 @@ class Reconstruction:
     inputs: int
     loss_before: float
     loss_after: float
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitLoss:
+    """What became of a unit: its loss as the model runs, before and after.
+
+    Attributes:
+        iterations: that it was learned for. refused: why it was not, or empty.
+    """
+
+    name: str
+    kind: str
+    iterations: int
+    before: float
+    after: float
+    refused: str = ""

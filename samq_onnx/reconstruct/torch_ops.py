@@ -70,7 +70,7 @@ def _pad(node: ir.Node, inputs: Tensors) -> torch.Tensor:
 
 def _gather(node: ir.Node, inputs: Tensors) -> torch.Tensor:
     x, index, axis = inputs[0], inputs[1], _get(node, "axis", 0)
-    taken = x.index_select(axis, index.reshape(-1))
+    taken = x.index_select(axis, index.reshape(-1).to(x.device))
     return taken.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 
@@ -97,14 +97,25 @@ def _convolution(apply: Callable[..., torch.Tensor]) -> Callable[[ir.Node, Tenso
     return run
 
 
-def attention_logits(node: ir.Node, q: torch.Tensor, k: torch.Tensor, terms: Tensors) -> torch.Tensor:
-    """scale * q kT, with the decomposed relative position of two tables, or with a bias, where the site has them."""
+def attention_logits(
+    node: ir.Node, q: torch.Tensor, k: torch.Tensor, terms: Tensors, places: torch.Tensor | None = None
+) -> torch.Tensor:
+    """scale * q kT, with the decomposed relative position of two tables, or with a bias, where the site has them.
+
+    Args:
+        places: of the queries that there are, int64, where there is no bias; None where all are there.
+    """
     logits = (q @ k.transpose(-1, -2)) * _get(node, "scale")
     if not terms:
         return logits
     if len(terms) == 1:
         return (logits.reshape(-1, *terms[0].shape) + terms[0]).reshape(logits.shape)
     table_h, table_w = terms
+    if places is not None:
+        down, along = places // table_w.shape[0], places % table_w.shape[0]
+        by_row = torch.einsum("...nc,nkc->...nk", q, table_h[down])[..., :, None]
+        by_column = torch.einsum("...nc,nkc->...nk", q, table_w[along])[..., None, :]
+        return logits + (by_row + by_column).reshape(logits.shape)
     grid = q.reshape(-1, table_h.shape[0], table_w.shape[0], q.shape[-1])
     by_row = torch.einsum("bhwc,hkc->bhwk", grid, table_h)[..., :, None]
     by_column = torch.einsum("bhwc,wkc->bhwk", grid, table_w)[..., None, :]

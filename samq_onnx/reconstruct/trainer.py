@@ -8,24 +8,27 @@ encoder while the targets come from the float one: then it also learns to live w
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
-from samq_onnx.calibrate.stream import resident_memory, run
+from samq_onnx.calibrate.stream import run
 from samq_onnx.families import Part
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.plan import QuantPlan
-from samq_onnx.progress import progress_bar
 from samq_onnx.reconstruct.activation_cache import ActivationCache
+from samq_onnx.reconstruct.descent import descend
+from samq_onnx.reconstruct.effort import Effort
 from samq_onnx.reconstruct.objectives import Objective, Tensors, objective_of
 from samq_onnx.reconstruct.reconstruction import NotReconstructable, Reconstruction
-from samq_onnx.reconstruct.simulate import Simulation
+from samq_onnx.reconstruct.simulate import Simulation, Twins
 from samq_onnx.scratch import Scratch
 
-__all__ = ["reconstruct"]
+__all__ = ["Learns", "everything", "reconstruct"]
 
 SCALE_RATE = 5.0  # of the logarithm, times that of the weights
 ZERO_RATE = 50.0  # of a code, times that of the weights
@@ -36,6 +39,27 @@ LARGEST_WORK = 50e9  # MACs of one input; what is larger takes many hours and te
 Feed = Mapping[str, np.ndarray]
 
 
+def everything(simulation: Simulation, rate: float) -> tuple[list[list[torch.nn.Parameter]], list[float]]:
+    """Weights, scales and zero points, and their rates, where that of weights is ``rate``."""
+    groups = [simulation.weights(), simulation.log_scales(), simulation.zeros()]
+    return groups, [rate, SCALE_RATE * rate, ZERO_RATE * rate]
+
+
+@dataclasses.dataclass(frozen=True)
+class Learns:
+    """What is learned of a whole model.
+
+    Attributes:
+        groups: of parameters, with a rate each, of a simulation and the objective's rate. twins: of codes.
+        iterations: as many; None where the objective's epochs decide. also: nodes before the first quantized ones.
+    """
+
+    groups: Callable[[Simulation, float], tuple[list[list[torch.nn.Parameter]], list[float]]] = everything
+    twins: Twins | None = None
+    iterations: int | None = None
+    also: tuple[ir.Node, ...] = ()
+
+
 def reconstruct(
     lifted: Lifted,
     plan: QuantPlan,
@@ -44,11 +68,14 @@ def reconstruct(
     targets: Sequence[Feed],
     *,
     label: str,
+    learns: Learns | None = None,
+    effort: Effort | None = None,
 ) -> Reconstruction:
     """Learn the plan and the constants of a lifted float model, in place.
 
     Args:
         feeds: inputs of the quantized model. targets: the same inputs as the float model sees them.
+        learns: what, if not everything. effort: bounds of it.
 
     Raises:
         NotReconstructable: hybrid codes, no objective for these outputs, an operator without a gradient, too much work
@@ -56,16 +83,18 @@ def reconstruct(
     """
     if hybrid := [name for name, codes in plan.linears.items() if codes.hybrid is not None]:
         raise NotReconstructable(f"hybrid codes have no gradient here ({hybrid[0]})")
-    model = lifted.model
+    model, learns, effort = lifted.model, learns or Learns(), effort or Effort()
     objective = objective_of(part, model)
     outputs = {value.name: value for value in model.graph.outputs}
-    simulation = Simulation(lifted, plan, [outputs[name] for name in objective.outputs])
+    ends = [outputs[name] for name in objective.outputs]
+    simulation = Simulation(lifted, plan, ends, twins=learns.twins, also=learns.also)
     if simulation.unknown:
         raise NotReconstructable(f"no gradient for {', '.join(simulation.unknown)}")
     unreached = [value.name or "" for value in simulation.outputs if value.producer() not in simulation.nodes]
     if unreached:
         raise NotReconstructable(f"nothing quantized leads to {', '.join(unreached)}")
-    if simulation.work > LARGEST_WORK:
+    device = effort.place()
+    if simulation.work > LARGEST_WORK and device == "cpu":
         raise NotReconstructable(
             f"one input takes {simulation.work / 1e9:.0f} GMAC, gradients are affordable up to {LARGEST_WORK / 1e9:.0f}"
         )
@@ -74,13 +103,16 @@ def reconstruct(
         run(model, targets, [wanted], label=f"{label}: targets")
         given = ActivationCache([value.name or "" for value in simulation.inputs], scratch)
         run(model, feeds, [given], label=f"{label}: inputs")
-        losses = _train(simulation, objective, given, wanted, label)
+        groups, rates = learns.groups(simulation, objective.rate)
+        simulation.to(device)
+        losses = _train(simulation, objective, given, wanted, label, groups, rates, learns, effort, device)
     simulation.write_back(plan)
     tenth = max(1, len(losses) // 10)
     return Reconstruction(len(feeds), float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:])))
 
 
-def _simulated(simulation: Simulation, given: Tensors) -> list[torch.Tensor]:
+def _simulated(simulation: Simulation, given: Tensors, device: str) -> list[torch.Tensor]:
+    given = [one.to(device) if one.is_floating_point() else one for one in given]
     try:
         return simulation(dict(zip(simulation.inputs, given, strict=True)))
     except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -88,34 +120,45 @@ def _simulated(simulation: Simulation, given: Tensors) -> list[torch.Tensor]:
 
 
 def _train(
-    simulation: Simulation, objective: Objective, given: ActivationCache, wanted: ActivationCache, label: str
+    simulation: Simulation,
+    objective: Objective,
+    given: ActivationCache,
+    wanted: ActivationCache,
+    label: str,
+    groups: Sequence[list[torch.nn.Parameter]],
+    rates: list[float],
+    learns: Learns,
+    effort: Effort,
+    device: str,
 ) -> list[float]:
     """Loss of each step."""
-    rates = [objective.rate, SCALE_RATE * objective.rate, ZERO_RATE * objective.rate]
-    groups = [simulation.weights(), simulation.log_scales(), simulation.zeros()]
-    optimizer = torch.optim.Adam([{"params": group} for group in groups])
-    steps = max(1, objective.epochs * len(given) // objective.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps + 1, pct_start=WARM_UP)
     random = np.random.default_rng(0)
     waiting: list[int] = []
-    losses: list[float] = []
-    bar = progress_bar(steps, f"{label}: learning", "step")
-    with bar:
-        for _ in range(steps):
-            losses.append(0.0)
-            for _ in range(objective.batch):
-                waiting = waiting or random.permutation(len(given)).tolist()
-                index = waiting.pop()
-                made = _simulated(simulation, given[index])
-                loss = objective.loss(made, wanted[index]) / objective.batch
-                loss.backward()  # type: ignore[no-untyped-call]
-                losses[-1] += loss.item()
-            torch.nn.utils.clip_grad_norm_(groups[0], LARGEST_GRADIENT)
-            optimizer.step()
-            if not math.isfinite(losses[-1]) or not all(value.isfinite().all() for group in groups for value in group):
-                raise NotReconstructable("its loss or what it would learn is not finite on these calibration inputs")
-            optimizer.zero_grad()
-            schedule.step()
-            bar.set_postfix_str(f"loss {losses[-1]:.3f}, {resident_memory()}", refresh=False)
-            bar.update()
-    return losses
+
+    def backward(step: int) -> float:
+        total = 0.0
+        for _ in range(objective.batch):
+            if not waiting:
+                waiting.extend(random.permutation(len(given)).tolist())
+            index = waiting.pop()
+            made = _simulated(simulation, given[index], device)
+            loss = objective.loss(made, [one.to(device) for one in wanted[index]]) / objective.batch
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
+
+    steps = learns.iterations or max(1, objective.epochs * len(given) // objective.batch)
+    if effort.deadline is not None:
+        started = time.monotonic()
+        backward(0)
+        simulation.zero_grad()
+        steps = effort.iterations(steps, time.monotonic() - started, 1.0, 0.0)
+
+    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        used = [rate for rate, group in zip(rates, groups, strict=True) if group]
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, used, total_steps=steps + 1, pct_start=WARM_UP)
+
+    return descend(
+        groups, rates, schedule, steps, backward,
+        label=f"{label}: learning", limited=groups[0], largest=LARGEST_GRADIENT,
+    )  # fmt: skip

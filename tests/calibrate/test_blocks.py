@@ -59,6 +59,17 @@ def test_tensors_of_a_group_come_out_of_one_block() -> None:
     assert {value.name for value in blocks[0].model.graph.outputs} == {"r1_d", "r2_b", "r2"}
 
 
+def test_a_group_may_begin_with_what_crosses_a_cut() -> None:
+    blocks = cut(_three_residuals(), [["x", "r1"], ["r1", "r2"], ["r2", "r3_a", "r3"]])
+    assert _carried(blocks) == ["r1", "r2", None]
+    assert [block.groups for block in blocks] == [[0], [1], [2]]
+    assert [sorted(v.name or "" for v in block.model.graph.outputs) for block in blocks] == [
+        ["r1"],
+        ["r2"],
+        ["r3", "r3_a"],
+    ]
+
+
 def test_an_input_of_the_graph_can_be_wanted() -> None:
     blocks = cut(_three_residuals(), [["x"], ["x", "y"]])
     assert [block.groups for block in blocks] == [[0], [], [1]]

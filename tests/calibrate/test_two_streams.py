@@ -69,6 +69,8 @@ def feeds(count: int = 2) -> list[dict[str, np.ndarray]]:
 class See:
     """A stage that keeps what it sees, and sets the bias of a linear to zero when it is its turn."""
 
+    settled = False
+
     def __init__(self, lifted: Lifted, index: int, *tensors: str) -> None:
         self.tensors, self._bias = tensors, lifted.linears[index].bias
         self.exact: list[np.ndarray] = []
@@ -158,3 +160,12 @@ def test_linears_of_a_group_do_not_depend_on_each_other_nor_on_later_groups(tiny
             assert {linear.node for linear in lifted.linears} & before <= settled
         settled |= set(group)
     assert (len(groups) < len(lifted.linears)) == (part == "decoder")  # whose q, k and v do not depend on each other
+
+
+def test_a_settled_stage_sees_nothing_and_decides_all_the_same() -> None:
+    lifted, plan = planned(chain(2))
+    stages = [See(lifted, index, linear.x.name or "") for index, linear in enumerate(lifted.linears) if index]
+    stages[0].settled = True
+    run_two_streams(lifted.model, plan, stages, feeds(), feeds(), exact={}, label="x")
+    assert not stages[0].exact and len(stages[1].exact) == 2
+    assert not constant(lifted.linears[1].bias).any()

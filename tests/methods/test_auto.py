@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
@@ -87,3 +88,14 @@ def test_a_strict_scheme_gets_its_widths(hard_sam: Path, calibration: Path) -> N
         assert (codes.weight.bits, codes.input.bits) == (widths.weight, widths.activation)
         assert codes.output is None or codes.output.bits == widths.activation
     assert configured("auto").widths(found, widths) == widths
+
+
+@pytest.mark.slow
+def test_given_minutes_it_keeps_the_best_of_learning_and_not(tiny_sam: Path) -> None:
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(4)]
+    parts = samq_onnx.quantize(tiny_sam, images, bits="w4a4", minutes=0.2, settings={"decoder_float": "0"}).parts
+    for part in parts.values():
+        learning = next(report for report in part.reports if report.name == "learning")
+        assert set(learning.facts) == {"as it is", "learned as a whole", "learned by units"}
+        assert learning.done == [min(learning.facts, key=lambda one: learning.facts[one])]

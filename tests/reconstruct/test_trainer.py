@@ -14,7 +14,7 @@ import torch
 
 from samq_onnx import assets
 from samq_onnx.calibrate.stream import run
-from samq_onnx.codes import LogCodes, RowCodes, UniformCodes, WeightCodes
+from samq_onnx.codes import HybridCodes, LogCodes, RowCodes, UniformCodes, WeightCodes
 from samq_onnx.codes.row import row_weights
 from samq_onnx.data import Calibration
 from samq_onnx.evaluate import overlap
@@ -28,7 +28,12 @@ from samq_onnx.pipeline import Preparation, begin
 from samq_onnx.plan_file import plan_to_json
 from samq_onnx.reconstruct import trainer
 from samq_onnx.reconstruct.activation_cache import ActivationCache
-from samq_onnx.reconstruct.fake_quant import FakeQuantActivation, FakeQuantWeight, fake_quant_probabilities
+from samq_onnx.reconstruct.fake_quant import (
+    FakeQuantActivation,
+    FakeQuantHybrid,
+    FakeQuantWeight,
+    fake_quant_probabilities,
+)
 from samq_onnx.reconstruct.objectives import objective_of
 from samq_onnx.reconstruct.reconstruction import NotReconstructable
 from samq_onnx.reconstruct.simulate import Simulation
@@ -142,6 +147,16 @@ class TestCodes:
         codes = FakeQuantWeight(weight, WeightCodes((0.1, 1.0), 4), out_axis=1)
         assert codes().detach().numpy() == pytest.approx(np.array([[0.1, -3.0], [0.2, 1.0]]))
         assert codes.current().scale == pytest.approx((0.1, 1.0))
+
+    def test_hybrid_codes_are_those_that_run_and_their_scales_learn(self) -> None:
+        codes = HybridCodes.of_range(-0.17, 0.83, 4, log_range=0.3, log_share=0.25)
+        twin = FakeQuantHybrid(codes)
+        x = np.concatenate([np.linspace(-0.4, 1.2, 641), [-0.17, -0.12, 0, 0.13, 0.40, 0.83]]).astype(np.float32)
+        made = twin(torch.tensor(x))
+        np.testing.assert_allclose(made.detach().numpy(), codes.on_grid(x), atol=1e-5)
+        (made[-2] + made[-5]).backward()
+        assert twin.log_scale.grad is not None and (twin.log_scale.grad != 0).all()
+        assert twin.current().log_codes == codes.log_codes
 
     @pytest.mark.parametrize("codes", [LogCodes(0.5, 2, 4), UniformCodes(1 / 15, 0, 4), RowCodes(2, 4), RowCodes(0, 4)])
     def test_probabilities_stay_on_their_codes(self, codes: LogCodes | UniformCodes | RowCodes) -> None:

@@ -11,7 +11,10 @@ from samq_onnx.methods.steps.clip_by_focus import ClipByFocus
 from samq_onnx.methods.steps.first_of import FirstOf
 from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
 from samq_onnx.methods.steps.hybrid import HybridInputs
+from samq_onnx.methods.steps.keep_better import KeepBetter
 from samq_onnx.methods.steps.keys import CentreKeys, FlipBimodalKeys
+from samq_onnx.methods.steps.learn import LearnUnits
+from samq_onnx.methods.steps.learn_scales import LearnScales
 from samq_onnx.methods.steps.norms import ScaleNorms, input_rows
 from samq_onnx.methods.steps.ranges import Ranges
 from samq_onnx.methods.steps.reconstruct import Reconstruct
@@ -32,6 +35,9 @@ __all__ = [
     "Gptq",
     "GptqSettings",
     "HybridInputs",
+    "KeepBetter",
+    "LearnScales",
+    "LearnUnits",
     "Ranges",
     "Reconstruct",
     "RepairAttention",

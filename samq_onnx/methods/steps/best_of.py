@@ -12,14 +12,12 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.analysis.judge import OutputJudge
-from samq_onnx.calibrate.stream import open_block, run
+from samq_onnx.calibrate.stream import run
 from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Feeds, Step, Work
+from samq_onnx.methods.steps.trial import Outputs, loss_of
 from samq_onnx.passes.graph import held_constants
-from samq_onnx.passes.lift import lift
-from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.passes.report import Report
-from samq_onnx.runtime import run_session
 from samq_onnx.sampling import spread
 
 __all__ = ["BestOf"]
@@ -53,7 +51,7 @@ class BestOf(Step):
         report = Report(self.name)
         seen, judged = _halves(work.observed, self.inputs)
         judge = OutputJudge(work.part)
-        references = _Outputs(judge.outputs)
+        references = Outputs(judge.outputs)
         run(work.model, judged, [references], label=f"{work.label}: {self.name}")
         known: dict[tuple[str, ...], float] = {}  # by the steps that did something
         for name, steps in self.alternatives.items():
@@ -88,14 +86,7 @@ class BestOf(Step):
                 return known[effective]
             work.run(self.then, trial)
             model = work.model.clone()
-        TARGETS[trial.plan.target].lower(lift(model), trial.plan)
-        session = open_block(model)
-        losses = []
-        for index, reference in enumerate(references):
-            fed = {value.name or "": judged[index][value.name or ""] for value in model.graph.inputs}
-            outputs = run_session(session, fed, "a trial", judge.outputs)
-            losses.append(judge(index, reference, dict(zip(judge.outputs, outputs, strict=True))).cost)
-        known[effective] = float(np.mean(losses))
+        known[effective] = loss_of(model, trial.plan, judge, references, judged)
         return known[effective]
 
 
@@ -114,16 +105,3 @@ def _halves(feeds: Feeds, count: int) -> tuple[Feeds, Feeds]:
     """Two lots of so many inputs, evenly spread, none in both if there are enough."""
     places = spread(len(feeds), 2 * count)
     return Selection(feeds, places[::2]), Selection(feeds, places[1::2] or places)
-
-
-class _Outputs:
-    """Keeps tensors of all inputs."""
-
-    inputs = None
-
-    def __init__(self, tensors: tuple[str, ...]) -> None:
-        self.tensors = tensors
-        self.arrays: list[dict[str, np.ndarray]] = []
-
-    def update(self, *arrays: np.ndarray) -> None:
-        self.arrays.append(dict(zip(self.tensors, arrays, strict=True)))

@@ -5,12 +5,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from importlib.util import find_spec
 
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.passes.report import Report
 from samq_onnx.reconstruct.reconstruction import NotReconstructable
 
-__all__ = ["Reconstruct"]
+__all__ = ["NO_TORCH", "Reconstruct", "torch_is_there"]
+
+NO_TORCH = "torch is not installed; run: pip install samq_onnx[learn]"
+
+
+def torch_is_there() -> bool:
+    """Whether torch, which is optional, can be imported; to be asked first."""
+    # Read when torch is loaded: its threads wait without spinning, which beside other work slows them manifold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return find_spec("torch") is not None
 
 
 class Reconstruct(Step):
@@ -20,15 +30,15 @@ class Reconstruct(Step):
 
     def apply(self, work: Work) -> Report:
         report = Report(self.name)
-        # Read when torch is loaded: its threads wait without spinning, which beside other work slows them manifold.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        try:
-            from samq_onnx.reconstruct.trainer import reconstruct  # torch is optional
-        except ImportError:
-            report.refuse(work.label, "torch is not installed; run: pip install samq_onnx[learn]")
+        if not torch_is_there():
+            report.refuse(work.label, NO_TORCH)
             return report
+        from samq_onnx.reconstruct.trainer import reconstruct
+
         try:
-            found = reconstruct(work.lifted, work.plan, work.part, work.feeds, work.float_feeds(), label=work.label)
+            found = reconstruct(
+                work.lifted, work.plan, work.part, work.feeds, work.float_feeds(), label=work.label, effort=work.effort
+            )
         except NotReconstructable as reason:
             report.refuse(work.label, str(reason))
             return report

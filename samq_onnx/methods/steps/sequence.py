@@ -42,6 +42,8 @@ def products(work: Work, report: Report | None) -> list[Linear]:
 class _Linears:
     """Linears that do not depend on each other, as a stage of two streams."""
 
+    settled = False
+
     def __init__(self, work: Work, linears: Sequence[Linear], settle: Settle) -> None:
         self._settle = settle
         self._moments: dict[str, InputMoments] = {}

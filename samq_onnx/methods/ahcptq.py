@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AHCPTQ: hybrid codes, groups of channels, and QDrop's reconstruction.
+
+"AHCPTQ: accurate and hardware-compatible post-training quantization for the Segment Anything Model", ICCV 2025. As
+PTQ4SAM-L, with codes that are logarithmic next to their least value and uniform above behind GELU and ReLU (HLUQ),
+whose two scales learn, and with a scale and a zero point for each of four groups of channels (CAG).
+
+Other than in the paper: groups are settled before learning rather than in four steps of it, and fold into norms and
+weights, exactly, where integer products have no room for them (`samq_onnx.methods.ahcptq_s`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from samq_onnx.families import Part
+from samq_onnx.methods.ahcptq_s import FEATURES, WHERE, GroupChannels
+from samq_onnx.methods.method import Method, method, parameter
+from samq_onnx.methods.qdrop import recipe_of
+from samq_onnx.methods.scheme import Scheme
+from samq_onnx.methods.step import Step
+from samq_onnx.methods.steps import FlipBimodalKeys, HybridInputs, LearnUnits, Ranges
+from samq_onnx.observers import TENSOR_OBSERVERS
+from samq_onnx.passes.lift.kinds import TOKEN_TO_IMAGE_KINDS
+
+__all__ = ["Ahcptq"]
+
+
+@method("ahcptq", paper="AHCPTQ, ICCV 2025 (HLUQ and CAG, with QDrop's reconstruction)")
+@dataclasses.dataclass(frozen=True)
+class Ahcptq(Method):
+    """PTQ4SAM-L, hybrid log and uniform codes behind GELU and ReLU, groups of channels behind an encoder's norms."""
+
+    iterations: int = parameter(2000, "of a unit; the paper has 20000", most=1e6)
+    drop: float = parameter(0.5, "probability that an element is quantized while it learns", most=1)
+    activation: str = parameter("avg_minmax", "ranges of activations to begin with", lambda: TENSOR_OBSERVERS)
+    hybrid: str = parameter(
+        "always", "hybrid codes behind GELU and ReLU: always, where they are better, or never", lambda: WHERE
+    )
+    groups: bool = parameter(True, "groups of channels behind norms (CAG)")
+    features: str = parameter("log", "what channels are grouped by: log, or plain as in the paper", lambda: FEATURES)
+    batch: int = parameter(1, "inputs of an iteration", most=1024)
+
+    def steps(self, part: Part, scheme: Scheme) -> list[Step]:
+        steps: list[Step] = [FlipBimodalKeys(TOKEN_TO_IMAGE_KINDS)]
+        if self.groups:
+            steps.append(GroupChannels(self.features))
+        steps.append(Ranges(self.activation, "mse", "log", decoder_keys="omse"))
+        if self.hybrid != "never":
+            steps.append(HybridInputs(always=self.hybrid == "always"))
+        return [*steps, LearnUnits(recipe_of("module", self.iterations, self.drop, self.batch))]

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learn in several ways, and keep what is best on inputs that nothing was learned from."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from samq_onnx.analysis.judge import OutputJudge
+from samq_onnx.calibrate.stream import run
+from samq_onnx.families import Role
+from samq_onnx.feeds import Selection
+from samq_onnx.methods.step import Step, Work
+from samq_onnx.methods.steps.reconstruct import NO_TORCH, torch_is_there
+from samq_onnx.methods.steps.trial import Outputs, loss_of
+from samq_onnx.passes.graph import held_constants
+from samq_onnx.passes.report import Report
+from samq_onnx.plan import QuantPlan
+from samq_onnx.sampling import spread
+
+__all__ = ["KeepBetter"]
+
+EVERY = 4  # of so many images one is held out
+IMAGES, PROMPTS = 8, 48  # that are judged, at most
+AS_IT_IS = "as it is"
+
+State = tuple[QuantPlan, dict[str, ir.TensorProtocol | None]]
+
+
+class KeepBetter(Step):
+    """The plan and the weights after that list of steps, of several, whose outputs are nearest to the float ones.
+
+    Every fourth image is held out: steps do not see it, and alternatives are judged on these alone, by the error of the
+    embedding or by how little masks overlap the float ones, never by labels. What was there before competes too, and
+    wins a tie: the outcome is never worse than it on these images. The time that is left is shared evenly; where no
+    time is given, nothing is learned.
+
+    Args:
+        alternatives: name -> steps that change the plan and weights, and no tensor of the float model.
+    """
+
+    name = "learning"
+    reads_plan = True
+
+    def __init__(self, alternatives: Mapping[str, Sequence[Step]]) -> None:
+        self.alternatives = alternatives
+
+    def apply(self, work: Work) -> Report:
+        report = Report(self.name)
+        if work.effort.deadline is None:
+            return report
+        if not torch_is_there():
+            report.refuse(work.label, NO_TORCH)
+            return report
+        seen, held_out = _halves(work)
+        if not seen or not held_out:
+            report.refuse(work.label, "there are too few images to hold some out")
+            return report
+        judge = OutputJudge(work.part)
+        floats, model = Outputs(judge.outputs), work.model.clone()
+        for name, tensor in work.exact.items():
+            model.graph.initializers[name].const_value = tensor
+        exact_feeds = work.float_feeds()
+        run(model, Selection(exact_feeds, held_out), [floats], label=f"{work.label}: held out")
+        fed = Selection(work.feeds, held_out)
+        states = {AS_IT_IS: _state(work)}
+        report.facts[AS_IT_IS] = loss_of(work.model.clone(), work.plan, judge, floats.arrays, fed)
+        for number, (name, steps) in enumerate(self.alternatives.items()):
+            _restore(work, states[AS_IT_IS])
+            trial = dataclasses.replace(
+                work,
+                feeds=Selection(work.feeds, seen),
+                float_feeds=lambda: Selection(exact_feeds, seen),
+                effort=work.effort.part(1 / (len(self.alternatives) - number)),
+                linears=list(work.linears),
+                reports=work.reports,
+            )
+            work.run(steps, trial)
+            states[name] = _state(work)
+            report.facts[name] = loss_of(work.model.clone(), work.plan, judge, floats.arrays, fed)
+        best = min(report.facts, key=lambda name: report.facts[name])
+        _restore(work, states[best])
+        report.done.append(best)
+        return report
+
+
+def _halves(work: Work) -> tuple[list[int], list[int]]:
+    """Indices of inputs that are learned from, and of those that are judged; none of one image in both."""
+    samples = getattr(work.feeds, "samples", None)
+    count = len(samples) if samples is not None else len(work.feeds)
+    per_image = max(1, len(work.feeds) // max(count, 1))
+    places = [index // per_image for index in range(len(work.feeds))]
+    held = [index for index, place in enumerate(places) if place % EVERY == EVERY - 1]
+    seen = [index for index, place in enumerate(places) if place % EVERY != EVERY - 1]
+    most = PROMPTS if work.part.role is Role.DECODER else IMAGES
+    return seen, [held[place] for place in spread(len(held), most)]
+
+
+def _state(work: Work) -> State:
+    return copy.deepcopy(work.plan), held_constants(work.model.graph)
+
+
+def _restore(work: Work, state: State) -> None:
+    plan, constants = copy.deepcopy(state[0]), state[1]
+    work.plan.linears, work.plan.attentions = plan.linears, plan.attentions
+    for name, tensor in constants.items():
+        work.model.graph.initializers[name].const_value = tensor

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reconstruct a quantized model unit by unit: each comes near what it gives in the float model, on quantized inputs.
+
+Two streams of activations go through the model side by side (`samq_onnx.calibrate.two_streams`): the float one, and
+that of the quantized model, in which all units before are reconstructed already. At each unit both are cached, what its
+recipe says is learned, and the result goes into the plan and the constants of the graph, from where the quantized
+stream goes on with it: weights are codes then, every one of them, and nothing is left out at random any more. A unit
+that would not be better than before stays as it was.
+
+Memory: one unit with its gradients, one block of the model, and as much of the caches as is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from samq_onnx.calibrate.stream import Feed
+from samq_onnx.calibrate.two_streams import run_two_streams
+from samq_onnx.passes.graph import is_shared
+from samq_onnx.passes.lift import Lifted
+from samq_onnx.plan import QuantPlan
+from samq_onnx.plan_file import plan_to_json
+from samq_onnx.progress import write_line
+from samq_onnx.reconstruct.activation_cache import ActivationCache
+from samq_onnx.reconstruct.descent import cosine, descend
+from samq_onnx.reconstruct.drop import Dropped, mixed
+from samq_onnx.reconstruct.effort import Effort, Kept
+from samq_onnx.reconstruct.fake_quant import FakeQuantActivation, FakeQuantWeight
+from samq_onnx.reconstruct.learned import Learned
+from samq_onnx.reconstruct.objectives import Sight, unit_loss
+from samq_onnx.reconstruct.recipe import Phase, Recipe
+from samq_onnx.reconstruct.reconstruction import NotReconstructable, UnitLoss
+from samq_onnx.reconstruct.rounding import AdaRoundWeight
+from samq_onnx.reconstruct.sampled import Choice, sampled_attention
+from samq_onnx.reconstruct.simulate import Simulation, Twins
+from samq_onnx.reconstruct.units import Unit, find_units
+from samq_onnx.scratch import Scratch
+
+__all__ = ["UnitObjective", "harden", "reconstruct_units"]
+
+JUDGED = 8  # inputs that a unit is judged on, before and after
+ROWS = 512  # of an input that an iteration sees, where rows, or windows, or queries do not depend on each other
+ZERO_RATE = 1000.0  # of a zero point, in codes, times that of the logarithm of a scale
+
+Tensors = Sequence[torch.Tensor]
+
+
+class UnitObjective(Protocol):
+    """What is to come near the float model when a unit is learned."""
+
+    def __call__(self, unit: Unit, made: Tensors, wanted: Tensors, sight: Sight) -> torch.Tensor:
+        """The loss of a unit's outputs."""
+        ...
+
+
+def plain(unit: Unit, made: Tensors, wanted: Tensors, sight: Sight) -> torch.Tensor:
+    """`unit_loss`."""
+    return unit_loss(made, wanted, sight.size)
+
+
+def harden(simulation: Simulation) -> None:
+    """Every weight is one of its codes, and nothing is dropped any more."""
+    for weight in simulation.kinds(AdaRoundWeight):
+        weight.hard = True
+    for codes in simulation.kinds(Dropped):
+        codes.dropping = False
+
+
+def reconstruct_units(
+    lifted: Lifted,
+    plan: QuantPlan,
+    recipe: Recipe,
+    exact_feeds: Sequence[Feed],
+    feeds: Sequence[Feed],
+    *,
+    exact: Mapping[str, ir.TensorProtocol | None],
+    label: str,
+    effort: Effort | None = None,
+    objective: Callable[[Path], UnitObjective] | None = None,
+    kept: Kept | None = None,
+) -> list[UnitLoss]:
+    """Learn the plan and the constants of a lifted model, in place; what became of each unit.
+
+    Args:
+        exact_feeds: inputs of the float model. feeds: the same ones as the quantized model gets them.
+        exact: what constants of the float model hold, by name.
+        effort: bounds of it. objective: makes that of units, given a folder; None: their outputs.
+        kept: finished units of a run that was killed.
+
+    Raises:
+        NotReconstructable: the objective is not for this model; nothing was changed.
+        UserError: as `run_two_streams`, or there is no such device.
+    """
+    effort = effort or Effort()
+    units = find_units(lifted, plan, recipe.level)
+    start = _digest(lifted, plan, recipe, len(feeds))
+    with Scratch() as scratch:
+        chosen = plain if objective is None else objective(scratch)
+        run = _Run(lifted, plan, recipe, exact, label, effort, chosen, kept, scratch, torch.device(effort.place()))
+        stages = [_Stage(run, unit, hashlib.sha256(f"{start} {unit.name}".encode()).hexdigest()) for unit in units]
+        run.left = [stage.unit.work for stage in stages]
+        if effort.deadline is not None:
+            write_line(f"{label}: {len(units)} units, {max(0.0, effort.deadline - time.monotonic()):.0f} s to learn")
+        run_two_streams(lifted.model, plan, stages, exact_feeds, feeds, exact=exact, label=label)
+    return run.found
+
+
+def _digest(lifted: Lifted, plan: QuantPlan, recipe: Recipe, inputs: int) -> str:
+    """Hash of all that the first unit starts from."""
+    digest = hashlib.sha256(json.dumps([plan_to_json(plan), dataclasses.asdict(recipe), inputs]).encode())
+    for name, value in sorted(lifted.model.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
+            digest.update(name.encode() + np.ascontiguousarray(value.const_value.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass
+class _Run:
+    """What all units share."""
+
+    lifted: Lifted
+    plan: QuantPlan
+    recipe: Recipe
+    exact: Mapping[str, ir.TensorProtocol | None]
+    label: str
+    effort: Effort
+    objective: UnitObjective
+    kept: Kept | None
+    scratch: Path
+    device: torch.device
+    left: list[float] = dataclasses.field(default_factory=list)  # work of the units that are not done
+    found: list[UnitLoss] = dataclasses.field(default_factory=list)
+    ended: float = dataclasses.field(default_factory=time.monotonic)  # when the last unit was
+
+
+class _Stage:
+    """A unit as a stage of two streams."""
+
+    def __init__(self, run: _Run, unit: Unit, key: str) -> None:
+        self.run, self.unit = run, unit
+        self.tensors = unit.tensors
+        memory = run.effort.cache_bytes / 2
+        self._exact = ActivationCache(self.tensors, run.scratch, memory)
+        self._quantized = ActivationCache(unit.tensors[: len(unit.inputs)], run.scratch, memory)
+        self._learned = Learned(key, unit, run.plan, run.lifted)
+        self.settled = run.kept is not None and run.kept.restore(self._learned)
+
+    def update(self, exact: Sequence[np.ndarray], quantized: Sequence[np.ndarray]) -> None:
+        self._exact.update(*exact)
+        self._quantized.update(*quantized[: len(self.unit.inputs)])
+
+    def decide(self) -> None:
+        run = self.run
+        if self.settled:
+            self._learned.write(run.plan, run.lifted)
+            run.found.append(self._learned.loss)
+        else:
+            waiting = (time.monotonic() - run.ended) * (len(run.left) - 1)
+            run.found.append(self._learn(waiting))
+            self._exact.clear()
+            self._quantized.clear()
+            if run.kept is not None:
+                self._learned.take(run.plan, run.lifted, run.found[-1])
+                run.kept.keep(self._learned)
+        run.left.pop(0)
+        run.ended = time.monotonic()
+
+    def _learn(self, waiting: float) -> UnitLoss:
+        run, unit = self.run, self.unit
+        exact = {
+            name: held.numpy() for name, held in run.exact.items() if held is not None and name in self._constants()
+        }
+        twins = Twins(
+            rounds=any(phase.rounding for phase in run.recipe.phases),
+            wrap=lambda codes: Dropped(codes, 1.0),
+            free=False,
+            fixed=self._shared(),
+        )
+        simulation = Simulation(run.lifted, run.plan, unit.outputs, unit.inputs, twins, exact)
+        if simulation.unknown:
+            return UnitLoss(unit.name, unit.kind, 0, 0.0, 0.0, f"no gradient for {', '.join(simulation.unknown)}")
+        simulation.to(run.device)
+        learner = _Learner(simulation, unit, run, self._exact, self._quantized)
+        seed = int(hashlib.sha256(unit.name.encode()).hexdigest()[:8], 16)
+        with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            try:
+                return learner.learn(waiting)
+            except NotReconstructable as reason:
+                return UnitLoss(unit.name, unit.kind, 0, 0.0, 0.0, str(reason))
+
+    def _constants(self) -> set[str]:
+        return {v.name or "" for node in self.unit.nodes for v in node.inputs if v is not None}
+
+    def _shared(self) -> frozenset[ir.Value]:
+        """Weights that something outside of the unit reads too."""
+        inside = set(self.unit.nodes)
+        return frozenset(
+            linear.weight
+            for linear in self.run.lifted.linears
+            if linear.node in inside
+            and is_shared(linear.weight)
+            and (linear.weight.is_graph_output() or any(node not in inside for node, _ in linear.weight.uses()))
+        )
+
+
+class _Learner:
+    """Learns one unit."""
+
+    def __init__(
+        self, simulation: Simulation, unit: Unit, run: _Run, exact: ActivationCache, quantized: ActivationCache
+    ) -> None:
+        self.simulation, self.unit, self.run = simulation, unit, run
+        self._exact, self._quantized = exact, quantized
+        self._random = np.random.default_rng(0)
+        self._rowwise = unit.rowwise
+        self._attention = None if self._rowwise else sampled_attention(run.lifted, simulation, unit)
+
+    def learn(self, waiting: float) -> UnitLoss:
+        run, recipe = self.run, self.run.recipe
+        before = self._judge()
+        iterations = recipe.iterations
+        if run.effort.deadline is not None:
+            share = run.left[0] / sum(run.left)
+            iterations = run.effort.iterations(iterations, self._seconds(), share, waiting)
+            write_line(f"{run.label}: {self.unit.kind} {self.unit.name}, {iterations} iterations")
+        for phase, steps in zip(recipe.phases, recipe.shares(iterations), strict=True):
+            self._descend(phase, steps)
+        after = self._judge()
+        better = after < before
+        if better:
+            self.simulation.write_back(run.plan)
+        return UnitLoss(self.unit.name, self.unit.kind, iterations, before, after if better else before)
+
+    def _begin(self, phase: Phase) -> list[list[torch.nn.Parameter]]:
+        """What learns in a phase: roundings and weights, logarithms of scales, zero points."""
+        simulation = self.simulation
+        for parameter in simulation.parameters():
+            parameter.requires_grad_(False)
+        for weight in simulation.kinds(AdaRoundWeight):
+            weight.hard = not phase.rounding
+        for codes in simulation.kinds(Dropped):
+            codes.dropping, codes.probability = True, phase.drop
+        first = [weight.alpha for weight in simulation.kinds(AdaRoundWeight) if phase.rounding]
+        learning = [weight for weight in simulation.kinds(FakeQuantWeight) if weight.learns]
+        first += [weight.weight for weight in learning if phase.weights]
+        scales = [weight.log_scale for weight in learning if phase.weight_scales]
+        if phase.scales:
+            codes_of = [one.codes for one in simulation.kinds(Dropped) if hasattr(one.codes, "log_scale")]
+            scales += [codes.log_scale for codes in codes_of]  # type: ignore[misc]
+        zeros = [codes.zero for codes in simulation.kinds(FakeQuantActivation) if phase.zeros]
+        for parameter in (*first, *scales, *zeros):
+            parameter.requires_grad_(True)
+        return [first, scales, zeros]
+
+    def _descend(self, phase: Phase, steps: int) -> None:
+        groups = self._begin(phase)
+        if not any(groups):
+            return
+        rate, scale_rate = phase.rates(steps)
+        rates = [rate, scale_rate, scale_rate * ZERO_RATE]
+        falls = [lambda step: 1.0, *[lambda step: cosine(step / steps)] * 2]
+
+        def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+            mine = [fall for fall, group in zip(falls, groups, strict=True) if group]
+            return torch.optim.lr_scheduler.LambdaLR(optimizer, mine)
+
+        descend(
+            groups, rates, schedule, steps, lambda step: self._backward(phase, step / steps),
+            label=f"{self.run.label}: {self.unit.kind}",
+        )  # fmt: skip
+
+    def _backward(self, phase: Phase, progress: float) -> float:
+        total = 0.0
+        for _ in range(self.run.recipe.batch):
+            index = int(self._random.integers(len(self._exact)))
+            loss = self._loss(index, phase.mix, self._choice(index)) / self.run.recipe.batch
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        power = phase.power(progress)
+        if power is not None:
+            undecided = [weight.undecided(power) for weight in self.simulation.kinds(AdaRoundWeight)]
+            if undecided:
+                loss = phase.regulariser * torch.stack(undecided).sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    def _choice(self, index: int) -> torch.Tensor | Choice | None:
+        """What an iteration sees of an input, where it need not see all: rows, or windows or queries."""
+        if self._attention is not None and self.run.objective is plain:
+            return self._attention.draw(self._random, ROWS)
+        if not self._rowwise:
+            return None
+        rows = self._exact[index][0][..., 0].numel()
+        if rows <= ROWS:
+            return None
+        return torch.from_numpy(np.sort(self._random.choice(rows, ROWS, replace=False)))
+
+    def _loss(self, index: int, mix: float, chosen: torch.Tensor | Choice | None) -> torch.Tensor:
+        count = len(self.unit.inputs)
+        exact, quantized = self._exact[index], self._quantized[index]
+        sight = Sight(index)
+        if chosen is not None:
+            tokens, rows = (chosen.tokens, chosen.rows) if isinstance(chosen, Choice) else (chosen, chosen)
+            sight = Sight(index, rows, exact[count].shape[1])
+            entered = [[one.flatten(0, -2)[tokens][None] for one in some[:count]] for some in (exact, quantized)]
+            exact = [*entered[0], *(one.flatten(0, -2)[rows][None] for one in exact[count:])]
+            quantized = entered[1]
+        exact, quantized = ([self._placed(one) for one in some] for some in (exact, quantized))
+        given = [
+            mixed(mine, theirs, mix) if mine.is_floating_point() else mine
+            for mine, theirs in zip(quantized, exact[:count], strict=True)
+        ]
+        if isinstance(chosen, Choice):
+            assert self._attention is not None
+            made = [self._attention(given[0], chosen)]
+        else:
+            made = self._made(given)
+        return self.run.objective(self.unit, made, exact[count:], sight)
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.run.device) if tensor.is_floating_point() else tensor
+
+    def _made(self, given: Tensors) -> list[torch.Tensor]:
+        try:
+            return self.simulation(dict(zip(self.simulation.inputs, given, strict=True)))  # type: ignore[no-any-return]
+        except (IndexError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+            raise NotReconstructable(f"an operator is used in a way that has no gradient here ({error})") from error
+
+    def _judge(self) -> float:
+        """Mean loss on some inputs, as the model will run."""
+        harden(self.simulation)
+        places = np.linspace(0, len(self._exact) - 1, min(JUDGED, len(self._exact))).round().astype(int)
+        with torch.no_grad():
+            return float(np.mean([self._loss(index, 1.0, None).item() for index in places.tolist()]))
+
+    def _seconds(self) -> float:
+        """What an iteration takes: the shortest of a few."""
+        phase = self.run.recipe.phases[0]
+        self._begin(phase)
+        taken = []
+        for _ in range(3):
+            started = time.monotonic()
+            self._backward(phase, 1.0)
+            taken.append(time.monotonic() - started)
+        for parameter in self.simulation.parameters():
+            parameter.grad = None
+        return sorted(taken)[1]

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods that learn by units: their starts by numbers, and what each makes of a small SAM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import samq_onnx
+from samq_onnx.api import Result
+from samq_onnx.calibrate.statistics import TensorStats
+from samq_onnx.methods.lsq import first_step, first_steps
+from samq_onnx.methods.lsq_plus import three_deviations
+from samq_onnx.methods.step import Step, Work
+from samq_onnx.methods.steps import KeepBetter
+from samq_onnx.passes.graph import constant, replace_constant
+from samq_onnx.passes.report import Report
+from samq_onnx.reconstruct.effort import Effort
+from tests.conftest import relative_error, run_model
+from tests.reconstruct.test_engine import planned
+
+SETTINGS: list[tuple[str, dict[str, str]]] = [
+    ("adaround", {}),
+    ("brecq", {}),
+    ("brecq", {"fisher": "true"}),
+    ("qdrop", {}),
+    ("lsq", {}),
+    ("lsq+", {"weights": "true"}),
+    ("ptq4sam-l", {}),
+    ("pq-sam-l", {}),
+    ("saq-sam", {}),
+    ("ahcptq", {}),
+]
+
+
+def test_lsq_begins_with_twice_the_mean_over_the_root_of_the_largest_code() -> None:
+    stats = TensorStats("x")
+    stats.update(np.array([0.0, 1.0, 2.0, 5.0], np.float32))
+    assert first_step(stats, 4).scale == pytest.approx(2 * 2 / np.sqrt(15), rel=2e-3)
+    assert first_step(stats, 4).zero_point == 0
+    stats.update(np.array([-1.0, -1.0, -1.0, -1.0], np.float32))
+    signed = first_step(stats, 4)
+    assert (signed.scale, signed.zero_point) == (pytest.approx(2 * 1.5 / np.sqrt(7), rel=5e-3), 8)
+    rows = np.array([[1.0, -3.0], [0.0, 0.5]])
+    assert first_steps(rows, 4) == pytest.approx([4 / np.sqrt(7), 0.5 / np.sqrt(7)])
+
+
+def test_lsq_plus_begins_with_three_deviations() -> None:
+    rows = np.array([[0.0, 2.0], [-3.0, -3.0]])  # mean 1, deviation 1; mean -3, deviation 0
+    assert three_deviations(rows, 4) == pytest.approx([4 / 8, 3 / 8])
+
+
+def _quantized(tiny_sam: Path, images: Path, method: str, settings: Mapping[str, str]) -> Result:
+    return samq_onnx.quantize(tiny_sam, images, method=method, bits="w4a4", settings=settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "settings"), SETTINGS)
+def test_a_learned_model_runs_and_says_what_each_unit_lost(
+    method: str, settings: dict[str, str], tiny_sam: Path, one_image: Path
+) -> None:
+    result = _quantized(tiny_sam, one_image, method, {"iterations": "10", **settings})
+    for name, part in result.parts.items():
+        found = next(one for one in part.reports if one.name in ("reconstruction by units", "learned scales"))
+        assert not any("gradient" in line for line in found.refused)
+        if method != "pq-sam-l":
+            assert found.facts["loss of a unit, as a share of that before"] <= 1
+        expected = run_model(tiny_sam / f"{name}.onnx", part.sample or {})
+        assert relative_error(expected, run_model(part.model, part.sample or {})) < 1.2
+    lowered = samq_onnx.lower(tiny_sam, result.plans)
+    for name, part in lowered.parts.items():
+        sample = result.parts[name].sample or {}
+        for one, two in zip(run_model(part.model, sample), run_model(result.parts[name].model, sample), strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+class _Moved(Step):
+    """Changes all weights by a factor."""
+
+    name = "moved"
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.seen: list[bytes] = []
+
+    def apply(self, work: Work) -> Report:
+        self.seen = [next(iter(work.feeds[index].values())).tobytes() for index in range(len(work.feeds))]
+        for linear in work.linears:
+            replace_constant(linear.weight, constant(linear.weight) * np.float32(self.factor))
+        return Report(self.name, ["all"])
+
+
+def test_the_better_is_kept_on_images_that_no_alternative_saw(tiny_sam: Path) -> None:
+    work = planned(tiny_sam, "w8a8", images=8)
+    weight = work.linears[0].weight
+    before = constant(weight)
+    worse, near = _Moved(0.5), _Moved(1.0)
+    work.run([KeepBetter({"worse": [worse]})], work)
+    assert not work.reports[-1].facts and not worse.seen  # no time is given
+    work.effort = Effort.of(10.0)
+    work.run([KeepBetter({"worse": [worse], "as good": [near]})], work)
+    report = work.reports[-1]
+    assert report.done == ["as it is"] and set(report.facts) == {"as it is", "worse", "as good"}
+    assert report.facts["worse"] > report.facts["as it is"]
+    np.testing.assert_array_equal(constant(weight), before)
+    held = [next(iter(work.feeds[index].values())).tobytes() for index in (3, 7)]
+    assert len(worse.seen) == 6 and not set(held) & set(worse.seen)
+    replace_constant(weight, before * np.float32(0.5))
+    mended = [_Mended(before)]
+    work.run([KeepBetter({"mended": mended})], work)
+    assert work.reports[-1].done == ["mended"]
+    np.testing.assert_array_equal(constant(weight), before)
+
+
+class _Mended(Step):
+    """Puts the weights of the first linear back."""
+
+    name = "mended"
+
+    def __init__(self, weight: np.ndarray) -> None:
+        self.weight = weight
+
+    def apply(self, work: Work) -> Report:
+        replace_constant(work.linears[0].weight, self.weight)
+        return Report(self.name, ["first"])
