@@ -16,7 +16,12 @@ __all__ = ["FILE", "made", "numbers"]
 
 FILE = Path(__file__).with_name("plans.json")
 WIDTHS = ("w8a8", "w6a6", "w4a4")
-SLOW = {"auto": (), "erq": ("w4a4",)}  # method -> widths; what auto chooses of near-equals depends on the machine
+LEARNED = ("adaround", "ahcptq", "brecq", "lsq", "lsq+", "pq-sam-l", "ptq4sam-l", "qdrop", "saq-sam")
+SLOW: dict[str, tuple[str, ...]] = {  # method -> widths; what auto chooses of near-equals depends on the machine
+    "auto": (),
+    "erq": ("w4a4",),
+    **dict.fromkeys(LEARNED, ()),
+}
 DIGITS = 7
 SKIPPED = ("metadata", "constants", "kept_float")
 SETTINGS = {"samq": {"encoder_learned_bits": "0", "decoder_learned_bits": "0"}}  # learning depends on the machine
