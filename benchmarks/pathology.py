@@ -31,9 +31,11 @@ from samq_onnx.families import LOW_RES_MASKS, identify
 from samq_onnx.families.decoder import decoder_of
 from samq_onnx.feeds import Feed
 from samq_onnx.files import atomic_folder, atomic_path, check_writable, write_json
+from samq_onnx.inventory import check_files
 from samq_onnx.models import load_model, tap
 from samq_onnx.passes.graph import add_constant, array_of
 from samq_onnx.passes.lift import Lifted, lift, simplify
+from samq_onnx.quantize import outputs
 from samq_onnx.runtime import open_session
 
 TOLERANCE = 1e-4  # of outputs, relative to their largest value
@@ -174,6 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
     source, output = arguments.model, arguments.output
+    if arguments.seed < 0:
+        raise UserError(f"--seed must be 0 or more, got {arguments.seed}")
+    check_files(outputs(source, source), [*outputs(source, output), arguments.histograms, arguments.json])
     report = plant(source, output, arguments.seed, arguments.only)
     for file, plantings in report["planted"].items():
         print(f"{file}: " + ", ".join(f"{name} in {len(done)}" for name, done in plantings.items()))

@@ -44,9 +44,10 @@ class _Parser(argparse.ArgumentParser):
 def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """A parser of ``python -m samq_onnx.NAME`` with the options that every command has.
 
-    Its `parse_args` raises `UserError` where arguments are wrong.
+    Its `parse_args` raises `UserError` where arguments are wrong. Options are not shortened: a command without
+    ``--strict`` would take it for ``--strict-data``.
     """
-    parser = _Parser(prog=f"python -m samq_onnx.{name}", description=description)
+    parser = _Parser(prog=f"python -m samq_onnx.{name}", description=description, allow_abbrev=False)
     parser.add_argument(DEBUG, action="store_true", help="show the traceback of whatever ends the command")
     return parser
 

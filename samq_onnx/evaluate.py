@@ -27,8 +27,10 @@ from samq_onnx.closeup import closeup
 from samq_onnx.command import command_parser, main_guard, output_path
 from samq_onnx.errors import UserError
 from samq_onnx.files import atomic_folder, check_writable, write_report
+from samq_onnx.float_model import check_float
 from samq_onnx.intake import Intake, add_limit, add_strict
 from samq_onnx.inventory import check_files
+from samq_onnx.models import load_model
 from samq_onnx.predictor import Choices, Model, SamPredictor
 from samq_onnx.progress import progress_bar
 from samq_onnx.samples import fitting
@@ -217,6 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     reference = [arguments.against / name for name in (ENCODER, DECODER)] if arguments.against is not None else []
     pictures = [check_writable(arguments.worst / name) for name in PICTURES] if arguments.worst is not None else []
     check_files([arguments.encoder, arguments.decoder, arguments.data, *reference], [arguments.json, *pictures])
+    for file in reference:
+        check_float(load_model(file), file)
     report = evaluate(
         arguments.encoder, arguments.decoder, arguments.data, arguments.prompt, arguments.limit, arguments.instances,
         intake=Intake(arguments.strict_data, arguments.max_megapixels),

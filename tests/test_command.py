@@ -100,3 +100,10 @@ def test_a_reader_that_goes_is_told(capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     assert main_guard(lambda argv: len(_fails_with(BrokenPipeError(32, "Broken pipe"))))([]) == 2
     assert capsys.readouterr().err == "error: who read the output closed it; the command ended there\n"
+
+
+def test_options_are_not_shortened() -> None:
+    parser = command_parser("analyze", None)
+    parser.add_argument("--strict-data", action="store_true")
+    with pytest.raises(UserError, match="--strict"):
+        parser.parse_args(["--strict"])

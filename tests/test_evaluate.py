@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -255,3 +256,14 @@ def test_wrong_input_is_one_line(
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and errors.count("\n") == 1 and reason in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "text.onnx"]
+
+
+def test_only_float_models_are_a_reference(tmp_path: Path, nano: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("encoder.onnx", "decoder.onnx"):
+        model = onnx.load(nano / name)
+        model.metadata_props.add(key="samq_onnx.recipe", value="{}")
+        onnx.save(model, tmp_path / name)
+    models = ["--encoder", str(nano / "encoder.onnx"), "--decoder", str(nano / "decoder.onnx")]
+    data = ["--data", str(assets.demo_images()), "--prompt", "box", "--limit", "1"]
+    assert command.main([*models, *data, "--against", str(tmp_path)]) == 2
+    assert "already quantized" in capsys.readouterr().err
