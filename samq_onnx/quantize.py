@@ -55,7 +55,9 @@ def described(part: Quantized) -> list[str]:
     lines.append("done: " + ", ".join(f"{len(report.done)} {report.name}" for report in part.reports if report.done))
     for report in part.reports:
         if report.facts:
-            lines.append(f"{report.name}: " + ", ".join(f"{name} {value:.4g}" for name, value in report.facts.items()))
+            taken = report.done[0] if len(report.done) == 1 and len(report.facts) > 1 else None  # of alternatives
+            facts = (f"{name} {value:.4g}{' (taken)' * (name == taken)}" for name, value in report.facts.items())
+            lines.append(f"{report.name}: " + "; ".join(facts))
         lines += [f"not done: {line}" for line in report.refused[:SHOWN]]
         if len(report.refused) > SHOWN:
             lines.append(f"and {len(report.refused) - SHOWN} more of {report.name}; --json lists all of them")

@@ -45,10 +45,12 @@ class BestCodes(Step):
             plans[name] = copy.copy(work.plan.linears), copy.copy(work.plan.attentions)
         runs = site_runs(work.lifted, work.plan, {})
         trials: dict[str, list[Trial]] = {}
+        trial_of: dict[str, dict[str, str]] = {}  # site -> name of a way -> of the trial with its codes
         for site in runs:
             found = {name: linears.get(site) or attentions[site] for name, (linears, attentions) in plans.items()}
             different = {codes: name for name, codes in reversed(found.items())}
             trials[site] = [Trial(name, codes) for codes, name in reversed(different.items())]
+            trial_of[site] = {name: different[codes] for name, codes in found.items()}
         places = spread(len(work.observed), self.inputs)
         open_sites = {site: tried for site, tried in trials.items() if len(tried) > 1}
         seen, judge = Selection(work.observed, places), OutputJudge(work.part)
@@ -65,4 +67,7 @@ class BestCodes(Step):
             chosen[best] += 1
             report.done.append(f"{site}: {best}")
         report.facts |= {f"sites with {name}": float(count) for name, count in chosen.items()}
+        for name in self.ways:
+            report.facts[f"loss with {name}"] = sum(loss[trial_of[site][name]].cost for site, loss in losses.items())
+        report.facts["loss as chosen"] = sum(min(one.cost for one in loss.values()) for loss in losses.values())
         return report
