@@ -258,7 +258,7 @@ def test_products_of_transposed_inputs_and_with_factors(alpha: float, bits: str)
     assert _reconstructed(outcome) == (bits == "w4a4")
 
 
-@pytest.mark.parametrize("method", TENSOR_OBSERVERS)
+@pytest.mark.parametrize("method", sorted(set(TENSOR_OBSERVERS) - {"lsq"}))  # LSQ only starts there
 @pytest.mark.parametrize("scale", [0, 1e-45, 1e-30, 1.0, 1e30, 3e38])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_ranges_of_constants_and_of_any_size(method: str, scale: float, sign: int) -> None:
