@@ -64,7 +64,8 @@ def test_reports_say_what_each_choice_was_worth(result: Result) -> None:
     encoder, decoder = ({report.name: report for report in part.reports} for part in result.parts.values())
     assert "rotated" in encoder["folds"].done[0] and encoder["rotation of the stream"].done
     sites = decoder[BestCodes.name]
-    assert sum(sites.facts.values()) == len(sites.done) > 20
+    counts = [value for name, value in sites.facts.items() if name.startswith("sites with")]
+    assert sum(counts) == len(sites.done) > 20
 
 
 def test_its_plan_replays_byte_for_byte(hard_sam: Path, result: Result, tmp_path: Path) -> None:
