@@ -50,6 +50,13 @@ def test_the_output_is_the_one_that_the_decoder_wants(folder: Path) -> None:
     model.graph.node.append(helper.make_node("Neg", ["image_embeddings"], ["again"]))
     model.graph.output.append(helper.make_tensor_value_info("again", 1, [1, 16, 4, 4]))
     onnx.save(model, folder / "two.onnx")
+    named = Encoder(folder / "two.onnx")
+    named.pair(decoder)
+    np.testing.assert_array_equal(named.embed(RGB)[0], expected)  # of several, that of the decoder's name
+    del model.graph.output[1]
+    model.graph.node.append(helper.make_node("Abs", ["image_embeddings"], ["another"]))
+    model.graph.output.append(helper.make_tensor_value_info("another", 1, [1, 16, 4, 4]))
+    onnx.save(model, folder / "two.onnx")
     with pytest.raises(UserError, match=r"two\.onnx: makes pooled .*; several of them fit"):
         Encoder(folder / "two.onnx").pair(decoder)
     del model.graph.output[1:]

@@ -68,14 +68,14 @@ def test_weights_of_other_types_stay(tmp_path: Path) -> None:
     source, output, report = (tmp_path / name for name in ("float.onnx", "quantized.onnx", "report.json"))
     text = """
     <ir_version: 8, opset_import: ["" : 17]>
-    half (float[1, 3, 64, 64] image) => (float[1, 3, 64, 8] y) <float16[64, 8] w, float[8, 8] v>
-    { x = Cast <to = 10> (image)
+    half (float[1, 3, 64, 64] image) => (float[1, 3, 64, 8] y) <double[64, 8] w, float[8, 8] v>
+    { x = Cast <to = 11> (image)
       product = MatMul (x, w)
       wide = Cast <to = 1> (product)
       y = MatMul (wide, v) }
     """
     model = onnx.parser.parse_model(text)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 8), np.float16), "w"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((64, 8), np.float64), "w"))
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 8), np.float32), "v"))
     onnx.save(model, source)
     arguments = [source, "-o", output, "--calib", assets.calibration_images(), "--json", report]
@@ -114,17 +114,17 @@ def test_what_is_quantized_already_is_refused(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("x = Cast <to = 10> (image)\n p = MatMul (x, half)\n y = Cast <to = 1> (p)", "0 of 1 linears .*not float32"),
+        ("x = Cast <to = 11> (image)\n p = MatMul (x, half)\n y = Cast <to = 1> (p)", "0 of 1 linears .*not float32"),
         ("x = Transpose <perm = [0, 1, 3, 2]> (image)\n y = MatMul (image, x)", "0 of 0 linears .*constant weights"),
         ("y = Relu (image)", "0 of 0 linears"),
     ],
 )
 def test_nothing_quantized_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str, said: str) -> None:
     text = f"""<ir_version: 8, opset_import: ["" : 17]>
-    none (float[1, 3, 8, 8] image) => (float[1, 3, 8, 8] y) <float16[8, 8] half> {{ {body} }}"""
+    none (float[1, 3, 8, 8] image) => (float[1, 3, 8, 8] y) <double[8, 8] half> {{ {body} }}"""
     model = onnx.parser.parse_model(text)
     if "half" in body:
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 8), np.float16), "half"))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((8, 8), np.float64), "half"))
     onnx.save(model, tmp_path / "float.onnx")
     assert re.search(said, _refusal(tmp_path / "float.onnx", capsys))
 
