@@ -70,8 +70,8 @@ def _finest_grid(model: ir.Model, name: str, shape: list[int] | None) -> int | N
     Args:
         name, shape: of an input; what is known of its shape where that is None.
     """
-    probe = model.clone()
     try:
+        probe = model.clone()
         with defaults_aside(probe):
             common.TopologicalSortPass()(probe)
             common.InlinePass(lambda function: function.domain != DOMAIN)(probe)

@@ -58,8 +58,11 @@ def find_pixels(model: ir.Model, name: str, size: int = 1) -> tuple[Pixels, str]
         size: of its free sides but the first of four, which counts images; a free number of channels is three.
     """
     if any(function.domain != DOMAIN for function in model.functions.values()):
-        model = model.clone()
-        common.InlinePass(lambda function: function.domain != DOMAIN)(model)
+        try:
+            model = model.clone()
+            common.InlinePass(lambda function: function.domain != DOMAIN)(model)
+        except Exception:  # of a graph that onnx_ir cannot follow, as whoever quantizes or runs it will say
+            return Pixels.NORMALISED, ""
     image = next(value for value in model.graph.inputs if value.name == name)
     if image.dtype is not None and not image.dtype.is_floating_point():
         return Pixels.BYTES, ""
