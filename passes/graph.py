@@ -5,7 +5,7 @@ it; and how a constant is added or replaced.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ __all__ = [
     "is_shared",
     "known_shape",
     "only_reader",
+    "put_back",
     "replace_constant",
     "scalar_of",
     "tap",
@@ -54,6 +55,12 @@ def constant(value: ir.Value | None) -> np.ndarray:
 def held_constants(graph: ir.Graph) -> dict[str, ir.TensorProtocol | None]:
     """Name of each constant of a graph -> the tensor that it holds now; tensors are replaced, never changed."""
     return {name: value.const_value for name, value in graph.initializers.items() if is_constant(value)}
+
+
+def put_back(graph: ir.Graph, held: Mapping[str, ir.TensorProtocol | None]) -> None:
+    """Let constants hold what `held_constants` said that they held."""
+    for name, tensor in held.items():
+        graph.initializers[name].const_value = tensor
 
 
 def scalar_of(value: ir.Value | None) -> float | None:

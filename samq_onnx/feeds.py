@@ -114,9 +114,7 @@ class DecoderFeeds(Feeds):
             height, width = rgb.shape[:2]
             file = self._scratch.path / f"{number}.npz"
             np.savez(file, *encoder.embed(rgb))
-            for coords, labels in prompts_of(sample, calibration.intake):
-                if not decoder.takes_boxes and np.isin(labels, BOX_LABELS).any():
-                    continue
+            for coords, labels in prompts_of(sample, calibration.intake, decoder.takes_boxes):
                 scaled = encoder.image.coords(coords, sample.height, sample.width)
                 self._prompts.append((file, scaled, labels, (height, width)))
 
@@ -141,11 +139,7 @@ class WholeFeeds(Feeds):
         self._image, self._intake, self._decoder = image, calibration.intake, decoder
         self._prompts: list[tuple[Sample, np.ndarray, np.ndarray]] = []
         for sample in self.samples:
-            made = [
-                (coords, labels)
-                for coords, labels in prompts_of(sample, calibration.intake)
-                if decoder.takes_boxes or not np.isin(labels, BOX_LABELS).any()
-            ]
+            made = list(prompts_of(sample, calibration.intake, decoder.takes_boxes))
             self._prompts += [(sample, coords, labels) for coords, labels in made[:PROMPTS_WITH_IMAGE]]
 
     def __len__(self) -> int:
@@ -158,15 +152,20 @@ class WholeFeeds(Feeds):
         return feed | self._image.feed(sample.load(self._intake))
 
 
-def prompts_of(sample: Sample, intake: Intake) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Points [n, 2] in image pixels and their labels [n], float32, a padding point included where SAM wants one."""
+def prompts_of(sample: Sample, intake: Intake, boxes: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Points [n, 2] in image pixels and their labels [n], float32, a padding point included where SAM wants one.
+
+    Args:
+        boxes: those of instances are among them.
+    """
     whole = [instance for instance in sample.instances if not instance.crowd]
     chosen = whole[:: max(1, len(whole) // PROMPTS_PER_IMAGE)][:PROMPTS_PER_IMAGE]
     points: list[tuple[float, float]] = []
     for instance in chosen:
         with intake.leaving_out():
             points.append(instance.point())
-            yield np.array(instance.box, np.float32).reshape(2, 2), np.array(BOX_LABELS, np.float32)
+            if boxes:
+                yield np.array(instance.box, np.float32).reshape(2, 2), np.array(BOX_LABELS, np.float32)
             yield _single_point(points[-1])
     if not points:
         for x in (0.25, 0.75):

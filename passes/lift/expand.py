@@ -221,28 +221,35 @@ def _activated(parts: _Parts, value: ir.Value, numbers: Sequence[float]) -> ir.V
     return value
 
 
+def _plain(parts: _Parts, op_type: str, inputs: Sequence[ir.Value | None]) -> ir.Value:
+    """The operator with the node's attributes, without its activation."""
+    made = parts.op(op_type, *inputs)
+    kept = {name: one for name, one in parts.node.attributes.items() if not name.startswith("activation")}
+    parts.nodes[-1].attributes.update(kept)
+    return made
+
+
 def _convolution(parts: _Parts) -> list[ir.Value]:
     node = parts.node
-    kept = {name: one for name, one in node.attributes.items() if not name.startswith("activation")}
-    made = parts.op("Conv", *(input_of(node, index) for index in range(3 if input_of(node, 2) is not None else 2)))
-    parts.nodes[-1].attributes.update(kept)
+    made = _plain(parts, "Conv", [input_of(node, index) for index in range(3 if input_of(node, 2) is not None else 2)])
     numbers = node.attributes.get("activation_params")
     return [_activated(parts, parts.sum(made, input_of(node, 3)), numbers.as_floats() if numbers is not None else ())]
 
 
 def _gemm(parts: _Parts) -> list[ir.Value]:
     node = parts.node
-    made = parts.op("Gemm", *node.inputs)
-    parts.nodes[-1].attributes.update(
-        {name: one for name, one in node.attributes.items() if not name.startswith("activation")}
-    )
+    made = _plain(parts, "Gemm", node.inputs)
     names = [f"activation_{name}" for name in ("alpha", "beta") if f"activation_{name}" in node.attributes]
     return [_activated(parts, made, [parts.number(name, 0.0) for name in names])]
 
 
+def _gated(parts: _Parts, x: ir.Value, curve: ir.Value) -> ir.Value:
+    """x (1 + curve) / 2, what a GELU ends with."""
+    return parts.op("Mul", parts.op("Mul", x, parts.op("Add", curve, parts.scalar(1, x))), parts.scalar(0.5, x))
+
+
 def _gelu_of(parts: _Parts, x: ir.Value) -> list[ir.Value]:
-    erf = parts.op("Erf", parts.op("Mul", x, parts.scalar(math.sqrt(0.5), x)))
-    return [parts.op("Mul", parts.op("Mul", x, parts.op("Add", erf, parts.scalar(1, x))), parts.scalar(0.5, x))]
+    return [_gated(parts, x, parts.op("Erf", parts.op("Mul", x, parts.scalar(math.sqrt(0.5), x))))]
 
 
 def _gelu(parts: _Parts) -> list[ir.Value]:
@@ -258,7 +265,7 @@ def _fast_gelu(parts: _Parts) -> list[ir.Value]:
     cube = parts.op("Mul", parts.op("Mul", x, x), x)
     inner = parts.op("Add", x, parts.op("Mul", cube, parts.scalar(0.044715, x)))
     tanh = parts.op("Tanh", parts.op("Mul", inner, parts.scalar(math.sqrt(2 / math.pi), x)))
-    return [parts.op("Mul", parts.op("Mul", x, parts.op("Add", tanh, parts.scalar(1, x))), parts.scalar(0.5, x))]
+    return [_gated(parts, x, tanh)]
 
 
 def _quick_gelu(parts: _Parts) -> list[ir.Value]:
@@ -345,6 +352,12 @@ def _attended(
     return [parts.op("Reshape", together, parts.target(0, 0, sizes[2]))]
 
 
+def _shifted(parts: _Parts, operands: Sequence[ir.Value], sizes: Sequence[int], shift: np.ndarray) -> list[ir.Value]:
+    """q, k and v with the biases that are packed in ``shift``."""
+    pairs = zip("qkv", operands, np.split(shift, np.cumsum(sizes)[:2]), strict=True)
+    return [parts.op("Add", value, parts.constant(one, f"{name}_bias")) for name, value, one in pairs]
+
+
 def _attention(parts: _Parts) -> list[ir.Value]:
     parts.without(3, 4, 6)
     x, weight, bias = parts.input(0), parts.input(1), input_of(parts.node, 2)
@@ -355,13 +368,11 @@ def _attention(parts: _Parts) -> list[ir.Value]:
     sizes = list(named.as_ints()) if named is not None else [held.shape[1] // 3] * 3
     if len(sizes) != 3 or sum(sizes) != held.shape[1]:
         raise _Left
-    ends = np.cumsum(sizes)[:2]
     operands = []
-    for name, one in zip("qkv", np.split(held, ends, axis=1), strict=True):
+    for name, one in zip("qkv", np.split(held, np.cumsum(sizes)[:2], axis=1), strict=True):
         operands.append(parts.op("MatMul", x, parts.constant(np.ascontiguousarray(one), f"{name}_weight")))
     if shift is not None:
-        pairs = zip("qkv", operands, np.split(shift, ends), strict=True)
-        operands = [parts.op("Add", value, parts.constant(one, f"{name}_bias")) for name, value, one in pairs]
+        operands = _shifted(parts, operands, sizes, shift)
     return _attended(parts, operands, sizes, input_of(parts.node, 5))
 
 
@@ -375,8 +386,7 @@ def _multi_head_attention(parts: _Parts) -> list[ir.Value]:
     if input_of(parts.node, 3) is not None:
         if shift is None or shift.shape != (sum(sizes),):
             raise _Left
-        pairs = zip("qkv", operands, np.split(shift, np.cumsum(sizes)[:2]), strict=True)
-        operands = [parts.op("Add", value, parts.constant(one, f"{name}_bias")) for name, value, one in pairs]
+        operands = _shifted(parts, operands, sizes, shift)
     return _attended(parts, operands, sizes, input_of(parts.node, 5))
 
 

@@ -19,6 +19,7 @@ from samq_onnx.methods import Method, Scheme
 from samq_onnx.methods.step import Feeds, Step, Work
 from samq_onnx.methods.steps import Select
 from samq_onnx.passes.aside import outputs_aside
+from samq_onnx.passes.graph import put_back
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.passes.report import Report
 from samq_onnx.pipeline import Preparation, begin, lower_model
@@ -91,9 +92,7 @@ def by_method(
         work.run([Select()], work)
         work.run(method.steps(part, scheme), work)
         work.plan.constants = prepared.moved()
-        initializers = prepared.lifted.model.graph.initializers
-        for name, tensor in work.exact.items():
-            initializers[name].const_value = tensor
+        put_back(prepared.lifted.model.graph, work.exact)
         yield Subject(prepared.lifted, work.plan, work.plan.constants, work.reports)
 
 

@@ -15,12 +15,15 @@ from samq_onnx.encoder import Embedding, Encoder
 from samq_onnx.errors import UserError
 from samq_onnx.families import IOU, LOW_RES_MASKS, MASKS, Part, Role, families
 from samq_onnx.families.image import sample_image
+from samq_onnx.families.layout import PATCH
 from samq_onnx.families.ports import Port, described, random_input
 from samq_onnx.feeds import DecoderFeeds
 from samq_onnx.prompts import FOREGROUND, PADDING_LABEL
 from samq_onnx.runtime import run_session
 
-__all__ = ["Answer", "DecoderPart", "decoder_of", "random_embedding"]
+__all__ = ["MASK_SCALE", "Answer", "DecoderPart", "decoder_of", "random_embedding"]
+
+MASK_SCALE = 4  # mask inputs and low-resolution masks are four times the embedding's side
 
 Answer = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Mask logits [B, M, H, W] at the size of the original image, predicted IoUs [B, M], mask logits [B, M, L, L]."""
@@ -44,13 +47,13 @@ class DecoderPart(Part):
         """The inputs that an encoder fills; the first is [N, C, G, G]."""
 
     @property
-    @abc.abstractmethod
     def frame(self) -> int:
         """Side of a square image whose embedding has the size that it wants."""
+        return PATCH * (self.embeddings[0].side(-1) or 1)
 
-    @abc.abstractmethod
     def mask_side(self, embedding: Embedding) -> int:
         """Side L of the low-resolution masks, those given with a prompt and those it answers."""
+        return MASK_SCALE * int(embedding[0].shape[-1])
 
     @abc.abstractmethod
     def prompt(

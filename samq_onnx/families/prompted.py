@@ -30,12 +30,13 @@ from samq_onnx.data import Calibration
 from samq_onnx.encoder import Embedding, Encoder
 from samq_onnx.errors import UserError
 from samq_onnx.families import FAMILIES, IOU, LOW_RES_MASKS, MASKS, Family, Part, Role, Signature
-from samq_onnx.families.decoder import Answer, DecoderPart, random_embedding
+from samq_onnx.families.decoder import MASK_SCALE, Answer, DecoderPart, random_embedding
 from samq_onnx.families.image import ImageInput, sample_image
+from samq_onnx.families.layout import PATCH
 from samq_onnx.families.points import in_number
 from samq_onnx.families.ports import NUMBERS, Port, described, fit, is_features, random_input
 from samq_onnx.families.resize import to_image
-from samq_onnx.families.segment_anything import MASK_SCALE, PATCH, SegmentAnythingDecoder
+from samq_onnx.families.segment_anything import SegmentAnythingDecoder
 from samq_onnx.feeds import WholeFeeds
 from samq_onnx.prompts import BOX_LABELS, FOREGROUND, PADDING_LABEL
 from samq_onnx.runtime import run_session
@@ -120,13 +121,6 @@ class PromptedDecoder(DecoderPart):
     @property
     def embeddings(self) -> tuple[Port, ...]:
         return self._embeddings
-
-    @property
-    def frame(self) -> int:
-        return PATCH * (self._embeddings[0].side(-1) or 1)
-
-    def mask_side(self, embedding: Embedding) -> int:
-        return MASK_SCALE * int(embedding[0].shape[-1])
 
     def prompt(
         self,

@@ -17,7 +17,7 @@ import numpy as np
 from samq_onnx.encoder import Embedding
 from samq_onnx.errors import UserError
 from samq_onnx.families import EMBEDDING, FAMILIES, IOU, LOW_RES_MASKS, MASKS, Family, Part, Role, Signature
-from samq_onnx.families.decoder import DecoderPart
+from samq_onnx.families.decoder import MASK_SCALE, DecoderPart
 from samq_onnx.families.image import ImageInput, ImagePart
 from samq_onnx.families.layout import PATCH
 from samq_onnx.families.points import in_number
@@ -32,7 +32,6 @@ EMBEDDINGS = "image_embeddings"
 COORDS = "point_coords"
 LABELS = "point_labels"
 INPUTS = (EMBEDDINGS, COORDS, LABELS, "mask_input", "has_mask_input", "orig_im_size")
-MASK_SCALE = 4  # mask inputs and low-resolution masks are four times the embedding's side
 WANTED = {MASKS: "masks of the image's size", IOU: "predicted IoUs", LOW_RES_MASKS: "low-resolution masks"}
 
 Places = Mapping[str, Sequence[int]]  # role -> places of the outputs that it may be
@@ -82,13 +81,6 @@ class SegmentAnythingDecoder(DecoderPart):
     @property
     def embeddings(self) -> tuple[Port, ...]:
         return (self._ports[EMBEDDINGS],)
-
-    @property
-    def frame(self) -> int:
-        return PATCH * (self._ports[EMBEDDINGS].side(-1) or 1)
-
-    def mask_side(self, embedding: Embedding) -> int:
-        return MASK_SCALE * int(embedding[0].shape[-1])
 
     def prompt(
         self,

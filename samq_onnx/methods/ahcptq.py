@@ -14,14 +14,13 @@ from __future__ import annotations
 import dataclasses
 
 from samq_onnx.families import Part
-from samq_onnx.methods.ahcptq_s import FEATURES, WHERE, GroupChannels
+from samq_onnx.methods.ahcptq_s import FEATURES, WHERE, codes_of
 from samq_onnx.methods.method import Method, method, parameter
 from samq_onnx.methods.qdrop import recipe_of
 from samq_onnx.methods.scheme import Scheme
 from samq_onnx.methods.step import Step
-from samq_onnx.methods.steps import FlipBimodalKeys, HybridInputs, LearnUnits, Ranges
+from samq_onnx.methods.steps import LearnUnits, Ranges
 from samq_onnx.observers import TENSOR_OBSERVERS
-from samq_onnx.passes.lift.kinds import TOKEN_TO_IMAGE_KINDS
 
 __all__ = ["Ahcptq"]
 
@@ -42,10 +41,6 @@ class Ahcptq(Method):
     batch: int = parameter(1, "inputs of an iteration", most=1024)
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
-        steps: list[Step] = [FlipBimodalKeys(TOKEN_TO_IMAGE_KINDS)]
-        if self.groups:
-            steps.append(GroupChannels(self.features))
-        steps.append(Ranges(self.activation, "mse", "log", decoder_keys="omse"))
-        if self.hybrid != "never":
-            steps.append(HybridInputs(always=self.hybrid == "always"))
-        return [*steps, LearnUnits(recipe_of("module", self.iterations, self.drop, self.batch))]
+        ranges = Ranges(self.activation, "mse", "log", decoder_keys="omse")
+        learn = LearnUnits(recipe_of("module", self.iterations, self.drop, self.batch))
+        return [*codes_of(ranges, self.groups, self.features, self.hybrid), learn]

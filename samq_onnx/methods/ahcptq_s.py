@@ -25,7 +25,7 @@ from samq_onnx.observers import TENSOR_OBSERVERS
 from samq_onnx.passes.lift.kinds import DECODER_KINDS, TOKEN_TO_IMAGE_KINDS
 from samq_onnx.passes.report import Report
 
-__all__ = ["AhcptqS", "GroupChannels", "grouped"]
+__all__ = ["AhcptqS", "GroupChannels", "codes_of", "grouped"]
 
 COUNTS = (32, 16, 8, 4)  # of groups, one clustering after the other
 FEATURES = ("log", "plain")
@@ -84,6 +84,15 @@ class GroupChannels(Reparametrise):
         return report
 
 
+def codes_of(ranges: Ranges, groups: bool, features: str, hybrid: str) -> list[Step]:
+    """The steps that fold signs and groups of channels and choose all codes; parameters as `AhcptqS` has them."""
+    steps: list[Step] = [FlipBimodalKeys(TOKEN_TO_IMAGE_KINDS)]
+    if groups:
+        steps.append(GroupChannels(features))
+    steps.append(ranges)
+    return [*steps, HybridInputs(always=hybrid == "always")] if hybrid != "never" else steps
+
+
 @method("ahcptq-s", paper="AHCPTQ, ICCV 2025 (HLUQ and CAG, without learning)")
 @dataclasses.dataclass(frozen=True)
 class AhcptqS(Method):
@@ -99,8 +108,4 @@ class AhcptqS(Method):
     features: str = parameter("log", "what channels are grouped by: log, or plain as in the paper", lambda: FEATURES)
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
-        steps: list[Step] = [FlipBimodalKeys(TOKEN_TO_IMAGE_KINDS)]
-        if self.groups:
-            steps.append(GroupChannels(self.features))
-        steps.append(Ranges(self.activation, "mse", "log"))
-        return [*steps, HybridInputs(always=self.hybrid == "always")] if self.hybrid != "never" else steps
+        return codes_of(Ranges(self.activation, "mse", "log"), self.groups, self.features, self.hybrid)

@@ -26,7 +26,7 @@ from samq_onnx.observers.minmax import SMALLEST_SCALE
 from samq_onnx.reconstruct.recipe import Phase, Recipe
 from samq_onnx.reconstruct.units import LEVELS
 
-__all__ = ["Lsq", "first_step", "first_steps"]
+__all__ = ["Lsq", "first_step", "first_steps", "recipe_of"]
 
 ITERATIONS = 5000
 RATE = 4e-4  # of logarithms of scales
@@ -52,6 +52,14 @@ def first_steps(rows: np.ndarray, bits: int) -> np.ndarray:
     return made
 
 
+def recipe_of(level: str, iterations: int, batch: int, *, weights: bool, zeros: bool = False) -> Recipe:
+    """How LSQ learns scales, and weights or zero points with them."""
+    phase = Phase(
+        ITERATIONS, weights=weights, weight_scales=True, scales=True, zeros=zeros, rate=WEIGHT_RATE, scale_rate=RATE
+    )
+    return Recipe(level, (phase,), iterations, batch)
+
+
 @method("lsq", paper="Esser et al. 2020, LSQ, equation 3, by units and without labels")
 @dataclasses.dataclass(frozen=True)
 class Lsq(Method):
@@ -65,8 +73,5 @@ class Lsq(Method):
     batch: int = parameter(1, "inputs of an iteration", most=1024)
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
-        phase = Phase(
-            ITERATIONS, weights=self.weights, weight_scales=True, scales=True, rate=WEIGHT_RATE, scale_rate=RATE
-        )
-        recipe = Recipe(self.level, (phase,), self.iterations, self.batch)
+        recipe = recipe_of(self.level, self.iterations, self.batch, weights=self.weights)
         return [Ranges(self.activation, self.weight, "uniform"), LearnUnits(recipe)]

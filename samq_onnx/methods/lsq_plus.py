@@ -14,14 +14,13 @@ import dataclasses
 import numpy as np
 
 from samq_onnx.families import Part
-from samq_onnx.methods.lsq import ITERATIONS, RATE, WEIGHT_RATE
+from samq_onnx.methods.lsq import recipe_of
 from samq_onnx.methods.method import Method, method, parameter
 from samq_onnx.methods.scheme import Scheme
 from samq_onnx.methods.step import Step
 from samq_onnx.methods.steps import LearnUnits, Ranges
 from samq_onnx.observers import TENSOR_OBSERVERS, WEIGHT_OBSERVERS
 from samq_onnx.observers.minmax import SMALLEST_SCALE
-from samq_onnx.reconstruct.recipe import Phase, Recipe
 from samq_onnx.reconstruct.units import LEVELS
 
 __all__ = ["LsqPlus", "three_deviations"]
@@ -49,9 +48,5 @@ class LsqPlus(Method):
     batch: int = parameter(1, "inputs of an iteration", most=1024)
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
-        phase = Phase(
-            ITERATIONS, weights=self.weights, weight_scales=True, scales=True, zeros=True,
-            rate=WEIGHT_RATE, scale_rate=RATE,
-        )  # fmt: skip
-        recipe = Recipe(self.level, (phase,), self.iterations, self.batch)
+        recipe = recipe_of(self.level, self.iterations, self.batch, weights=self.weights, zeros=True)
         return [Ranges(self.activation, self.weight, "uniform"), LearnUnits(recipe)]

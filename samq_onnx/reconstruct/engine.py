@@ -44,6 +44,7 @@ from samq_onnx.reconstruct.rounding import AdaRoundWeight
 from samq_onnx.reconstruct.sampled import Choice, sampled_attention
 from samq_onnx.reconstruct.simulate import Simulation, Twins
 from samq_onnx.reconstruct.units import Unit, find_units
+from samq_onnx.sampling import spread
 from samq_onnx.scratch import Scratch
 
 __all__ = ["UnitObjective", "harden", "reconstruct_units"]
@@ -340,12 +341,12 @@ class _Learner:
     def _judge(self) -> float:
         """Mean loss on some inputs, as the model will run."""
         harden(self.simulation)
-        places = np.linspace(0, len(self._exact) - 1, min(JUDGED, len(self._exact))).round().astype(int)
+        places = spread(len(self._exact), JUDGED)
         with torch.no_grad():
-            return float(np.mean([self._loss(index, 1.0, None).item() for index in places.tolist()]))
+            return float(np.mean([self._loss(index, 1.0, None).item() for index in places]))
 
     def _seconds(self) -> float:
-        """What an iteration takes: the shortest of a few."""
+        """What an iteration takes: the middle of three."""
         phase = self.run.recipe.phases[0]
         self._begin(phase)
         taken = []

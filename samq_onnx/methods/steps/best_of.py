@@ -16,7 +16,7 @@ from samq_onnx.calibrate.stream import run
 from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Feeds, Step, Work
 from samq_onnx.methods.steps.trial import Outputs, loss_of
-from samq_onnx.passes.graph import held_constants
+from samq_onnx.passes.graph import held_constants, put_back
 from samq_onnx.passes.report import Report
 from samq_onnx.sampling import spread
 
@@ -97,8 +97,7 @@ def _restored(model: ir.Model) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, tensor in held.items():
-            model.graph.initializers[name].const_value = tensor
+        put_back(model.graph, held)
 
 
 def _halves(feeds: Feeds, count: int) -> tuple[Feeds, Feeds]:

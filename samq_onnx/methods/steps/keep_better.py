@@ -16,7 +16,7 @@ from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.methods.steps.reconstruct import NO_TORCH, torch_is_there
 from samq_onnx.methods.steps.trial import Outputs, loss_of
-from samq_onnx.passes.graph import held_constants
+from samq_onnx.passes.graph import held_constants, put_back
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
 from samq_onnx.sampling import spread
@@ -61,8 +61,7 @@ class KeepBetter(Step):
             return report
         judge = OutputJudge(work.part)
         floats, model = Outputs(judge.outputs), work.model.clone()
-        for name, tensor in work.exact.items():
-            model.graph.initializers[name].const_value = tensor
+        put_back(model.graph, work.exact)
         exact_feeds = work.float_feeds()
         run(model, Selection(exact_feeds, held_out), [floats], label=f"{work.label}: held out")
         fed = Selection(work.feeds, held_out)
@@ -76,7 +75,6 @@ class KeepBetter(Step):
                 float_feeds=lambda: Selection(exact_feeds, seen),
                 effort=work.effort.part(1 / (len(self.alternatives) - number)),
                 linears=list(work.linears),
-                reports=work.reports,
             )
             work.run(steps, trial)
             states[name] = _state(work)
@@ -106,5 +104,4 @@ def _state(work: Work) -> State:
 def _restore(work: Work, state: State) -> None:
     plan, constants = copy.deepcopy(state[0]), state[1]
     work.plan.linears, work.plan.attentions = plan.linears, plan.attentions
-    for name, tensor in constants.items():
-        work.model.graph.initializers[name].const_value = tensor
+    put_back(work.model.graph, constants)
