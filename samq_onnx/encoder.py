@@ -9,6 +9,7 @@ import numpy as np
 
 from samq_onnx.errors import UserError
 from samq_onnx.families import NOTHING, Hints, Role
+from samq_onnx.families.layout import refuse_free_sides
 from samq_onnx.families.ports import described
 from samq_onnx.opened import Model, Opened
 from samq_onnx.runtime import run_session
@@ -40,6 +41,7 @@ class Encoder:
     def __init__(self, model: Model, hints: Hints = NOTHING) -> None:
         self.session, part = Opened.of(model, Role.ENCODER, hints)
         if part.image is None:
+            refuse_free_sides(part.signature.inputs, part.where)
             inputs = described(part.signature.inputs)
             raise UserError(f"{part.where}: not a SAM encoder (takes {inputs}); wanted one image [1, 3, S, S]")
         self.image, self.notes = part.image, part.notes
