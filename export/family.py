@@ -71,7 +71,9 @@ def package(name: str, install: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on what they import in turn
             return importlib.import_module(name)
-    except Exception as error:  # whatever it raises, as for a package that it needs itself
+    except ModuleNotFoundError as error:
+        raise UserError(f"the package {install} needs {error.name}; run: pip install {error.name}") from error
+    except Exception as error:  # whatever else it raises
         raise UserError(
             f"the package {install} does not load ({type(error).__name__}: {error}); reinstall it"
         ) from error

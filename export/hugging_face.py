@@ -70,7 +70,7 @@ class Folder:
 
     def _full_size(self, feed: Feed) -> tuple[torch.Tensor, ...]:
         """What the model's own decoder gives."""
-        more = {"image_embeddings": feed[HQ_EMBEDDINGS[0]]}
+        more: dict[str, Any] = {"image_embeddings": feed[HQ_EMBEDDINGS[0]]}
         if self.model_type == "sam_hq":
             more["intermediate_embeddings"] = list(feed[HQ_EMBEDDINGS[1]])
         low_res, iou = asked(self.model, feed, more)

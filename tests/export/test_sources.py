@@ -67,6 +67,16 @@ def test_a_missing_package_is_named(
     assert line.endswith(f"needs the package {wanted}; run: pip install {wanted}")
 
 
+def test_a_package_that_lacks_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half_installed.py").write_text("import no_such_package")
+    (tmp_path / "broken.py").write_text("raise OSError('no library')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"the package half needs no_such_package; run: pip install no_such_package"):
+        family.package("half_installed", "half")
+    with pytest.raises(UserError, match=r"the package broken does not load \(OSError: no library\)"):
+        family.package("broken", "broken")
+
+
 PACKAGES = ("segment_anything_hq", "mobile_sam", "sam2", "transformers")
 
 
