@@ -48,7 +48,7 @@ def tidy(model: onnx.ModelProto, part: Part) -> onnx.ModelProto:
 
 
 def _merged(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with each value computed once; it is traced, so its weights are below protobuf's limit."""
+    """The model with each value computed once. It is a decoder, which protobuf holds as a whole."""
     graph = ir.from_proto(model)
     common.CommonSubexpressionEliminationPass()(graph)
     common.RemoveUnusedNodesPass()(graph)

@@ -26,6 +26,7 @@ from samq_onnx.analysis.verdict import WORST, verdict
 from samq_onnx.api import FLOAT_HASH, PARTS, Order, parts_of
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.data import Calibration
+from samq_onnx.encoder import hinted
 from samq_onnx.errors import UserError
 from samq_onnx.families import Role, identify
 from samq_onnx.families.hints import Hints, add_hints
@@ -92,7 +93,7 @@ def _part(
         raise UserError(f"{file}: the plan was made for another model; give the float model that was quantized")
     part = identify(model, os.fspath(file), order.hints)
     needed = encoder if part.role is Role.DECODER or name != "encoder" else None  # a needless one is refused
-    feeds = part.feeds(calibration, order.hinted(needed, part), file.stem)
+    feeds = part.feeds(calibration, hinted(needed, part, order.hints), file.stem)
     few = Selection(feeds, sorted({len(feeds) * number // OBSERVED for number in range(OBSERVED)}))
     seen: list[Observed] = []
 

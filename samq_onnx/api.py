@@ -26,7 +26,7 @@ from samq_onnx.calibrate.statistics_file import StatisticsFile
 from samq_onnx.data import Calibration
 from samq_onnx.documents import brief, parsed
 from samq_onnx.door import admit
-from samq_onnx.encoder import Encoder
+from samq_onnx.encoder import hinted
 from samq_onnx.errors import UserError
 from samq_onnx.external import data_name
 from samq_onnx.families import NOTHING, Hints, Part, Role, identify
@@ -267,10 +267,6 @@ class Order:
         decoder = Widths.parse(decoder_bits) if decoder_bits is not None else None
         return cls(configured(method, settings), Widths.parse(bits), target, decoder, strict, sites)
 
-    def hinted(self, encoder: Path | None, part: Part) -> Encoder | Path | None:
-        """An encoder that a decoder is fed by, opened with the hints; any other part refuses it as it is."""
-        return Encoder(encoder, self.hints) if encoder is not None and part.role is Role.DECODER else encoder
-
     def recipe(self) -> dict[str, Any]:
         """All of it, as JSON holds it."""
         found = _recipe(self.method, Scheme(self.widths, self.strict), self.target)
@@ -364,7 +360,7 @@ class _Run:
             if encoder is not None:
                 raise UserError(f"{source}: arrays are given for its inputs; leave out --encoder")
             return self.calibration.feeds(part)
-        return part.feeds(self.calibration, self.order.hinted(encoder, part), source.stem)
+        return part.feeds(self.calibration, hinted(encoder, part, self.order.hints), source.stem)
 
 
 def parts_of(source: Path) -> tuple[str, ...]:

@@ -43,11 +43,11 @@ SHOWN = 12  # refusals of one step that are printed
 def described(part: Quantized) -> list[str]:
     """What happened to a model, in lines."""
     lines = []
-    if any(kind != "generic" for kind in part.sites):
+    if part.sites:
         found = ", ".join(f"{count} {kind}" for kind, count in sorted(part.sites.items()))
         lines.append(f"attention sites: {found}")
     else:
-        lines.append("no SAM structure found: quantized as a generic network (linears and convolutions)")
+        lines.append("no attention found: quantized as a generic network (linears and convolutions)")
     lines.append(f"linears quantized: {len(part.plan.linears)}")
     for reason, count in Counter(part.plan.kept_float.values()).items():
         lines.append(f"linears kept float: {count}, {reason}")

@@ -48,7 +48,7 @@ def test_a_network_without_attention_is_quantized_whole(quantized: Quantized) ->
     for node in linears:
         assert [producers.get(name) for name in node.input] == ["DequantizeLinear"] * len(node.input)
     assert quantized.report["fusion"]["integer_share"] == 1.0
-    assert "no SAM structure found: quantized as a generic network" in quantized.printed
+    assert "no attention found: quantized as a generic network" in quantized.printed
 
     image = images.preprocess(images.load(data.image_paths(assets.demo_images())[0]), nets.SIDE)
     expected, found = (run_model(path, {"image": image})[0] for path in (quantized.source, quantized.output))

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from samq_onnx import analyze, assets, bench, data, evaluate, quantize, segment
+from samq_onnx import SamPredictor, analyze, assets, bench, data, evaluate, quantize, segment, verify
 from tests.fuzz import tiny
 
 ENCODER = """<ir_version: 8, opset_import: ["" : 17]>
@@ -85,6 +85,22 @@ def test_a_size_is_asked_for_and_taken(
     assert main(given) == 2
     assert "an image of free sides; give --input-size SIDE" in capsys.readouterr().err
     assert main([*given, "--input-size", "64"]) == 0
+
+
+def test_a_quantized_file_remembers(free: Free, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It needs no option, nor does the float model that it is compared with; a decoder's float encoder does."""
+    files = ["-o", str(tmp_path / "both"), "--calib", str(assets.calibration_images()), "--method", "minmax"]
+    assert quantize.main([str(free.folder), *files, "--input-size", "64"]) == 0
+    encoder, decoder = tmp_path / "both" / "encoder.onnx", tmp_path / "both" / "decoder.onnx"
+    assert verify.main([str(encoder), "--reference", str(free.encoder)]) == 0
+    assert bench.main([str(encoder), "--runs", "1"]) == 0
+    predictor = SamPredictor(encoder, decoder)
+    assert predictor.image_size == 64
+    pair = [str(decoder), "--reference", str(free.decoder), "--encoder"]
+    assert verify.main([*pair, str(encoder)]) == 0
+    assert verify.main([*pair, str(free.encoder)]) == 2
+    assert "give --input-size SIDE" in capsys.readouterr().err
+    assert verify.main([*pair, str(free.encoder), "--input-size", "64"]) == 0
 
 
 def test_pixels_are_said(free: Free, tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ class _Unfed(Part):
             )
         raise UserError(f"{self.where}: cannot make inputs from images; it takes {described(inputs)}, {WANTED}")
 
-    def sample_feed(self, prompts: int = 1, encoder: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+    def sample_feed(
+        self, prompts: int = 1, encoder: Encoder | str | os.PathLike[str] | None = None
+    ) -> dict[str, np.ndarray]:
         self.refuse_encoder(encoder)
         refuse_free_sides(self.signature.inputs, self.where)
         random = np.random.default_rng(0)

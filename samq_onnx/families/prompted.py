@@ -266,7 +266,9 @@ class WholePart(Part):
             raise UserError(f"{self.where}: also takes {described(self._unknown)}, which cannot be made from images")
         return WholeFeeds(calibration, self._image, self._prompts)
 
-    def sample_feed(self, prompts: int = 1, encoder: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+    def sample_feed(
+        self, prompts: int = 1, encoder: Encoder | str | os.PathLike[str] | None = None
+    ) -> dict[str, np.ndarray]:
         self.refuse_encoder(encoder)
         side, random = self._image.size, np.random.default_rng(0)
         coords = np.full((prompts, 1, 2), side / 2)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 import samq_onnx
 from samq_onnx import assets, data, images
 from samq_onnx.export.__main__ import main
+from samq_onnx.export.hugging_face import Encoder
 from samq_onnx.export.torchvision_ops import import_torchvision
 from samq_onnx.verify import verify
 
@@ -69,6 +71,11 @@ def of_predictor(predictor: Any) -> list[np.ndarray]:
     return [one.astype(bool) for one in made]
 
 
+def softmaxes(path: Path) -> int:
+    """How many attentions a float model has."""
+    return sum(node.op_type == "Softmax" for node in onnx.load(path).graph.node)
+
+
 def from_checkpoint_to_masks(source: Source, folder: Path, bundled: Path) -> list[np.ndarray]:
     """Export, masks of a point and a box, and the same quantized; the masks of the float files."""
     made, quantized = folder / "float", folder / "quantized"
@@ -77,6 +84,7 @@ def from_checkpoint_to_masks(source: Source, folder: Path, bundled: Path) -> lis
     result = samq_onnx.quantize(made, bundled, method="minmax")
     result.save(quantized)
     for name in ("encoder", "decoder"):
+        assert sum(result.parts[name].sites.values()) == softmaxes(made / f"{name}.onnx")
         encoder = quantized / "encoder.onnx" if name == "decoder" else None
         found = verify(quantized / f"{name}.onnx", made / f"{name}.onnx", encoder)
         assert found["same"]
@@ -144,6 +152,24 @@ def hugging_face(tmp_path: Path) -> Callable[[str], Source]:
 @pytest.mark.parametrize("kind", ["Sam", "SamHQ", "Sam2"])
 def test_hugging_face(kind: str, hugging_face: Callable[[str], Source], tmp_path: Path, bundled: Path) -> None:
     from_checkpoint_to_masks(hugging_face(kind), tmp_path, bundled)
+
+
+def test_a_vision_encoder_of_any_batch(hugging_face: Callable[[str], Source], tmp_path: Path, bundled: Path) -> None:
+    """As others export it: pixel_values in, and the number of images is open."""
+    path = tmp_path / "vision_encoder.onnx"
+    with torch.no_grad():
+        torch.onnx.export(
+            Encoder(hugging_face("Sam").model, intermediate=False),
+            torch.randn(1, 3, SIDE, SIDE),
+            str(path),
+            input_names=["pixel_values"],
+            output_names=["image_embeddings"],
+            dynamic_axes={"pixel_values": {0: "batch_size"}},
+            opset_version=17,
+            dynamo=False,
+        )
+    result = samq_onnx.quantize(path, bundled, method="minmax")
+    assert result.parts["model"].sites == {"encoder_global": 1, "encoder_window": 2}
 
 
 def decoder_of(package: Any, **options: Any) -> Any:
