@@ -7,6 +7,7 @@ come out as they are; SAM 2's fallback of an unstable first mask to the best of 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
@@ -40,7 +41,8 @@ class Sam2(Family):
     def make(self, model_type: str) -> nn.Module:
         build = package("sam2.build_sam", "sam2").build_sam2
         name = f"configs/sam2.1/sam2.1_hiera_{SIZES[model_type]}.yaml"  # that of SAM 2 differs in memory alone
-        with torch.device("cpu"):  # it computes with numbers while it is built
+        with torch.device("cpu"), warnings.catch_warnings():  # it computes with numbers while it is built
+            warnings.simplefilter("ignore")  # remarks on how it is configured
             return for_images(build(name, device="cpu", apply_postprocessing=False))
 
     def own(self, state: StateDict) -> StateDict:
