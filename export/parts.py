@@ -109,7 +109,7 @@ def encoder_of(module: nn.Module, side: int, outputs: Sequence[str], reference: 
         module: normalised image [1, 3, S, S] -> as many tensors as ``outputs`` has names.
         reference: the same by the package's own methods.
     """
-    image = image_of(side)
+    image, module = image_of(side), module.eval()  # the exporter restores the mode that it finds, of all inside
     with torch.no_grad():
         made = module(image)
     shapes = {name: tuple(tensor.shape) for name, tensor in zip(outputs, made, strict=True)}
@@ -138,7 +138,7 @@ def decoder_of(
         feeds: inputs to compare on, of several numbers of points; the last one is traced.
         reference: what a feed gives by the package's own methods. repeats: as of `Part`.
     """
-    sample = tuple(feeds[-1].values())
+    sample, module = tuple(feeds[-1].values()), module.eval()
     with torch.no_grad():
         made = module(*sample)
     inputs: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in feeds[-1].items()}

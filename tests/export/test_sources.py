@@ -16,8 +16,11 @@ from samq_onnx.export.__main__ import MODEL_TYPES, main
 from samq_onnx.export.checkpoint import StateDict, map_state_dict
 from samq_onnx.export.families import BUILDERS, build, found_type
 from samq_onnx.export.mobile_sam import TINY_VIT
+from samq_onnx.export.parity import check
+from samq_onnx.export.parts import encoder_of
 from samq_onnx.export.sam import Sam
 from samq_onnx.export.sam_hq import TOKEN
+from samq_onnx.export.trace import trace
 
 ONE = torch.ones(1)
 PATCH = "image_encoder.trunk.patch_embed.proj.weight"
@@ -151,3 +154,24 @@ def test_weights_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     pytest.importorskip("transformers")
     folder = folder_of(tmp_path / "model", {"model_type": "sam"})
     assert "transformers does not load it" in refused(["--checkpoint", str(folder)], tmp_path, capsys)
+
+
+class Wrapped(torch.nn.Module):
+    """A model as wrappers make them: in training mode outside."""
+
+    def __init__(self, inside: torch.nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self.inside(image),)
+
+
+def test_what_is_compared_is_in_evaluation_mode(tmp_path: Path) -> None:
+    """A norm of batches computes something else while it trains, and the exporter restores the mode that it finds."""
+    norm = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 16, 16), torch.nn.BatchNorm2d(4)).eval().requires_grad_(False)
+    wrapped = Wrapped(norm)
+    part = encoder_of(wrapped, 32, ["image_embeddings"], wrapped)
+    trace(part, tmp_path / "encoder.onnx")
+    assert not norm.training
+    check(tmp_path / "encoder.onnx", part).check("encoder")
