@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
+import onnx_ir as ir
 
 from samq_onnx.calibrate.statistics import Statistic
 from samq_onnx.passes.graph import constant, is_constant, replace_constant
@@ -16,7 +18,16 @@ from samq_onnx.plan_file import plan_from_json, plan_to_json
 from samq_onnx.reconstruct.reconstruction import UnitLoss
 from samq_onnx.reconstruct.units import Unit
 
-__all__ = ["Learned"]
+__all__ = ["Learned", "digest"]
+
+
+def digest(lifted: Lifted, plan: QuantPlan, *given: object) -> str:
+    """Hash of a plan, of the constants of a graph, and of other things that JSON can hold."""
+    found = hashlib.sha256(json.dumps([plan_to_json(plan), *given]).encode())
+    for name, value in sorted(lifted.model.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
+            found.update(name.encode() + np.ascontiguousarray(value.const_value.numpy()).tobytes())
+    return found.hexdigest()
 
 
 class Learned(Statistic):
