@@ -25,6 +25,7 @@ import torch
 
 from samq_onnx.calibrate.stream import Feed
 from samq_onnx.calibrate.two_streams import run_two_streams
+from samq_onnx.passes.fold import NormReaders
 from samq_onnx.passes.graph import is_shared
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.plan import QuantPlan
@@ -39,6 +40,7 @@ from samq_onnx.reconstruct.objectives import Sight, unit_loss
 from samq_onnx.reconstruct.pace import TimePlan, UnitTime
 from samq_onnx.reconstruct.recipe import Phase, Recipe
 from samq_onnx.reconstruct.reconstruction import NotReconstructable, UnitLoss
+from samq_onnx.reconstruct.regrouping import Regrouping, groupable, segments
 from samq_onnx.reconstruct.rounding import AdaRoundWeight
 from samq_onnx.reconstruct.sampled import Choice, sampled_attention
 from samq_onnx.reconstruct.simulate import Simulation, Twins
@@ -148,7 +150,9 @@ class _Stage:
         memory = run.effort.cache_bytes / 2
         self._exact = ActivationCache(self.tensors, run.scratch, memory)
         self._quantized = ActivationCache(unit.tensors[: len(unit.inputs)], run.scratch, memory)
-        self._learned = Learned(key, unit, run.plan, run.lifted)
+        self._readers = groupable(run.lifted, unit) if run.recipe.groups else None
+        also = [self._readers.norm] if self._readers is not None else []
+        self._learned = Learned(key, unit, run.plan, run.lifted, also)
         self.settled = run.kept is not None and run.kept.restore(self._learned)
         self._time = UnitTime(run.time, number, key, run.kept)
 
@@ -187,7 +191,7 @@ class _Stage:
         if simulation.unknown:
             return UnitLoss(unit.name, unit.kind, 0, 0.0, 0.0, f"no gradient for {', '.join(simulation.unknown)}")
         simulation.to(run.device)
-        learner = _Learner(simulation, unit, run, self._exact, self._quantized, self._time)
+        learner = _Learner(simulation, unit, run, self._exact, self._quantized, self._time, self._readers)
         seed = int(hashlib.sha256(unit.name.encode()).hexdigest()[:8], 16)
         with _random_kept(run.device):
             torch.manual_seed(seed)
@@ -222,8 +226,11 @@ class _Learner:
         exact: ActivationCache,
         quantized: ActivationCache,
         time: UnitTime,
+        readers: NormReaders | None,
     ) -> None:
         self.simulation, self.unit, self.run, self._time = simulation, unit, run, time
+        self._readers = readers
+        self._groups: Regrouping | None = None
         self._exact, self._quantized = exact, quantized
         self._random = np.random.default_rng(0)
         self._done = 0
@@ -242,10 +249,12 @@ class _Learner:
             write_line(f"{run.label}: {self.unit.kind} {self.unit.name}, {iterations} iterations, {left}")
         shares = recipe.shares(iterations)
         for number, (phase, steps) in enumerate(zip(recipe.phases, shares, strict=True)):
-            self._descend(phase, steps, sum(shares[number + 1 :]))
+            self._walk(phase, steps, sum(shares[number + 1 :]))
         after = self._judge()
         better = after < before
         if better:
+            if self._groups is not None:
+                self._groups.fold()
             self.simulation.write_back(run.plan)
         return UnitLoss(self.unit.name, self.unit.kind, iterations, before, after if better else before)
 
@@ -265,16 +274,38 @@ class _Learner:
         if phase.scales:
             codes_of = [one.codes for one in simulation.kinds(Dropped) if hasattr(one.codes, "log_scale")]
             scales += [codes.log_scale for codes in codes_of]  # type: ignore[misc]
+        if self._groups is not None:
+            scales = self._groups.learning(scales)
         zeros = [codes.zero for codes in simulation.kinds(FakeQuantActivation) if phase.zeros]
         for parameter in (*first, *scales, *zeros):
             parameter.requires_grad_(True)
         return [first, scales, zeros]
 
-    def _descend(self, phase: Phase, steps: int, later: int) -> None:
-        groups = self._begin(phase)
-        if not any(groups):
+    def _walk(self, phase: Phase, steps: int, later: int) -> None:
+        """Learn a phase, before ``later`` steps of others; in one descent, or one between any two clusterings."""
+        if self._readers is None:
+            self._descend(phase, 0, steps, steps, later)
             return
-        rate, scale_rate = phase.rates(steps)
+        place = self.unit.inputs.index(self._readers.linears[0].x)
+        inputs = (self._exact[index][place] for index in range(len(self._exact)))
+        recipe = self.run.recipe
+        self._groups = Regrouping(self.run.lifted, self.simulation, self._readers, inputs, recipe.features)
+        begun = 0
+        parts = segments(steps, recipe.groups)
+        for number, (count, groups) in enumerate(parts):
+            if groups is not None:
+                self._groups.cluster(groups)
+            elif number == len(parts) - 1:
+                self._groups.fix()
+            self._descend(phase, begun, begun + count, steps, later + steps - begun - count)
+            begun += count
+
+    def _descend(self, phase: Phase, first: int, last: int, whole: int, later: int) -> None:
+        """Walk the steps from ``first`` to ``last`` of a ``whole`` phase."""
+        groups, steps = self._begin(phase), last - first
+        if not any(groups) or not steps:
+            return
+        rate, scale_rate = phase.rates(whole)
         rates = [rate, scale_rate, scale_rate * ZERO_RATE]
         falls = [lambda step: 1.0, *[lambda step: cosine(step / steps)] * 2]
 
@@ -283,7 +314,7 @@ class _Learner:
             return torch.optim.lr_scheduler.LambdaLR(optimizer, mine)
 
         losses = descend(
-            groups, rates, schedule, steps, lambda step: self._backward(phase, step / steps),
+            groups, rates, schedule, steps, lambda step: self._backward(phase, (first + step) / whole),
             label=f"{self.run.label}: {self.unit.kind}", pace=self._time.pace(steps, later, self._done),
         )  # fmt: skip
         self._done += len(losses)
