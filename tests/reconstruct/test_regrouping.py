@@ -14,7 +14,7 @@ from samq_onnx.calibrate.stream import run
 from samq_onnx.methods.step import Work
 from samq_onnx.methods.steps import Ranges
 from samq_onnx.passes.fold import NormReaders, fold_norm_affine
-from samq_onnx.passes.graph import constant, held_constants, replace_constant
+from samq_onnx.passes.graph import constant, held_constants
 from samq_onnx.plan_file import plan_to_json
 from samq_onnx.reconstruct import engine
 from samq_onnx.reconstruct.activation_cache import ActivationCache
@@ -85,7 +85,7 @@ def test_groups_leave_the_function_what_it_is(tiny_sam: Path, tmp_path: Path) ->
                 (made,) = simulation({simulation.inputs[0]: x})
             return float((made - expected).norm() / expected.norm())
 
-        assert error(simulation, x, expected) < 5e-3
+        assert error(simulation, x, expected) < 0.05  # weights of unequal channels are clipped
         groups = Regrouping(work.lifted, simulation, readers, [floats[0][n][0] for n in range(3)], "log")
         assert error(simulation, x, expected) < 5e-3
         with torch.no_grad():
