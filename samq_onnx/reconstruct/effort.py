@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -99,3 +100,16 @@ class Effort:
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def narrow(self) -> bool:
+        """Whether products of gradients are bfloat16, which GPUs have kernels for; losses are judged in float32."""
+        return self.place() == "cuda"
+
+    def products(self) -> contextlib.AbstractContextManager[object]:
+        """What gradients are computed in."""
+        if not self.narrow:
+            return contextlib.nullcontext()
+        import torch
+
+        return torch.autocast(self.place(), torch.bfloat16)  # type: ignore[no-any-return]

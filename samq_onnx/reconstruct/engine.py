@@ -323,7 +323,8 @@ class _Learner:
         total = 0.0
         for _ in range(self.run.recipe.batch):
             index = int(self._random.integers(len(self._exact)))
-            loss = self._loss(index, phase.mix, self._choice(index)) / self.run.recipe.batch
+            with self.run.effort.products():
+                loss = self._loss(index, phase.mix, self._choice(index)) / self.run.recipe.batch
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         power = phase.power(progress)

@@ -187,7 +187,8 @@ class _Training:
             for _ in range(self.objective.batch):
                 if not waiting:
                     waiting.extend(random.permutation(len(self.given)).tolist())
-                loss = self.loss(waiting.pop()) / self.objective.batch
+                with self.effort.products():
+                    loss = self.loss(waiting.pop()) / self.objective.batch
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             return total
