@@ -478,7 +478,7 @@ def quantize(
         budget_mb, max_loss: choose 4 bits for as many weights as it takes, as `samq_onnx.analysis.mixed.Goal` says.
         input_size: side of the image that an encoder with free sides takes, where its graph does not tell.
         preprocess: the numbers that it takes, where its graph does not tell: normalised, bytes or unit.
-        minutes: that all of it may take where a method learns by units; None leaves it to the method.
+        minutes: that all of it may take, where a method learns; None leaves it to the method.
         cache_gb: memory for activations while it learns. device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:

@@ -115,8 +115,14 @@ def reconstruct_units(
         run.ended = effort.clock.now()
         if effort.minutes is not None:
             write_line(f"{label}: {len(units)} units, {max(0.0, effort.left()):.0f} s for all")
-        run_two_streams(lifted.model, plan, stages, exact_feeds, feeds, exact=exact, label=label)
-    return run.found
+        with contextlib.suppress(_Over):
+            run_two_streams(lifted.model, plan, stages, exact_feeds, feeds, exact=exact, label=label)
+    late = [UnitLoss(unit.name, unit.kind, 0, 0.0, 0.0, "there was no time left for it") for unit in units]
+    return run.found + late[len(run.found) :]
+
+
+class _Over(Exception):
+    """There is no time left; what is learned so far is in the plan."""
 
 
 @dataclasses.dataclass
@@ -157,6 +163,8 @@ class _Stage:
         self._time = UnitTime(run.time, number, key, run.kept)
 
     def update(self, exact: Sequence[np.ndarray], quantized: Sequence[np.ndarray]) -> None:
+        if self.run.effort.left() <= 0:
+            raise _Over
         self._exact.update(*exact)
         self._quantized.update(*quantized[: len(self.unit.inputs)])
 

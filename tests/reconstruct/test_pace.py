@@ -157,6 +157,18 @@ def test_units_take_the_minutes_that_are_given(
     assert len(counts) == 3 and min(counts) > (0.6 if load is not half_busy else 0.2) * max(counts)
 
 
+def test_units_that_there_is_no_time_for_stay_as_they_are(tiny_sam: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock(monkeypatch)
+    clock.slow(monkeypatch, engine._Learner, "_judge", lambda _: 30.0)
+    work = planned(tiny_sam)
+    before = plan_to_json(work.plan)["linears"]
+    found = learned(work, clock.bound)
+    assert [unit.refused for unit in found] == ["", "there was no time left for it", "there was no time left for it"]
+    after = plan_to_json(work.plan)["linears"]
+    last = work.linears[-1].name
+    assert after[last] == before[last] and len(found) == 3
+
+
 def test_a_whole_model_takes_them_too(tiny_sam: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock(monkeypatch, half_busy)
     clock.slow(monkeypatch, trainer._Training, "loss", lambda _: 0.8)  # two in each of 48 steps
