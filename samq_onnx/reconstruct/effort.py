@@ -11,6 +11,7 @@ from typing import Protocol
 
 from samq_onnx.calibrate.statistics import Statistic
 from samq_onnx.errors import UserError
+from samq_onnx.progress import write_line
 
 __all__ = ["CACHE_GB", "DEVICES", "Clock", "Effort", "Kept"]
 
@@ -88,6 +89,12 @@ class Effort:
         if self.left() > 0:
             return None
         return f"what comes before learning took all of its share of {self.minutes:g} minutes; nothing is learned"
+
+    def told(self, label: str) -> str | None:
+        """`over`, which is said on stderr too."""
+        if self.over is not None:
+            write_line(f"{label}: {self.over}")
+        return self.over
 
     @property
     def cache_bytes(self) -> float:

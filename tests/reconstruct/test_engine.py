@@ -153,6 +153,7 @@ def test_an_operator_without_gradient_is_named(tiny_sam: Path, monkeypatch: pyte
     assert [unit.refused for unit in found] == ["", "no gradient for Erf", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["units", "whole"])
 def test_products_may_be_bfloat16(method: str, tiny_sam: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: codes and judgement stay float32, products do not, and it still gets better."""

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.passes.report import Report
-from samq_onnx.progress import write_line
 from samq_onnx.reconstruct.reconstruction import NotReconstructable
 
 __all__ = ["NO_TORCH", "WORSE", "Reconstruct", "may_learn", "torch_is_there"]
@@ -29,9 +28,8 @@ def may_learn(work: Work, report: Report) -> bool:
     """Whether there are torch and time; a report says which is not."""
     if not torch_is_there():
         report.refuse(work.label, NO_TORCH)
-    elif (over := work.effort.over) is not None:
+    elif (over := work.effort.told(work.label)) is not None:
         report.refuse(work.label, over)
-        write_line(f"{work.label}: {over}")
     else:
         return True
     return False
