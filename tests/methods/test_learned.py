@@ -14,11 +14,12 @@ import pytest
 import samq_onnx
 from samq_onnx.api import Result
 from samq_onnx.calibrate.statistics import TensorStats
+from samq_onnx.feeds import Selection
 from samq_onnx.methods.lsq import first_step, first_steps
 from samq_onnx.methods.lsq_plus import three_deviations
 from samq_onnx.methods.pq_sam_l import RememberedGroups
 from samq_onnx.methods.step import Step, Work
-from samq_onnx.methods.steps import CentreKeys, KeepBetter, LearnScales, Ranges
+from samq_onnx.methods.steps import CentreKeys, KeepBetter, LearnScales, Ranges, keep_better
 from samq_onnx.passes.graph import constant, held_constants, replace_constant
 from samq_onnx.passes.report import Report
 from samq_onnx.plan_file import plan_to_json
@@ -167,6 +168,16 @@ def test_the_better_is_kept_on_images_that_no_alternative_saw(tiny_sam: Path) ->
     work.run([KeepBetter({"mended": mended})], work)
     assert work.reports[-1].done == ["mended"]
     np.testing.assert_array_equal(constant(weight), before)
+
+
+def test_no_image_is_learned_from_and_judged_on(tiny_sam: Path) -> None:
+    work = planned(tiny_sam, "w8a8", images=8)
+    places = [0, 1, 1, 1, 2, 3, 3, 4, 5, 6, 6, 6, 7]
+    whole = [work.feeds[place] for place in places]
+    work.feeds = Selection(whole, range(len(places)))
+    work.feeds.places = places
+    seen, held = ([places[index] for index in half] for half in keep_better._halves(work))
+    assert set(seen) == {0, 1, 2, 4, 5, 6} and set(held) == {3, 7}
 
 
 class _Mended(Step):

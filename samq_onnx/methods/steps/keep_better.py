@@ -87,10 +87,7 @@ class KeepBetter(Step):
 
 def _halves(work: Work) -> tuple[list[int], list[int]]:
     """Indices of inputs that are learned from, and of those that are judged; none of one image in both."""
-    samples = getattr(work.feeds, "samples", None)
-    count = len(samples) if samples is not None else len(work.feeds)
-    per_image = max(1, len(work.feeds) // max(count, 1))
-    places = [index // per_image for index in range(len(work.feeds))]
+    places = getattr(work.feeds, "places", range(len(work.feeds)))
     held = [index for index, place in enumerate(places) if place % EVERY == EVERY - 1]
     seen = [index for index, place in enumerate(places) if place % EVERY != EVERY - 1]
     most = PROMPTS if work.part.role is Role.DECODER else IMAGES
