@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import samq_onnx
@@ -15,10 +17,13 @@ from samq_onnx.calibrate.statistics import TensorStats
 from samq_onnx.feeds import Selection
 from samq_onnx.methods.lsq import first_step, first_steps
 from samq_onnx.methods.lsq_plus import three_deviations
+from samq_onnx.methods.pq_sam_l import RememberedGroups
 from samq_onnx.methods.step import Step, Work
-from samq_onnx.methods.steps import KeepBetter, keep_better
-from samq_onnx.passes.graph import constant, replace_constant
+from samq_onnx.methods.steps import CentreKeys, KeepBetter, LearnScales, Ranges, keep_better
+from samq_onnx.passes.graph import constant, held_constants, replace_constant
 from samq_onnx.passes.report import Report
+from samq_onnx.plan_file import plan_to_json
+from samq_onnx.reconstruct import trainer
 from samq_onnx.reconstruct.effort import Effort
 from tests.conftest import relative_error, run_model
 from tests.reconstruct.test_engine import planned
@@ -76,6 +81,55 @@ def test_a_learned_model_runs_and_says_what_each_unit_lost(
         sample = result.parts[name].sample or {}
         for one, two in zip(run_model(part.model, sample), run_model(result.parts[name].model, sample), strict=True):
             np.testing.assert_array_equal(one, two)
+
+
+def test_scales_that_would_be_worse_stay_as_they_were(tiny_sam: Path) -> None:
+    work = planned(tiny_sam)
+    work.run([CentreKeys(), grouping := RememberedGroups(10.0, 0.25), Ranges("omse", "tensor-mse", "uniform")], work)
+    work.run([LearnScales(grouping.labels, 1, 0.0)], work)  # scales of weights are one for a tensor from here on
+    before = plan_to_json(work.plan), held_constants(work.model.graph)
+    work.run([LearnScales(grouping.labels, 3, 5.0)], work)
+    report = work.reports[-1]
+    assert not report.done and "learning brought it no nearer to float" in report.refused[0]
+    assert report.facts["loss_after"] == report.facts["loss_before"]
+    assert (plan_to_json(work.plan), held_constants(work.model.graph)) == before
+    work.run([LearnScales(grouping.labels, 20, 1e-3)], work)
+    report = work.reports[-1]
+    assert report.done[0] == "encoder" and report.facts["loss_after"] < report.facts["loss_before"]
+    assert plan_to_json(work.plan) != before[0]
+
+
+@pytest.mark.slow
+def test_a_model_learned_as_a_whole_is_not_learned_again(
+    tiny_sam: Path, one_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it learns the decoder: the encoder is as it was, and the outcome is that of a run in one piece."""
+    descents: list[str] = []
+
+    def counted(*arguments: Any, label: str, **more: Any) -> Any:
+        descents.append(label)
+        if len(descents) == dies_at:
+            raise KeyboardInterrupt
+        return trainer_descend(*arguments, label=label, **more)
+
+    trainer_descend, dies_at = trainer.descend, 0
+    monkeypatch.setattr(trainer, "descend", counted)
+
+    def made(stats: Path | None) -> list[bytes]:
+        descents.clear()
+        result = samq_onnx.quantize(
+            tiny_sam, one_image, method="pq-sam-l", bits="w4a4", settings={"iterations": "5"}, stats=stats
+        )
+        return [ir.to_proto(part.model).SerializeToString(deterministic=True) for part in result.parts.values()]
+
+    whole = made(None)
+    assert descents == ["encoder: learning", "decoder: learning"]
+    dies_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "stats.npz")
+    dies_at = 0
+    assert made(tmp_path / "stats.npz") == whole and descents == ["decoder: learning"]
+    assert made(tmp_path / "stats.npz") == whole and not descents
 
 
 class _Moved(Step):
