@@ -16,7 +16,7 @@ __all__ = ["export_sam"]
 
 def export_sam(
     checkpoint: str | os.PathLike[str],
-    model_type: str,
+    model_type: str | None,
     out_dir: str | os.PathLike[str],
     batched: bool = False,
 ) -> dict[str, Any]:

@@ -16,21 +16,31 @@ from samq_onnx.inventory import check_files
 
 __all__ = ["main"]
 
-MODEL_TYPES = ("vit_b", "vit_l", "vit_h", "nano")
+MODEL_TYPES = (
+    *("vit_b", "vit_l", "vit_h", "nano", "vit_t"),
+    *("hq_vit_b", "hq_vit_l", "hq_vit_h", "hq_vit_t"),
+    *("sam2_t", "sam2_s", "sam2_b+", "sam2_l"),
+)
 
 
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see `export_sam`."""
     parser = command_parser("export", __doc__)
-    parser.add_argument("--checkpoint", type=Path, help="state dict, .pth or .safetensors; nano is bundled")
-    parser.add_argument("--model-type", required=True, choices=MODEL_TYPES)
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="state dict, .pth, .pt or .safetensors, or a folder of transformers; nano is bundled",
+    )
+    parser.add_argument("--model-type", choices=MODEL_TYPES, help="default: what the checkpoint's tensors tell")
     parser.add_argument("-o", "--output", type=output_path, required=True, help="folder for the ONNX files")
     parser.add_argument("--batched", action="store_true", help="also decoder_batched.onnx: N prompts -> N masks")
     parser.add_argument("--json", type=check_writable, help="write the report here")
     arguments = parser.parse_args(argv)
     checkpoint = arguments.checkpoint
     if checkpoint is None:
+        if arguments.model_type is None:
+            raise UserError("give --checkpoint FILE or FOLDER, or --model-type nano, which is bundled")
         if arguments.model_type != "nano":
             raise UserError(f"--model-type {arguments.model_type} needs --checkpoint FILE; only nano is bundled")
         checkpoint = assets.nano_checkpoint()

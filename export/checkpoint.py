@@ -27,6 +27,7 @@ StateDict = dict[str, torch.Tensor]
 
 PICKLE_PROTOCOL_MARK = b"\x80"  # first byte of the files torch.save wrote before its zip format
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COUNTER = torch.int64  # of batches that a BatchNorm has seen
 LONGEST_NAME = 80
 
 
@@ -40,7 +41,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
 
 
 def map_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Floating tensors of a ``.safetensors`` file or of a state dict saved by ``torch.save``, not yet read.
+    """Tensors of a ``.safetensors`` file or of a state dict saved by ``torch.save``, not yet read: floats and counters.
 
     A state dict may be one entry of a dict, as training programs write it, if no other entry is one.
 
@@ -70,12 +71,15 @@ def map_state_dict(path: str | os.PathLike[str]) -> StateDict:
 
 
 def to_single(state: StateDict, where: str) -> StateDict:
-    """Copies of the tensors as float32.
+    """Copies of the tensors, floating ones as float32.
 
     Raises:
         UserError: one holds values that are not finite in float32; the message begins with ``where``.
     """
-    single = {name: tensor.detach().to(torch.float32, copy=True).contiguous() for name, tensor in state.items()}
+    single = {
+        name: tensor.detach().to(torch.float32 if tensor.is_floating_point() else None, copy=True).contiguous()
+        for name, tensor in state.items()
+    }
     for name, tensor in single.items():
         if not tensor.isfinite().all():
             raise UserError(f"{where}: its {short(name)} holds values that are not finite; use an undamaged checkpoint")
@@ -168,7 +172,7 @@ def _foreign_kind(tensor: torch.Tensor) -> str:
         return "sparse"
     if tensor.device.type != "cpu":
         return f"on the device {tensor.device.type}, without values"
-    if tensor.dtype not in FLOATS:
+    if tensor.dtype not in (*FLOATS, COUNTER):
         return f"of the type {str(tensor.dtype).removeprefix('torch.')}"
     return ""
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from samq_onnx.export.sam import Sam, SamOnnxModel
 
-__all__ = ["BatchedDecoder", "Decoder"]
+__all__ = ["BatchedDecoder", "Decoder", "at_original_size"]
 
 
 class Decoder(SamOnnxModel):
@@ -24,13 +24,19 @@ class Decoder(SamOnnxModel):
         super().__init__(sam, return_single_mask=False)
 
     def mask_postprocessing(self, masks: torch.Tensor, orig_im_size: torch.Tensor) -> torch.Tensor:
-        """Low-resolution logits [N, M, S/4, S/4] -> logits [N, M, H, W]: to the padded image, crop, to the original."""
-        padded = functional.interpolate(
-            masks, size=(self.img_size, self.img_size), mode="bilinear", align_corners=False
-        )
-        height, width = self.resize_longest_image_size(orig_im_size, self.img_size).unbind()
-        original: Any = orig_im_size.to(torch.int64).unbind()  # traced as a size, though the signature wants integers
-        return functional.interpolate(padded[..., :height, :width], size=original, mode="bilinear", align_corners=False)
+        return at_original_size(masks, orig_im_size, self.img_size)
+
+
+def at_original_size(masks: torch.Tensor, orig_im_size: torch.Tensor, side: int) -> torch.Tensor:
+    """Low-resolution logits [N, M, S/4, S/4] -> logits [N, M, H, W]: to the padded image, crop, to the original.
+
+    Args:
+        orig_im_size: height and width of the original, float [2]. side: of the padded image.
+    """
+    padded = functional.interpolate(masks, size=(side, side), mode="bilinear", align_corners=False)
+    height, width = SamOnnxModel.resize_longest_image_size(orig_im_size, side).unbind()
+    original: Any = orig_im_size.to(torch.int64).unbind()  # traced as a size, though the signature wants integers
+    return functional.interpolate(padded[..., :height, :width], size=original, mode="bilinear", align_corners=False)
 
 
 class BatchedDecoder(Decoder):

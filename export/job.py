@@ -6,19 +6,19 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx
+from torch import nn
 
 from samq_onnx.errors import UserError
 from samq_onnx.export.checkpoint import map_state_dict
-from samq_onnx.export.families import BUILDERS, build
-from samq_onnx.export.parity import Difference, check_decoder, check_encoder
-from samq_onnx.export.parts import PROMPTS, Part, batched_decoder_part, decoder_part, encoder_part
-from samq_onnx.export.sam import Sam
+from samq_onnx.export.families import build, check_type, family_of, found_type
+from samq_onnx.export.hugging_face import read_folder
+from samq_onnx.export.parity import check
+from samq_onnx.export.part import Part
 from samq_onnx.export.tidy import tidy
 from samq_onnx.export.trace import trace
 from samq_onnx.export.write import write
@@ -32,15 +32,15 @@ __all__ = ["export"]
 
 def export(
     checkpoint: str | os.PathLike[str],
-    model_type: str,
+    model_type: str | None,
     out_dir: str | os.PathLike[str],
     batched: bool = False,
 ) -> dict[str, Any]:
     """Write ``encoder.onnx`` and ``decoder.onnx`` to a folder, all files or none, and print what happens.
 
     Args:
-        checkpoint: state dict, as ``.safetensors`` or saved by ``torch.save``.
-        model_type: a key of `samq_onnx.export.families.BUILDERS`.
+        checkpoint: state dict, as ``.safetensors`` or saved by ``torch.save``; or a folder of transformers.
+        model_type: a key of `samq_onnx.export.families.BUILDERS`; None: what the tensors tell, or the folder.
         out_dir: made if it does not exist.
         batched: also write ``decoder_batched.onnx``, which takes many prompts at once.
 
@@ -49,49 +49,58 @@ def export(
         bytes (external data included), opset, ir_version, nodes_traced, nodes, max_abs and max_rel.
 
     Raises:
-        UserError: a checkpoint that cannot be read or is not of the type, an output folder that cannot be written
-            to, or a file that does not compute what PyTorch computes.
+        UserError: a checkpoint that cannot be read or is not of the type, a package that is missing, an output folder
+            that cannot be written to, or a file that does not compute what PyTorch computes.
     """
     started = time.perf_counter()
-    if model_type not in BUILDERS:
-        raise UserError(f"{model_type}: no such model type; choose one of {', '.join(BUILDERS)}")
-    print(f"reading {checkpoint} as {model_type} ...", flush=True)
-    sam = build(model_type, map_state_dict(checkpoint), str(checkpoint))
-    parameters = sum(parameter.numel() for parameter in sam.parameters())
+    if model_type is not None:
+        check_type(model_type)
+    model_type, model, image_size, parts = _read(Path(checkpoint), model_type, batched)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     files: dict[str, Any] = {}
-    pair = pair_hash({"tensors": _tensors_sha256(sam), "model_type": model_type, "version": version("samq_onnx")})
+    pair = pair_hash({"tensors": _tensors_sha256(model), "model_type": model_type, "version": version("samq_onnx")})
     with atomic_folder(out_dir) as folder:
-        for part, check in _parts(sam, batched):
+        for part in parts:
             name = f"{part.name}.onnx"
-            files[part.name] = {"path": str(Path(out_dir) / name), **_export_part(part, folder / name, check, pair)}
+            files[part.name] = {"path": str(Path(out_dir) / name), **_export_part(part, folder / name, pair)}
     return {
         "model_type": model_type,
         "checkpoint": str(checkpoint),
-        "image_size": sam.image_encoder.img_size,
+        "image_size": image_size,
         "parameters": parameters,
         "seconds": time.perf_counter() - started,
         "files": files,
     }
 
 
-def _parts(sam: Sam, batched: bool) -> list[tuple[Part, Callable[[Path], Difference]]]:
-    parts: list[tuple[Part, Callable[[Path], Difference]]] = [
-        (encoder_part(sam), lambda path: check_encoder(path, sam)),
-        (decoder_part(sam), lambda path: check_decoder(path, sam, 1)),
-    ]
-    if batched:
-        parts.append((batched_decoder_part(sam), lambda path: check_decoder(path, sam, PROMPTS)))
-    return parts
+def _read(checkpoint: Path, model_type: str | None, batched: bool) -> tuple[str, nn.Module, int, list[Part]]:
+    """Model type, model, side of its image, and files."""
+    if checkpoint.is_dir():
+        if model_type is not None:
+            raise UserError(f"{checkpoint}: a folder says itself what it is; leave out --model-type {model_type}")
+        if batched:
+            raise UserError(f"{checkpoint}: models of transformers have no batched decoder; leave out --batched")
+        print(f"reading {checkpoint} ...", flush=True)
+        found = read_folder(checkpoint)
+        print(f"it is {found.model_type}", flush=True)
+        return found.model_type, found.model, found.image_size, found.parts()
+    print(f"reading {checkpoint} as {model_type or 'what it is'} ...", flush=True)
+    state = map_state_dict(checkpoint)
+    if model_type is None:
+        model_type = found_type(state, str(checkpoint))
+        print(f"it is {model_type}", flush=True)
+    model, family = build(model_type, state, str(checkpoint)), family_of(model_type)
+    return model_type, model, family.image_size(model), family.parts(model, batched)
 
 
-def _tensors_sha256(sam: Sam) -> str:
+def _tensors_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for tensor in sam.state_dict().values():
+    for tensor in model.state_dict().values():
         digest.update(tensor.contiguous().numpy())
     return digest.hexdigest()
 
 
-def _export_part(part: Part, path: Path, check: Callable[[Path], Difference], pair: str) -> dict[str, Any]:
+def _export_part(part: Part, path: Path, pair: str) -> dict[str, Any]:
     """Write one part to ``path`` and compare it with PyTorch."""
     print(f"{part.name}: tracing ...", flush=True)
     with Scratch(path.parent.parent) as folder:
@@ -113,7 +122,7 @@ def _export_part(part: Part, path: Path, check: Callable[[Path], Difference], pa
     }
     del model
     print(f"{part.name}: comparing with PyTorch ...", flush=True)
-    difference = check(path)
+    difference = check(path, part)
     print(f"{part.name}: max difference {difference.absolute:.1e}, relative {difference.relative:.1e}", flush=True)
     difference.check(part.name)
     return {**facts, "max_abs": difference.absolute, "max_rel": difference.relative}

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from torch import nn
 
 from samq_onnx.export.sam import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-__all__ = ["BUILDERS", "build_nano"]
+__all__ = ["build_nano"]
 
 IMAGE_SIZE = 512
 PATCH = 16
@@ -50,6 +49,3 @@ def build_nano() -> Sam:
         ),
     )
     return sam.eval()
-
-
-BUILDERS: dict[str, Callable[[], Sam]] = {"nano": build_nano}

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 
 import onnx
 import onnx_graphsurgeon as gs
+import onnx_ir as ir
+import onnx_ir.passes.common as common
 import onnxruntime as ort
 
-from samq_onnx.export.parts import Part
+from samq_onnx.export.part import Part
 
 __all__ = ["tidy"]
 
@@ -25,8 +27,10 @@ def tidy(model: onnx.ModelProto, part: Part) -> onnx.ModelProto:
 
     Folding one node lets shapes be inferred that let the next one fold, so both go on in turn until nothing changes.
     """
-    _declare(model, part)
     ir_version = model.ir_version
+    if part.repeats:
+        model = _merged(model)
+    _declare(model, part)
     with _without_large_weights(model) as weights:
         nodes = -1
         while len(model.graph.node) != nodes:
@@ -41,6 +45,14 @@ def tidy(model: onnx.ModelProto, part: Part) -> onnx.ModelProto:
     model.ir_version = ir_version
     _declare(model, part)
     return model
+
+
+def _merged(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with each value computed once. It is a decoder, which protobuf holds as a whole."""
+    graph = ir.from_proto(model)
+    common.CommonSubexpressionEliminationPass()(graph)
+    common.RemoveUnusedNodesPass()(graph)
+    return ir.to_proto(graph)
 
 
 def _declare(model: onnx.ModelProto, part: Part) -> None:

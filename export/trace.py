@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from samq_onnx.export.parts import Part, Shape
+from samq_onnx.export.part import Part, Shape
 
 __all__ = ["OPSET", "trace"]
 

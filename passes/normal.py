@@ -16,6 +16,7 @@ from samq_onnx.passes.graph import input_of
 from samq_onnx.passes.lift.expand import expand
 from samq_onnx.passes.lift.precision import single_precision
 from samq_onnx.passes.lift.simplify import simplify
+from samq_onnx.passes.lift.softmax import unflatten
 from samq_onnx.passes.lower.opset import one_domain, raise_opset
 from samq_onnx.passes.report import Report
 
@@ -49,6 +50,8 @@ def normalise(model: ir.Model, weight_bits: int) -> Report:
         report.refused += expand(model)
         raise_opset(model, weight_bits)
     simplify(model)
+    if unflatten(model):
+        simplify(model)
     return report
 
 

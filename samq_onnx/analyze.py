@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
@@ -25,8 +26,10 @@ from samq_onnx.analysis.verdict import WORST, verdict
 from samq_onnx.api import FLOAT_HASH, PARTS, Order, parts_of
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.data import Calibration
+from samq_onnx.encoder import hinted
 from samq_onnx.errors import UserError
 from samq_onnx.families import Role, identify
+from samq_onnx.families.hints import Hints, add_hints
 from samq_onnx.feeds import Selection
 from samq_onnx.files import atomic_path, check_writable, write_report
 from samq_onnx.float_model import check_float
@@ -88,9 +91,9 @@ def _part(
     check_float(model, file)
     if plan is not None and plan.metadata.get(FLOAT_HASH) != model_sha256(file):
         raise UserError(f"{file}: the plan was made for another model; give the float model that was quantized")
-    part = identify(model, os.fspath(file))
+    part = identify(model, os.fspath(file), order.hints)
     needed = encoder if part.role is Role.DECODER or name != "encoder" else None  # a needless one is refused
-    feeds = part.feeds(calibration, needed, file.stem)
+    feeds = part.feeds(calibration, hinted(needed, part, order.hints), file.stem)
     few = Selection(feeds, sorted({len(feeds) * number // OBSERVED for number in range(OBSERVED)}))
     seen: list[Observed] = []
 
@@ -166,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bits", default="w8a8", metavar="wXaY", help="of weights and activations, each 2 to 8")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the method")
     parser.add_argument("--encoder", type=Path, help="float encoder, needed for a decoder alone")
+    add_hints(parser)
     add_strict(parser)
     add_limit(parser)
     parser.add_argument("--json", type=check_writable, help="write the numbers here")
@@ -178,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     names = parts_of(source)
     order = Order.of(arguments.method, arguments.bits, "samq", settings(arguments.set), parts=names)
+    order = dataclasses.replace(order, hints=Hints.given(arguments))
     pictures = Calibration(arguments.calib, Intake(arguments.strict_data, arguments.max_megapixels))
     plans = read_plans(arguments.plan) if arguments.plan else None
     report = analyze(source, pictures, order, plans, arguments.encoder)

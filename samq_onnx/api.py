@@ -27,7 +27,7 @@ from samq_onnx.codes.check import MOST_BITS
 from samq_onnx.data import Calibration
 from samq_onnx.documents import brief, parsed
 from samq_onnx.door import admit
-from samq_onnx.encoder import Encoder
+from samq_onnx.encoder import hinted
 from samq_onnx.errors import UserError
 from samq_onnx.external import data_name
 from samq_onnx.families import NOTHING, Hints, Part, Role, identify
@@ -362,8 +362,7 @@ class _Run:
             if encoder is not None:
                 raise UserError(f"{source}: arrays are given for its inputs; leave out --encoder")
             return self.calibration.feeds(part)
-        hinted = Encoder(encoder, self.order.hints) if encoder is not None and part.role is Role.DECODER else encoder
-        return part.feeds(self.calibration, hinted, source.stem)
+        return part.feeds(self.calibration, hinted(encoder, part, self.order.hints), source.stem)
 
 
 def parts_of(source: Path) -> tuple[str, ...]:

@@ -26,7 +26,8 @@ import onnxruntime as ort
 from samq_onnx import roofline
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
-from samq_onnx.families import identify
+from samq_onnx.families import NOTHING, Hints, identify
+from samq_onnx.families.hints import add_hints
 from samq_onnx.files import check_writable, write_report
 from samq_onnx.fusion import INTEGER_DESPITE_FLOAT_INPUT, INTEGER_TYPES, FusionReport, fusion_report
 from samq_onnx.inventory import check_files
@@ -64,13 +65,13 @@ class Entry:
     command: Sequence[str] = ORT_WORKER
 
     @classmethod
-    def of_file(cls, model: Path, name: str | None = None, prompts: int = 1) -> Entry:
+    def of_file(cls, model: Path, name: str | None = None, prompts: int = 1, hints: Hints = NOTHING) -> Entry:
         """An ONNX file with inputs of its own shapes, see `samq_onnx.families.Part.sample_feed`.
 
         Raises:
             UserError: not a model, or one that no inputs can be made for.
         """
-        feed = identify(read_model(model), os.fspath(model)).sample_feed(prompts)
+        feed = identify(read_model(model), os.fspath(model), hints).sample_feed(prompts)
         return cls(name or os.fspath(model), model, feed, model_bytes(model))
 
 
@@ -274,12 +275,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="the first is compared with the others")
     parser.add_argument("--runs", type=int, default=RUNS, help=f"runs of each model that count (default: {RUNS})")
     parser.add_argument("--threads", type=int, help="threads within an operator (default: ONNX Runtime's choice)")
+    add_hints(parser)
     parser.add_argument("--profile", action="store_true", help="also the time by operator")
     parser.add_argument("--json", type=check_writable, help="write all numbers to this file")
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
     check_files(arguments.models, [arguments.json])
-    entries = [Entry.of_file(model) for model in arguments.models]
+    entries = [Entry.of_file(model, hints=Hints.given(arguments)) for model in arguments.models]
     report = bench(entries, arguments.runs, arguments.threads, arguments.profile)
     _print(report)
     write_report(arguments.json, report, "the numbers are above")

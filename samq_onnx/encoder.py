@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from samq_onnx.errors import UserError
-from samq_onnx.families import NOTHING, Hints, Role
+from samq_onnx.families import NOTHING, Hints, Part, Role
+from samq_onnx.families.layout import refuse_free_sides
 from samq_onnx.families.ports import described
 from samq_onnx.opened import Model, Opened
 from samq_onnx.runtime import run_session
@@ -16,7 +18,7 @@ from samq_onnx.runtime import run_session
 if TYPE_CHECKING:
     from samq_onnx.families.decoder import DecoderPart
 
-__all__ = ["Embedding", "Encoder", "Model"]
+__all__ = ["Embedding", "Encoder", "Model", "hinted"]
 
 Embedding: TypeAlias = tuple[np.ndarray, ...]
 """Of one image: all that a decoder wants of its encoder, in the order in which it names them; often one array."""
@@ -40,6 +42,7 @@ class Encoder:
     def __init__(self, model: Model, hints: Hints = NOTHING) -> None:
         self.session, part = Opened.of(model, Role.ENCODER, hints)
         if part.image is None:
+            refuse_free_sides(part.signature.inputs, part.where)
             inputs = described(part.signature.inputs)
             raise UserError(f"{part.where}: not a SAM encoder (takes {inputs}); wanted one image [1, 3, S, S]")
         self.image, self.notes = part.image, part.notes
@@ -70,3 +73,12 @@ class Encoder:
             if not np.isfinite(made).all():
                 raise UserError(f"{self._where}: its output {name} is not finite on this image; check the model")
         return tuple(made[:1] if made.ndim == 4 else made for made in arrays)
+
+
+def hinted(encoder: Path | None, part: Part, hints: Hints) -> Encoder | Path | None:
+    """An encoder that a decoder is fed by, opened with hints; any other part refuses it as it is.
+
+    Raises:
+        UserError: as `Encoder`.
+    """
+    return Encoder(encoder, hints) if encoder is not None and part.role is Role.DECODER else encoder

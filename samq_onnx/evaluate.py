@@ -26,6 +26,8 @@ from samq_onnx.api import DECODER, ENCODER
 from samq_onnx.closeup import closeup
 from samq_onnx.command import command_parser, main_guard, output_path
 from samq_onnx.errors import UserError
+from samq_onnx.families import NOTHING, Hints
+from samq_onnx.families.hints import add_hints
 from samq_onnx.files import atomic_folder, check_writable, write_report
 from samq_onnx.float_model import check_float
 from samq_onnx.intake import Intake, add_limit, add_strict
@@ -75,6 +77,7 @@ def evaluate(
     intake: Intake | None = None,
     against: str | Path | None = None,
     worst: str | Path | None = None,
+    hints: Hints = NOTHING,
 ) -> dict[str, Any]:
     """Prompt every annotated object of a folder and compare.
 
@@ -88,6 +91,7 @@ def evaluate(
         intake: leaves out images and annotations that cannot be used.
         against: folder of the float encoder.onnx and decoder.onnx.
         worst: folder for pictures of the objects whose masks agree least with those of ``against``.
+        hints: size and pixels of the image, where the graphs of the encoders do not tell.
 
     Returns:
         mean_iou and mean_dice over instances, oracle_mean_iou of the best of each decoder's choices by truth, the
@@ -106,9 +110,9 @@ def evaluate(
         raise UserError("worst: pictures show where masks differ from those of a float model; give it as against")
     intake = intake or Intake()
     samples = data.load_coco(data_dir, intake)[:limit]
-    predictors = [SamPredictor(encoder, decoder)]
+    predictors = [SamPredictor(encoder, decoder, hints)]
     if against is not None:
-        predictors.append(SamPredictor(Path(against) / ENCODER, Path(against) / DECODER))
+        predictors.append(SamPredictor(Path(against) / ENCODER, Path(against) / DECODER, hints))
     for size in {predictor.image_size for predictor in predictors}:
         samples = fitting(samples, size, intake)
     scores: list[Score] = []
@@ -212,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help=f"pictures of the {WORST} objects that agree least with FLOAT",
     )
+    add_hints(parser)
     add_strict(parser)
     add_limit(parser)
     parser.add_argument("--json", type=check_writable, help="write the result here")
@@ -224,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = evaluate(
         arguments.encoder, arguments.decoder, arguments.data, arguments.prompt, arguments.limit, arguments.instances,
         intake=Intake(arguments.strict_data, arguments.max_megapixels),
-        against=arguments.against, worst=arguments.worst,
+        against=arguments.against, worst=arguments.worst, hints=Hints.given(arguments),
     )  # fmt: skip
     report |= {"encoder": str(arguments.encoder), "decoder": str(arguments.decoder)}
     print(

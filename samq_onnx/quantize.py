@@ -24,8 +24,7 @@ from samq_onnx.data import Calibration
 from samq_onnx.documents import read_document
 from samq_onnx.errors import UserError
 from samq_onnx.external import unused_data
-from samq_onnx.families import Hints
-from samq_onnx.families.pixels import Pixels
+from samq_onnx.families.hints import Hints, add_hints
 from samq_onnx.files import check_writable, write_report
 from samq_onnx.fusion import FusionReport
 from samq_onnx.intake import Intake, add_limit, add_strict
@@ -44,11 +43,11 @@ SHOWN = 12  # refusals of one step that are printed
 def described(part: Quantized) -> list[str]:
     """What happened to a model, in lines."""
     lines = []
-    if any(kind != "generic" for kind in part.sites):
+    if part.sites:
         found = ", ".join(f"{count} {kind}" for kind, count in sorted(part.sites.items()))
         lines.append(f"attention sites: {found}")
     else:
-        lines.append("no SAM structure found: quantized as a generic network (linears and convolutions)")
+        lines.append("no attention found: quantized as a generic network (linears and convolutions)")
     lines.append(f"linears quantized: {len(part.plan.linears)}")
     for reason, count in Counter(part.plan.kept_float.values()).items():
         lines.append(f"linears kept float: {count}, {reason}")
@@ -163,14 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calib", type=Path, help="folder of calibration images (default: a few bundled ones)")
     parser.add_argument("--feeds", type=Path, metavar="FOLDER", help="calibrate on .npz files: input name -> array")
     parser.add_argument("--encoder", type=Path, help="float encoder, needed to calibrate a decoder alone")
-    parser.add_argument(
-        "--input-size", type=int, metavar="SIDE", help="of the square image, where the model leaves its sides free"
-    )
-    parser.add_argument(
-        "--preprocess",
-        choices=[one.name.lower() for one in Pixels],
-        help="what pixels the encoder takes, where its graph does not tell",
-    )
+    add_hints(parser)
     parser.add_argument("--bits", default="w8a8", metavar="wXaY", help="of weights and activations, each 2 to 8")
     parser.add_argument(
         "--decoder-bits", metavar="wXaY", help="of a decoder (default: what the method makes of --bits)"
@@ -223,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.method, arguments.bits, arguments.target, settings(arguments.set), arguments.decoder_bits,
         arguments.strict, _site_bits(arguments.site_bits), names,
     )  # fmt: skip
-    order = dataclasses.replace(order, hints=Hints.of(arguments.input_size, arguments.preprocess))
+    order = dataclasses.replace(order, hints=Hints.given(arguments))
     goal = None
     if arguments.budget_mb is not None or arguments.max_loss is not None:
         goal = Goal(arguments.budget_mb, arguments.max_loss)

@@ -14,6 +14,7 @@ from PIL import Image
 from samq_onnx import images, overlay
 from samq_onnx.command import command_parser, main_guard
 from samq_onnx.errors import UserError
+from samq_onnx.families.hints import Hints, add_hints
 from samq_onnx.files import atomic_path, check_writable, write_report
 from samq_onnx.intake import Intake, add_limit
 from samq_onnx.inventory import check_files
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--point", action="append", default=[], metavar="X,Y", help="point in the object; repeatable")
     parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="box around the object")
     parser.add_argument("-o", "--output", type=check_writable, required=True, help="picture to write (.png, .jpg, ...)")
+    add_hints(parser)
     add_limit(parser)
     parser.add_argument("--json", type=check_writable, help="write the numbers here")
     arguments = parser.parse_args(argv)
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rgb = images.load(arguments.image, intake, reduced=True)  # a large one is segmented and drawn at that size
     scale = np.array([rgb.shape[1] / width, rgb.shape[0] / height])
     coords, box = coords if coords is None else coords * scale, box if box is None else box * np.tile(scale, 2)
-    predictor = SamPredictor(arguments.encoder, arguments.decoder)
+    predictor = SamPredictor(arguments.encoder, arguments.decoder, Hints.given(arguments))
     labels = None if coords is None else np.ones(len(coords))
 
     started = time.perf_counter()

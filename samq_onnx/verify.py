@@ -16,8 +16,10 @@ import onnxruntime as ort
 
 from samq_onnx import ops
 from samq_onnx.command import command_parser, main_guard
+from samq_onnx.encoder import hinted
 from samq_onnx.errors import UserError
-from samq_onnx.families import identify
+from samq_onnx.families import NOTHING, Hints, identify
+from samq_onnx.families.hints import add_hints
 from samq_onnx.files import check_writable, write_report
 from samq_onnx.inventory import check_files
 from samq_onnx.models import load_model, model_sha256, tap
@@ -71,11 +73,12 @@ def _floats(model: ir.Model) -> set[str | None]:
     return {value.name for value in values if value.dtype in (None, ir.DataType.FLOAT)}
 
 
-def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dict[str, Any]:
+def verify(quantized: Path, reference: Path, encoder: Path | None = None, hints: Hints = NOTHING) -> dict[str, Any]:
     """Compare a quantized model with itself without the library, and with the float model it came from.
 
     Args:
         encoder: whose embedding of a bundled image a decoder is fed; random numbers without it.
+        hints: size and pixels of the encoder's image, where neither its graph nor the quantized model tells.
 
     Returns:
         ``native_max_abs`` output -> largest difference between native kernels and function bodies; ``same`` whether
@@ -90,12 +93,12 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None) -> dic
     comparable = _comparable(model, quantized)
     if model.metadata_props.get("samq_onnx.float_model.sha256") != model_sha256(reference):
         raise UserError(f"{quantized} was not made from {reference}; give the float model it came from")
-    part = identify(original, str(reference))
+    part = identify(original, str(reference), hints.or_else(Hints.read(model.metadata_props)))
     for one, two in ((model.graph.inputs, original.graph.inputs), (model.graph.outputs, original.graph.outputs)):
         declared = [[(value.name, value.dtype) for value in side if not value.is_initializer()] for side in (one, two)]
         if declared[0] != declared[1]:
             raise UserError(f"{quantized}: has other inputs or outputs than {reference}; quantize that again")
-    feed = part.sample_feed(encoder=encoder)
+    feed = part.sample_feed(encoder=hinted(encoder, part, hints))
     with outputs_aside(original):
         normalise(original, 4 if model.opset_imports.get("", 0) >= INT4_OPSET else 8)  # as far as it was raised
     structure = lift(original)
@@ -165,11 +168,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("quantized", type=Path)
     parser.add_argument("--encoder", type=Path, help="embeds a bundled image for a decoder; else its input is random")
     parser.add_argument("--reference", type=Path, required=True, help="the float model it was made from")
+    add_hints(parser)
     parser.add_argument("--json", type=check_writable, help="write the numbers here")
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
     check_files([arguments.quantized, arguments.reference, arguments.encoder], [arguments.json])
-    report = verify(arguments.quantized, arguments.reference, arguments.encoder)
+    report = verify(arguments.quantized, arguments.reference, arguments.encoder, Hints.given(arguments))
     for name, value in report["native_max_abs"].items():
         print(f"native against body  {value:7.1e} off {name}")
     for name, value in sorted(report["site_sqnr_db"].items(), key=lambda item: item[1]):

@@ -38,7 +38,7 @@ class LeftHalf:
     embedded = 0
     image_size = 1024
 
-    def __init__(self, encoder: Any, decoder: Any) -> None:
+    def __init__(self, encoder: Any, decoder: Any, hints: object) -> None:
         LeftHalf.asked, LeftHalf.embedded = [], 0
         self.quarters = 3 if "float" in str(encoder) else 2
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ import onnx.parser
 import pytest
 from onnxruntime import quantization
 
+import samq_onnx
 from samq_onnx import assets, data, images, quantize, verify
 from tests import nets
 from tests.conftest import run_model
@@ -48,7 +50,7 @@ def test_a_network_without_attention_is_quantized_whole(quantized: Quantized) ->
     for node in linears:
         assert [producers.get(name) for name in node.input] == ["DequantizeLinear"] * len(node.input)
     assert quantized.report["fusion"]["integer_share"] == 1.0
-    assert "no SAM structure found: quantized as a generic network" in quantized.printed
+    assert "no attention found: quantized as a generic network" in quantized.printed
 
     image = images.preprocess(images.load(data.image_paths(assets.demo_images())[0]), nets.SIDE)
     expected, found = (run_model(path, {"image": image})[0] for path in (quantized.source, quantized.output))
@@ -163,3 +165,10 @@ def test_nodes_may_come_in_any_order(tmp_path: Path) -> None:
     onnx.save(model, source)
     assert quantize.main([str(source), "-o", str(output), "--calib", str(assets.calibration_images())]) == 0
     assert verify.main([str(output), "--reference", str(source)]) == 0
+
+
+def test_attention_of_any_kind_is_told(tmp_path: Path, one_image: Path) -> None:
+    onnx.save(nets.build("convolutional"), tmp_path / "float.onnx")
+    part = samq_onnx.quantize(tmp_path / "float.onnx", one_image, method="minmax").parts["model"]
+    assert quantize.described(part)[0].startswith("no attention found")
+    assert quantize.described(dataclasses.replace(part, sites={"generic": 3}))[0] == "attention sites: 3 generic"

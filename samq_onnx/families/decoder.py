@@ -148,11 +148,13 @@ class DecoderPart(Part):
         chosen = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
         return DecoderFeeds(calibration, chosen, self, f"{label}: embeddings")
 
-    def sample_feed(self, prompts: int = 1, encoder: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+    def sample_feed(
+        self, prompts: int = 1, encoder: Encoder | str | os.PathLike[str] | None = None
+    ) -> dict[str, np.ndarray]:
         random = np.random.default_rng(0)
         points = random.uniform(0, self.frame, (prompts, 1, 2))
         if encoder is not None:
-            chosen = Encoder(encoder)
+            chosen = encoder if isinstance(encoder, Encoder) else Encoder(encoder)
             chosen.pair(self)
             embedding = chosen.embed(sample_image())
         else:

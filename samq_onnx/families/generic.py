@@ -13,7 +13,7 @@ from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
 from samq_onnx.families import FAMILIES, OUTPUT, Family, Part, Role, Signature, Turn
 from samq_onnx.families.image import ImageInput, ImagePart
-from samq_onnx.families.layout import layout_of
+from samq_onnx.families.layout import refuse_free_sides
 from samq_onnx.families.ports import described, random_input
 from samq_onnx.feeds import Feeds
 
@@ -55,8 +55,7 @@ class _Unfed(Part):
     def feeds(self, calibration: Calibration, encoder: Encoder | str | os.PathLike[str] | None, label: str) -> Feeds:
         self.refuse_encoder(encoder)
         inputs = self.signature.inputs
-        if len(inputs) == 1 and (layout := layout_of(inputs[0])) is not None and None in layout.sides(inputs[0]):
-            raise UserError(f"{self.where}: takes {inputs[0]}, an image of free sides; give --input-size SIDE")
+        refuse_free_sides(inputs, self.where)
         if (half := next((port for port in inputs if port.dtype == "bfloat16"), None)) is not None:
             raise UserError(
                 f"{self.where}: its input {half} is of a type that ONNX Runtime takes from no array; export it with "
@@ -64,7 +63,10 @@ class _Unfed(Part):
             )
         raise UserError(f"{self.where}: cannot make inputs from images; it takes {described(inputs)}, {WANTED}")
 
-    def sample_feed(self, prompts: int = 1, encoder: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+    def sample_feed(
+        self, prompts: int = 1, encoder: Encoder | str | os.PathLike[str] | None = None
+    ) -> dict[str, np.ndarray]:
         self.refuse_encoder(encoder)
+        refuse_free_sides(self.signature.inputs, self.where)
         random = np.random.default_rng(0)
         return {port.name: random_input(port, random) for port in self.signature.inputs}

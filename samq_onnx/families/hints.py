@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Mapping
 
 from samq_onnx.errors import UserError
 from samq_onnx.families.pixels import Pixels
 
-__all__ = ["Hints"]
+__all__ = ["Hints", "add_hints"]
 
 SIZE, PIXELS = "samq_onnx.input_size", "samq_onnx.preprocess"  # metadata of a model
 LARGEST = 1 << 14  # pixels of a side
@@ -41,6 +42,15 @@ class Hints:
         return cls(size, None if preprocess is None else Pixels[preprocess.upper()])
 
     @classmethod
+    def given(cls, arguments: argparse.Namespace) -> Hints:
+        """What the options of `add_hints` say.
+
+        Raises:
+            UserError: as `of`.
+        """
+        return cls.of(arguments.input_size, arguments.preprocess)
+
+    @classmethod
     def read(cls, metadata: Mapping[str, str]) -> Hints:
         """What a model carries; nothing where that is no hint."""
         size = metadata.get(SIZE, "")
@@ -58,3 +68,15 @@ class Hints:
         found = {SIZE: "" if self.size is None else str(self.size)}
         found[PIXELS] = "" if self.pixels is None else self.pixels.name.lower()
         return {key: value for key, value in found.items() if value}
+
+
+def add_hints(parser: argparse.ArgumentParser) -> None:
+    """The options that say what a model's graph does not tell of its image."""
+    parser.add_argument(
+        "--input-size", type=int, metavar="SIDE", help="of the square image, where the model leaves its sides free"
+    )
+    parser.add_argument(
+        "--preprocess",
+        choices=[one.name.lower() for one in Pixels],
+        help="what pixels the encoder takes, where its graph does not tell",
+    )

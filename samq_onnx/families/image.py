@@ -137,7 +137,9 @@ class ImagePart(Part):
         self.refuse_encoder(encoder)
         return EncoderFeeds(calibration, self.image)
 
-    def sample_feed(self, prompts: int = 1, encoder: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+    def sample_feed(
+        self, prompts: int = 1, encoder: Encoder | str | os.PathLike[str] | None = None
+    ) -> dict[str, np.ndarray]:
         self.refuse_encoder(encoder)
         return self.image.feed(sample_image())
 

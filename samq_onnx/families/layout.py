@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from samq_onnx.errors import UserError
 from samq_onnx.families.ports import NUMBERS, Port
 from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.aside import defaults_aside
 from samq_onnx.passes.lift.propagate import propagate
 
-__all__ = ["PATCH", "Layout", "layout_of", "side_of"]
+__all__ = ["PATCH", "Layout", "layout_of", "refuse_free_sides", "side_of"]
 
 CHANNELS = 3
 PATCH = 16  # pixels of the image that a cell of an embedding stands for, along each side
@@ -51,6 +53,19 @@ def layout_of(port: Port) -> Layout | None:
         if port.side(layout.value.index("C")) == CHANNELS:
             return layout
     return Layout.NCHW if len(port.shape) == 4 and port.side(1) is None else None
+
+
+def refuse_free_sides(inputs: Sequence[Port], where: str) -> None:
+    """For a file that was given no size, whose graph tells none.
+
+    Args:
+        where: what messages call it.
+
+    Raises:
+        UserError: its only input is an image of free sides.
+    """
+    if len(inputs) == 1 and (layout := layout_of(inputs[0])) is not None and None in layout.sides(inputs[0]):
+        raise UserError(f"{where}: takes {inputs[0]}, an image of free sides; give --input-size SIDE")
 
 
 def side_of(model: ir.Model, name: str, layout: Layout) -> int | None:

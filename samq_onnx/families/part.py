@@ -157,7 +157,9 @@ class Part(abc.ABC):
         """
 
     @abc.abstractmethod
-    def sample_feed(self, prompts: int = 1, encoder: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+    def sample_feed(
+        self, prompts: int = 1, encoder: Encoder | str | os.PathLike[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """One input, always the same, of the shapes that the file wants; its free sides become 1.
 
         It is a bundled image for what takes one, one foreground point a prompt for a decoder, and random numbers for
@@ -165,7 +167,7 @@ class Part(abc.ABC):
 
         Args:
             prompts: for a decoder that takes many at once.
-            encoder: file that embeds the bundled image for a decoder, whose embedding is random otherwise.
+            encoder: embeds the bundled image for a decoder, whose embedding is random otherwise.
 
         Raises:
             UserError: an encoder for what is no decoder, an input without a shape or of a type that has no numbers.

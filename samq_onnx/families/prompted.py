@@ -137,6 +137,8 @@ class PromptedDecoder(DecoderPart):
         boxes = np.zeros((1, 0, 4), np.float32)
         if self._nested:
             coords, labels, boxes = self._without_boxes(coords, labels)
+        elif self.stretched and not (labels == PADDING_LABEL).any():  # SAM 2 lets padding follow a box, too
+            coords, labels = np.pad(coords, ((0, 0), (0, 1), (0, 0))), _padded(labels)
         points, kinds = self._roles[POINTS][0], self._roles[LABELS][0]
         wanted = points.side(-2) or kinds.side(-1)
         coords, labels = in_number(coords, labels, wanted, NO_POINT if self._nested else PADDING_LABEL)
@@ -264,13 +266,20 @@ class WholePart(Part):
             raise UserError(f"{self.where}: also takes {described(self._unknown)}, which cannot be made from images")
         return WholeFeeds(calibration, self._image, self._prompts)
 
-    def sample_feed(self, prompts: int = 1, encoder: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+    def sample_feed(
+        self, prompts: int = 1, encoder: Encoder | str | os.PathLike[str] | None = None
+    ) -> dict[str, np.ndarray]:
         self.refuse_encoder(encoder)
         side, random = self._image.size, np.random.default_rng(0)
         coords = np.full((prompts, 1, 2), side / 2)
         feed = self._prompts.prompt((), coords, np.full((prompts, 1), FOREGROUND, np.float32), None, (side, side))
         feed |= {port.name: random_input(port, random) for port in self._unknown}
         return feed | self._image.feed(sample_image())
+
+
+def _padded(labels: np.ndarray) -> np.ndarray:
+    """Labels with that of a point that counts as none behind."""
+    return np.pad(labels, ((0, 0), (0, 1)), constant_values=PADDING_LABEL)
 
 
 def _precedence(port: Port) -> tuple[bool, int, str]:

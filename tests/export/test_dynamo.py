@@ -14,7 +14,8 @@ import torch
 
 from samq_onnx import ops
 from samq_onnx.export.families import BUILDERS
-from samq_onnx.export.parts import Part, decoder_part, encoder_part
+from samq_onnx.export.part import Part
+from samq_onnx.export.parts import decoder_part, encoder_part
 from samq_onnx.export.sam import Sam
 from samq_onnx.export.trace import trace
 from samq_onnx.models import load_model

@@ -39,7 +39,7 @@ def saved(content: Any, file: Path, **options: Any) -> Path:
 
 FOREIGN: dict[str, Callable[[], torch.Tensor]] = {
     "of the type complex64": lambda: torch.ones(2, dtype=torch.complex64),
-    "of the type int64": lambda: torch.ones(2, dtype=torch.int64),
+    "of the type int32": lambda: torch.ones(2, dtype=torch.int32),
     "of the type bool": lambda: torch.ones(2, dtype=torch.bool),
     "of the type float8_e4m3fn": lambda: torch.ones(2).to(torch.float8_e4m3fn),
     "of the type qint8": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 3, torch.qint8),

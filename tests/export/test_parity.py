@@ -11,7 +11,8 @@ from segment_anything import SamPredictor
 from samq_onnx import assets, images
 from samq_onnx.data import image_paths
 from samq_onnx.errors import UserError
-from samq_onnx.export.parity import Difference, reference_decoder
+from samq_onnx.export.parity import Difference
+from samq_onnx.export.reference import reference_decoder
 from samq_onnx.export.sam import ResizeLongestSide, Sam
 from tests.export.conftest import SIDE, Exported, decoder_feed, tensors
 
