@@ -21,7 +21,7 @@ import torch.nn.functional as functional
 from samq_onnx.families import IOU, LOW_RES_MASKS, Part, Role
 from samq_onnx.reconstruct.reconstruction import NotReconstructable
 
-__all__ = ["Objective", "Sight", "embedding_loss", "mask_loss", "objective_of", "unit_loss"]
+__all__ = ["Objective", "Sight", "embedding_loss", "mask_loss", "objective_of", "relative_error", "unit_loss"]
 
 IOU_WEIGHT = 5.0
 SMALLEST_VARIANCE = 1e-6
@@ -35,6 +35,8 @@ class Objective:
 
     Attributes:
         outputs: names of the outputs. loss: their distance from the float ones.
+        inside: weight of the relative squared error of the outputs of each block, which are learned from as well; they
+            say more of an input than its outputs do, so few inputs are learned by heart less easily.
         rate: of the weights. epochs: how often the inputs are seen.
         batch: inputs of a step.
     """
@@ -44,6 +46,7 @@ class Objective:
     rate: float
     epochs: int
     batch: int
+    inside: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +76,13 @@ def mask_loss(made: Tensors, wanted: Tensors) -> torch.Tensor:
     return (entropy + dice + error).mean() + IOU_WEIGHT * functional.mse_loss(made[1], wanted[1])
 
 
+def relative_error(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean squared error, relative to the variance of what is wanted."""
+    return functional.mse_loss(made, wanted) / wanted.var().clamp_min(SMALLEST_VARIANCE)
+
+
 def embedding_loss(made: Tensors, wanted: Tensors) -> torch.Tensor:
-    return functional.mse_loss(made[0], wanted[0]) / wanted[0].var().clamp_min(SMALLEST_VARIANCE)
+    return relative_error(made[0], wanted[0])
 
 
 def unit_loss(made: Tensors, wanted: Tensors, size: int | None = None) -> torch.Tensor:
@@ -100,7 +108,7 @@ def objective_of(part: Part, model: ir.Model) -> Objective:
     if part.role is Role.DECODER:
         if not {LOW_RES_MASKS, IOU} <= set(outputs):
             raise NotReconstructable("its low-resolution masks and IoU estimates cannot be told")
-        return Objective((outputs[LOW_RES_MASKS], outputs[IOU]), mask_loss, rate=5e-5, epochs=4, batch=8)
+        return Objective((outputs[LOW_RES_MASKS], outputs[IOU]), mask_loss, rate=2e-4, epochs=4, batch=4, inside=0.5)
     if len(model.graph.outputs) == 1:
         return Objective((model.graph.outputs[0].name or "",), embedding_loss, rate=1e-3, epochs=32, batch=2)
     raise NotReconstructable("it is no decoder, and has other outputs than one embedding")

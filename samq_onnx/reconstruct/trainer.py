@@ -24,11 +24,11 @@ from samq_onnx.reconstruct.activation_cache import ActivationCache
 from samq_onnx.reconstruct.descent import descend
 from samq_onnx.reconstruct.effort import Effort, Kept
 from samq_onnx.reconstruct.learned import Learned, digest
-from samq_onnx.reconstruct.objectives import Objective, objective_of
+from samq_onnx.reconstruct.objectives import Objective, objective_of, relative_error
 from samq_onnx.reconstruct.pace import TimePlan, UnitTime
 from samq_onnx.reconstruct.reconstruction import NotReconstructable, Reconstruction, UnitLoss
 from samq_onnx.reconstruct.simulate import Simulation, Twins
-from samq_onnx.reconstruct.units import Unit
+from samq_onnx.reconstruct.units import Unit, block_outputs
 from samq_onnx.sampling import spread
 from samq_onnx.scratch import Scratch
 
@@ -39,6 +39,7 @@ ZERO_RATE = 50.0  # of a code, times that of the weights
 WARM_UP = 0.1
 LARGEST_GRADIENT = 1.0
 JUDGED = 16  # inputs that the model is judged on, before and after
+LONGER = 5  # times as often inputs are seen, where a user gives the time
 LARGEST_WORK = 50e9  # MACs of one input; what is larger takes many hours and tens of GB without a GPU
 
 Feed = Mapping[str, np.ndarray]
@@ -96,18 +97,21 @@ def reconstruct(
     objective = objective_of(part, model)
     outputs = {value.name: value for value in model.graph.outputs}
     ends = [outputs[name] for name in objective.outputs]
-    simulation = Simulation(lifted, plan, ends, twins=learns.twins, also=learns.also)
+    inside = [value for value in block_outputs(lifted, plan) if value not in ends] if objective.inside else []
+    simulation = Simulation(lifted, plan, [*ends, *inside], twins=learns.twins, also=learns.also)
     if simulation.unknown:
         raise NotReconstructable(f"no gradient for {', '.join(simulation.unknown)}")
-    unreached = [value.name or "" for value in simulation.outputs if value.producer() not in simulation.nodes]
-    if unreached:
+    made = {value for node in simulation.nodes for value in node.outputs}
+    simulation.outputs = [*ends, *(value for value in inside if value in made)]
+    if unreached := [value.name or "" for value in ends if value not in made]:
         raise NotReconstructable(f"nothing quantized leads to {', '.join(unreached)}")
     device = effort.place()
     if simulation.work > LARGEST_WORK and device == "cpu":
         raise NotReconstructable(
             f"one input takes {simulation.work / 1e9:.0f} GMAC, gradients are affordable up to {LARGEST_WORK / 1e9:.0f}"
         )
-    steps = learns.iterations or max(1, objective.epochs * len(feeds) // objective.batch)
+    epochs = objective.epochs * (1 if effort.minutes is None else LONGER)
+    steps = learns.iterations or max(1, epochs * len(feeds) // objective.batch)
     unit = Unit(label, "model", tuple(simulation.outputs), tuple(simulation.nodes), tuple(simulation.inputs))
     key = digest(lifted, plan, label, learns.name, steps, len(feeds), effort.minutes)
     learned = Learned(key, unit, plan, lifted)
@@ -117,7 +121,7 @@ def reconstruct(
     time = UnitTime(TimePlan(effort, [(unit.kind, 1.0)], steps), 0, key, kept)
     time.resume()
     with Scratch() as scratch:
-        wanted = ActivationCache(objective.outputs, scratch)
+        wanted = ActivationCache([value.name or "" for value in simulation.outputs], scratch)
         run(model, targets, [wanted], label=f"{label}: targets")
         given = ActivationCache([value.name or "" for value in simulation.inputs], scratch)
         run(model, feeds, [given], label=f"{label}: inputs")
@@ -145,27 +149,30 @@ class _Training:
     device: str
     effort: Effort
 
-    def loss(self, index: int) -> torch.Tensor:
-        """Of an input."""
+    def loss(self, index: int, inside: float) -> torch.Tensor:
+        """Of an input, ``inside`` the weight of the blocks in it."""
         simulation = self.simulation
         given = [one.to(self.device) if one.is_floating_point() else one for one in self.given[index]]
         try:
             made = simulation(dict(zip(simulation.inputs, given, strict=True)))
         except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise NotReconstructable(f"an operator is used in a way that has no gradient here ({error})") from error
-        return self.objective.loss(made, [one.to(self.device) for one in self.wanted[index]])
+        wanted, ends = [one.to(self.device) for one in self.wanted[index]], len(self.objective.outputs)
+        errors = [relative_error(*pair) for pair in zip(made[ends:], wanted[ends:], strict=True)] if inside else []
+        total: torch.Tensor = self.objective.loss(made[:ends], wanted[:ends]) + inside * sum(errors)
+        return total
 
     def judge(self) -> float:
         """Mean loss on some inputs."""
         with torch.no_grad():
-            return float(np.mean([self.loss(index).item() for index in spread(len(self.given), JUDGED)]))
+            return float(np.mean([self.loss(index, 0.0).item() for index in spread(len(self.given), JUDGED)]))
 
     def seconds(self) -> float:
         """What a step takes: the second of two."""
         for _ in range(2):
             started = self.effort.clock.now()
             for _ in range(self.objective.batch):
-                self.loss(0).backward()  # type: ignore[no-untyped-call]
+                self.loss(0, self.objective.inside).backward()  # type: ignore[no-untyped-call]
         self.simulation.zero_grad()
         return self.effort.clock.now() - started
 
@@ -188,7 +195,7 @@ class _Training:
                 if not waiting:
                     waiting.extend(random.permutation(len(self.given)).tolist())
                 with self.effort.products():
-                    loss = self.loss(waiting.pop()) / self.objective.batch
+                    loss = self.loss(waiting.pop(), self.objective.inside) / self.objective.batch
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             return total

@@ -23,7 +23,7 @@ from samq_onnx.calibrate.blocks import crossings
 from samq_onnx.passes.lift import Lifted, Linear
 from samq_onnx.plan import QuantPlan
 
-__all__ = ["LEVELS", "Unit", "between", "entering", "find_units"]
+__all__ = ["LEVELS", "Unit", "between", "block_outputs", "entering", "find_units"]
 
 ROWWISE = frozenset(
     {"MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Erf", "Gelu", "Relu", "Identity", "LayerNormalization"}
@@ -157,6 +157,12 @@ def find_units(lifted: Lifted, plan: QuantPlan, level: str) -> list[Unit]:
         made += [unit for unit in finder.attentions() + finder.mlps() if taken.isdisjoint(unit.nodes)]
     made += finder.rest({node for unit in made for node in unit.nodes})
     return sorted(made, key=lambda unit: max(finder.place[node] for node in unit.nodes))
+
+
+def block_outputs(lifted: Lifted, plan: QuantPlan) -> list[ir.Value]:
+    """What blocks of an encoder and two-way layers of a decoder give to what is behind them."""
+    finder = _Finder(lifted, plan)
+    return list(dict.fromkeys(output for unit in finder.blocks(1) + finder.two_way() for output in unit.outputs))
 
 
 class _Finder:
