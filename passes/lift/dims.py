@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes that are only known in a run: products of a number and of named dimensions, such as 2 * batch.
 
-That is what views make of dimensions. Sums and remainders of a dimension that is not known have no value here.
+That is what views make of dimensions. A sum, which concatenation makes, is a dimension that is named after its parts;
+remainders of a dimension that is not known have no value here.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TypeAlias
 
-__all__ = ["Dim", "Product", "divided", "product_of", "times"]
+__all__ = ["Dim", "Product", "divided", "product_of", "sum_of", "times"]
 
 MOST_FACTORS = 16
 MOST_BITS = 62  # of the number
+LONGEST_NAME = 200  # of a sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,22 @@ def product_of(dims: Iterable[Dim]) -> Dim:
     for dim in dims:
         total = times(total, dim)
     return total
+
+
+def sum_of(dims: Iterable[Dim]) -> Dim:
+    """The sum of all, by a name that is the same for the same parts in whatever order."""
+    known, named = 0, []
+    for dim in dims:
+        if dim is None:
+            return None
+        if isinstance(dim, int):
+            known += dim
+        else:
+            named.append(dim)
+    if not named or (len(named) == 1 and known == 0):
+        return named[0] if named else known
+    name = f"({'+'.join([*sorted(map(str, named)), *([str(known)] if known else [])])})"
+    return Product(1, (name,)) if len(name) <= LONGEST_NAME else None
 
 
 def divided(one: Dim, two: Dim) -> Dim:

@@ -7,7 +7,8 @@ One walk evaluates such integers, a known one as a number and a dimension as its
 - integers that are all known become constants;
 - the target of a Reshape becomes a constant where one size at most is unknown, written 0 (as before) or -1 (what is
   left), so that views are told by constants, and a Reshape has the shape that follows from what it reads;
-- ONNX's own inference gives all other nodes their shapes, node by node; a size that it does not tell gets a name.
+- ONNX's own inference gives all other nodes their shapes, node by node; what it does not follow, sums of sizes and
+  shapes that are made of shapes, is told here (`passes.lift.sizes`); a size that nothing tells gets a name.
 
 Values are as they were. Integers of more than 4096 elements and graphs inside of nodes are left alone, and weights are
 not looked at.
@@ -26,6 +27,7 @@ import onnx_ir as ir
 
 from samq_onnx.passes.graph import add_constant, array_of, input_of, is_constant
 from samq_onnx.passes.lift.dims import Dim, Product, divided, product_of, times
+from samq_onnx.passes.lift.sizes import concatenated, expanded, tiled
 
 __all__ = ["propagate"]
 
@@ -130,6 +132,8 @@ class _Walk:
         self._infer(node)
         if node.domain == "" and node.op_type == "Reshape":
             self._reshape(node)
+        elif (dims := self._told(node)) is not None:
+            self._set(node.outputs[0], _agreed(dims, self._dims(node.outputs[0])))
         found = self._evaluated(node)
         if found is not None and found.size <= LARGEST:
             self._numbers[node.outputs[0]] = found
@@ -195,6 +199,21 @@ class _Walk:
                 inferred = ir.serde.deserialize_type_proto_for_shape(found[value.name])
                 value.type = ir.serde.deserialize_type_proto_for_type(found[value.name]) or value.type
                 value.shape = _merged(value.shape, inferred)
+
+    def _told(self, node: ir.Node) -> list[Dim] | None:
+        """The shape of an output that ONNX infers in part only."""
+        if node.domain:
+            return None
+        if node.op_type == "Concat":
+            shapes = [self._dims(value) for value in node.inputs]
+            return concatenated(shapes, node.attributes["axis"].as_int())
+        if node.op_type == "ConstantOfShape":
+            return _sizes(self._known(node.inputs[0]))
+        if node.op_type in ("Expand", "Tile") and len(node.inputs) == 2:
+            before, given = self._dims(node.inputs[0]), _sizes(self._known(node.inputs[1]))
+            if before is not None and given is not None:
+                return expanded(before, given) if node.op_type == "Expand" else tiled(before, given)
+        return None
 
     def _reshape(self, node: ir.Node) -> None:
         """The shape that follows from what is reshaped, and the target as a constant."""
@@ -396,6 +415,13 @@ EVALUATED: dict[str, Callable[[_Walk, ir.Node], Numbers]] = {
     "Unsqueeze": _Walk._unsqueeze,
     "Where": _Walk._where,
 }
+
+
+def _sizes(numbers: Numbers | None) -> list[Dim] | None:
+    """Integers that are a shape."""
+    if numbers is None or numbers.ndim != 1 or any(isinstance(one, bool) for one in numbers):
+        return None
+    return [None if isinstance(one, int) and one < 0 else one for one in numbers]
 
 
 def _vector(dims: Sequence[Any]) -> Numbers:
