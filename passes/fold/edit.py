@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from samq_onnx.passes.graph import constant, is_shared, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Lifted, Linear, Projection
-from samq_onnx.passes.lift.trace import VIEW_OPS, fills
+from samq_onnx.passes.lift.trace import fills
+from samq_onnx.passes.lift.views import VIEW_OPS
 
 __all__ = [
     "map_inputs",

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TypeAlias
 
-__all__ = ["Dim", "Product", "divided", "product_of", "sum_of", "times"]
+__all__ = ["Dim", "Product", "divided", "parsed", "product_of", "sum_of", "times"]
 
 MOST_FACTORS = 16
 MOST_BITS = 62  # of the number
@@ -32,6 +32,19 @@ class Product:
 
 Dim: TypeAlias = "int | Product | None"
 """A size, None where nothing is known of it."""
+
+
+def parsed(name: str) -> Product:
+    """A size by the name that it was given: a number times names."""
+    parts, depth = [""], 0
+    for letter in name:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if letter == "*" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    number = int(parts.pop(0)) if len(parts) > 1 and parts[0].isdecimal() else 1
+    return Product(number, tuple(sorted(parts)))
 
 
 def _made(number: int, names: Iterable[str]) -> Dim:

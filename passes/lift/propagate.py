@@ -25,15 +25,18 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from samq_onnx.ops import DOMAIN, TERMS
 from samq_onnx.passes.graph import add_constant, array_of, input_of, is_constant
 from samq_onnx.passes.lift.dims import Dim, Product, divided, product_of, times
-from samq_onnx.passes.lift.sizes import concatenated, expanded, tiled
+from samq_onnx.passes.lift.sizes import concatenated, expanded, padded, tiled
+from samq_onnx.passes.lift.views import sliced
 
-__all__ = ["propagate"]
+__all__ = ["ATTENTION_OPS", "propagate"]
 
 LARGEST = 4096  # elements of integers that are looked at
 TELLING = 64  # elements of a constant that may be a shape
 NAME = "samq_dim_"  # begin of names given to sizes
+ATTENTION_OPS = tuple(f"Attention{terms}" for terms in TERMS)  # as lifting outlines them
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 Numbers = np.ndarray  # of objects, `Dim` or bool each
 
@@ -202,6 +205,9 @@ class _Walk:
 
     def _told(self, node: ir.Node) -> list[Dim] | None:
         """The shape of an output that ONNX infers in part only."""
+        if node.domain == DOMAIN and node.op_type in ATTENTION_OPS:
+            q, v = self._dims(node.inputs[0]), self._dims(node.inputs[2])
+            return [*q[:-1], v[-1]] if q and v else None
         if node.domain:
             return None
         if node.op_type == "Concat":
@@ -209,6 +215,14 @@ class _Walk:
             return concatenated(shapes, node.attributes["axis"].as_int())
         if node.op_type == "ConstantOfShape":
             return _sizes(self._known(node.inputs[0]))
+        if node.op_type == "Range":
+            start, limit, step = map(self._known, node.inputs)
+            counts = start is not None and step is not None and start.item() == 0 and step.item() == 1
+            return _sizes(limit.reshape(1)) if counts and limit is not None else None
+        if node.op_type == "Pad" and len(node.inputs) > 1:
+            before, amounts = self._dims(node.inputs[0]), array_of(node.inputs[1])
+            every = len(node.inputs) < 4 and before is not None and amounts is not None
+            return padded(before, amounts.reshape(-1).tolist()) if every else None
         if node.op_type in ("Expand", "Tile") and len(node.inputs) == 2:
             before, given = self._dims(node.inputs[0]), _sizes(self._known(node.inputs[1]))
             if before is not None and given is not None:
@@ -334,12 +348,7 @@ class _Walk:
         starts, ends = self._constants(node, 1), self._constants(node, 2)
         axes = self._constants(node, 3) if input_of(node, 3) is not None else list(range(len(starts)))
         steps = self._constants(node, 4) if input_of(node, 4) is not None else [1] * len(starts)
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            size = numbers.shape[axis]
-            low, high = (0, size) if step > 0 else (-1, size - 1)  # where positions are cut off
-            first, last = (min(max(at + size if at < 0 else at, low), high) for at in (start, end))
-            numbers = np.take(numbers, range(first, last, step), axis=axis)
-        return numbers
+        return sliced(numbers, starts, ends, axes, steps)
 
     def _reshaped(self, node: ir.Node) -> Numbers:
         target = self._constants(node, 1)
@@ -376,6 +385,15 @@ class _Walk:
         chosen, one, two = np.broadcast_arrays(chosen, one, two)
         return _array(np.frompyfunc(lambda c, a, b: None if c is None else a if c else b, 3, 1)(chosen, one, two))
 
+    def _one_hot(self, node: ir.Node) -> Numbers:
+        """Of one place: zeros and a size, as repeats are made."""
+        places, (depth,), values = self._constants(node, 0), self._constants(node, 1), self._known(node.inputs[2])
+        if values is None or len(places) != 1 or not 0 < depth <= LARGEST:
+            raise ValueError
+        made = np.full(depth, values[0], object)
+        made[places[0]] = values[1]
+        return made.reshape(*array_of(node.inputs[0]).shape, depth)
+
     def _reduce_prod(self, node: ir.Node) -> Numbers:
         numbers, axes = self._first(node), _axes(node)
         if numbers.ndim != 1 or axes not in (None, [0], [-1]) or (axes is None and input_of(node, 1) is not None):
@@ -406,6 +424,7 @@ EVALUATED: dict[str, Callable[[_Walk, ir.Node], Numbers]] = {
     "ConstantOfShape": _Walk._constant_of_shape,
     "Gather": _Walk._gather,
     "Identity": _Walk._first,
+    "OneHot": _Walk._one_hot,
     "Range": _Walk._range,
     "ReduceProd": _Walk._reduce_prod,
     "Reshape": _Walk._reshaped,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes of what is concatenated, expanded and repeated, where some sizes are names.
+"""Shapes of what is concatenated, padded, expanded and repeated, where some sizes are names.
 
 ONNX's own inference adds no names up, and gives up on shapes that are computed from shapes.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from samq_onnx.passes.lift.dims import Dim, sum_of, times
 
-__all__ = ["concatenated", "expanded", "tiled"]
+__all__ = ["concatenated", "expanded", "padded", "tiled"]
 
 
 def concatenated(shapes: Sequence[Sequence[Dim] | None], axis: int) -> list[Dim] | None:
@@ -33,11 +33,11 @@ def _agreed(sizes: Sequence[Dim]) -> Dim:
 def expanded(shape: Sequence[Dim], target: Sequence[Dim]) -> list[Dim]:
     """Of an array of ``shape`` that is broadcast to ``target``, and ``target`` to it."""
     rank = max(len(shape), len(target))
-    pairs = zip(_padded(shape, rank), _padded(target, rank), strict=True)
+    pairs = zip(_with_ones(shape, rank), _with_ones(target, rank), strict=True)
     return [_broadcast(one, two) for one, two in pairs]
 
 
-def _padded(shape: Sequence[Dim], rank: int) -> list[Dim]:
+def _with_ones(shape: Sequence[Dim], rank: int) -> list[Dim]:
     return [*[1] * (rank - len(shape)), *shape]
 
 
@@ -47,6 +47,14 @@ def _broadcast(one: Dim, two: Dim) -> Dim:
     if two == 1:
         return one
     return next((size for size in (one, two) if isinstance(size, int)), None)
+
+
+def padded(shape: Sequence[Dim], amounts: Sequence[int]) -> list[Dim] | None:
+    """Of an array of ``shape`` with so much in front of and behind each axis."""
+    rank = len(shape)
+    if len(amounts) != 2 * rank or min(amounts, default=0) < 0:
+        return None
+    return [sum_of((size, before, after)) for size, before, after in zip(shape, amounts, amounts[rank:], strict=False)]
 
 
 def tiled(shape: Sequence[Dim], repeats: Sequence[Dim]) -> list[Dim] | None:
