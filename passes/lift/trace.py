@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trace an attention operand back to the channels of the linear that makes it, by running what lies between.
 
-The graph between a linear's output and the operand only moves values (reshape, split, transpose). It is run once
-with the linear's output replaced by the number of each channel; the operand then holds, for every head and
-coordinate, the channel it comes from. That works for any spelling, and proves that nothing else happens on the way.
-The linear that reads the attention's output is found the same way, with the numbers there.
+The graph between a linear's output and the operand only moves values (reshape, split, transpose), or pools each channel
+by maximum, as Hiera does with queries. It is run once with the linear's output replaced by the number of each channel;
+the operand then holds, for every head and coordinate, the channel it comes from. That works for any spelling, and
+proves that nothing else happens on the way. The linear that reads the attention's output is found the same way, with
+the numbers there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from samq_onnx.errors import shortened
 from samq_onnx.passes.graph import is_constant, known_shape
 from samq_onnx.passes.lift.dims import Dim, Product
 from samq_onnx.passes.lift.structure import Linear, Projection
-from samq_onnx.passes.lift.views import VIEW_OPS, Sizes, dims_of, viewed
+from samq_onnx.passes.lift.views import VIEW_OPS, Sizes, dims_of, pools, viewed
 
 __all__ = ["fills", "nodes_between", "trace_projection", "trace_reader"]
 
@@ -49,14 +50,19 @@ def nodes_between(start: ir.Value, end: ir.Value) -> set[ir.Node] | None:
     return seen
 
 
-def _linear_behind(operand: ir.Value, by_output: dict[ir.Value, Linear]) -> Linear | None:
+def _linear_behind(operand: ir.Value, by_output: dict[ir.Value, Linear]) -> tuple[Linear, bool] | None:
+    """The linear that an operand is a view of, and whether it is pooled on the way."""
     value: ir.Value | None = operand
+    pooled = False
     while value is not None and value not in by_output:
         node = value.producer()
-        if node is None or node.domain != "" or not (node.op_type in VIEW_OPS or fills(node)) or not node.inputs:
+        if node is None or node.domain != "" or not node.inputs:
             return None
+        if not (node.op_type in VIEW_OPS or fills(node) or pools(node)):
+            return None
+        pooled |= pools(node)
         value = node.inputs[0]
-    return by_output[value] if value is not None else None
+    return (by_output[value], pooled) if value is not None else None
 
 
 def _period(rows: np.ndarray) -> np.ndarray | None:
@@ -75,9 +81,10 @@ def trace_projection(operand: ir.Value, linears: dict[ir.Value, Linear], rank: i
     Args:
         linears: output value -> linear. rank: of the linear's output if its shape is unknown.
     """
-    linear = _linear_behind(operand, linears)
-    if linear is None:
-        return "no linear layer makes it by reshaping alone"
+    behind = _linear_behind(operand, linears)
+    if behind is None:
+        return "no linear layer makes it by reshaping and pooling alone"
+    linear, pooled = behind
     shape = dims_of(linear.output)
     if (shape is None and rank is None) or shape == []:
         return "the shape of its projection is not known"
@@ -96,7 +103,7 @@ def trace_projection(operand: ir.Value, linears: dict[ir.Value, Linear], rank: i
     channels = _period(rows)
     if channels is None:
         return "its heads are laid out irregularly"
-    return Projection(linear, channels)
+    return Projection(linear, channels, pooled)
 
 
 def _only_user(value: ir.Value) -> tuple[ir.Node, int] | None:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from samq_onnx.passes.graph import array_of, input_of
 from samq_onnx.passes.lift.dims import Dim, Product, parsed
 
-__all__ = ["VIEW_OPS", "Sizes", "dims_of", "sliced", "viewed"]
+__all__ = ["VIEW_OPS", "Sizes", "dims_of", "pools", "sliced", "viewed"]
 
 VIEW_OPS = frozenset({"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Gather", "Identity"})
 
@@ -49,6 +49,12 @@ def dims_of(value: ir.Value | None) -> list[Dim] | None:
     return [dim if isinstance(dim, int) else None if dim.value is None else parsed(dim.value) for dim in value.shape]
 
 
+def pools(node: ir.Node) -> bool:
+    """Whether the node takes the largest of neighbouring places, channel by channel: it keeps what channel a value is
+    of, and codes of one scale a channel are pooled as floats are, since quantization keeps their order."""
+    return node.op_type == "MaxPool" and not node.domain and len(node.outputs) == 1
+
+
 def sliced(
     array: np.ndarray, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int], steps: Sequence[int]
 ) -> np.ndarray:
@@ -62,7 +68,8 @@ def sliced(
 
 
 def viewed(view: ir.Node, output: ir.Value, array: np.ndarray, sizes: Sizes) -> np.ndarray | None:
-    """What a view of `VIEW_OPS` makes of an array as its first input, None where that depends on activations.
+    """What a view of `VIEW_OPS`, or pooling, makes of an array as its first input, None where that depends on
+    activations, as it does where what is pooled is not the same everywhere.
 
     Args:
         output: of the view, which may have several. sizes: for names in its shape.
@@ -128,9 +135,18 @@ def _identity(view: ir.Node, output: ir.Value, array: np.ndarray, sizes: Sizes) 
     return array
 
 
+def _max_pool(view: ir.Node, output: ir.Value, array: np.ndarray, sizes: Sizes) -> np.ndarray | None:
+    dims = dims_of(output)
+    if dims is None or array.ndim < 3 or not array.size:
+        return None
+    one = array[(slice(None), slice(None), *[slice(1)] * (array.ndim - 2))]
+    return np.broadcast_to(one, (*array.shape[:2], *sizes.shape(dims[2:]))) if (array == one).all() else None
+
+
 VIEWED: dict[str, Callable[[ir.Node, ir.Value, np.ndarray, Sizes], np.ndarray | None]] = {
     "Gather": _gather,
     "Identity": _identity,
+    "MaxPool": _max_pool,
     "Reshape": _reshape,
     "Slice": _slice,
     "Split": _split,
