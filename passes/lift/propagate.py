@@ -223,6 +223,9 @@ class _Walk:
             before, amounts = self._dims(node.inputs[0]), array_of(node.inputs[1])
             every = len(node.inputs) < 4 and before is not None and amounts is not None
             return padded(before, amounts.reshape(-1).tolist()) if every else None
+        if node.op_type == "Resize" and input_of(node, 3) is not None and "axes" not in node.attributes:
+            kept = node.attributes.get("keep_aspect_ratio_policy")
+            return _sizes(self._known(node.inputs[3])) if kept is None or kept.as_string() == "stretch" else None
         if node.op_type in ("Expand", "Tile") and len(node.inputs) == 2:
             before, given = self._dims(node.inputs[0]), _sizes(self._known(node.inputs[1]))
             if before is not None and given is not None:

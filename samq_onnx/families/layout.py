@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +15,7 @@ from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.aside import defaults_aside
 from samq_onnx.passes.lift.propagate import propagate
 
-__all__ = ["PATCH", "Layout", "layout_of", "side_of"]
+__all__ = ["PATCH", "Layout", "Side", "layout_of", "side_of"]
 
 CHANNELS = 3
 PATCH = 16  # pixels of the image that a cell of an embedding stands for, along each side
@@ -53,15 +54,31 @@ def layout_of(port: Port) -> Layout | None:
     return Layout.NCHW if len(port.shape) == 4 and port.side(1) is None else None
 
 
-def side_of(model: ir.Model, name: str, layout: Layout) -> int | None:
+class Side(NamedTuple):
+    """Of a square image.
+
+    Attributes:
+        pixels: along a side.
+        stretched: whether the model brings images of any sides to that square itself.
+    """
+
+    pixels: int
+    stretched: bool
+
+
+def side_of(model: ir.Model, name: str, layout: Layout) -> Side | None:
     """Side of the square image that a model with free sides is made for, if its graph tells: one whose cells of 16
-    pixels are those of the smallest map that it gives out, as of a table of positions."""
+    pixels are those of the smallest map that it gives out, as of a table of positions, or of any image brought to a
+    square."""
     grid = _finest_grid(model, name, None)
     if grid is None:
         return None
-    shape = {"N": 1, "C": CHANNELS, "H": PATCH * grid, "W": PATCH * grid}
-    fits = _finest_grid(model, name, [shape[axis] for axis in layout.value]) == grid
-    return PATCH * grid if fits else None
+
+    def fits(side: int) -> bool:
+        shape = {"N": 1, "C": CHANNELS, "H": side, "W": side}
+        return _finest_grid(model, name, [shape[axis] for axis in layout.value]) == grid
+
+    return Side(PATCH * grid, fits(2 * PATCH * grid)) if fits(PATCH * grid) else None
 
 
 def _finest_grid(model: ir.Model, name: str, shape: list[int] | None) -> int | None:
