@@ -11,7 +11,7 @@ from torch import nn
 
 from zoo.files import GRID, POINTS_FREE, SIDE, WIDTH, Called, File, image, mask, package, prompt, randomised
 
-__all__ = ["edge_sam", "efficient_sam", "efficient_vit_sam", "mobile_sam", "sam", "sam2", "sam_hq"]
+__all__ = ["edge_sam", "efficient_sam", "efficient_vit_sam", "mobile_sam", "sam", "sam2", "sam_hq", "tiny_vit"]
 
 
 def _decoder_parts(name: str, install: str, hq: bool = False, width: int = WIDTH) -> tuple[nn.Module, nn.Module]:
@@ -95,34 +95,40 @@ def sam_hq() -> list[File]:
     ]
 
 
-def mobile_sam() -> list[File]:
-    """TinyViT with the decoder of SAM; TinySAM is the same."""
-    encoder = package("mobile_sam.modeling", "mobilesam-mirror").TinyViT(
-        img_size=SIDE,
-        in_chans=3,
-        num_classes=2,
-        embed_dims=[16, 32, 32, 320],  # 320 is what tells it not to halve the grid,
-        depths=[1, 1, 2, 1],
-        num_heads=[1, 2, 2, 10],
-        window_sizes=[3, 3, 4, 3],
-        mbconv_expand_ratio=2.0,
-    )
+def tiny_vit(**options: Any) -> nn.Module:
+    """MobileSAM's encoder, whose head is left out.
+
+    Args:
+        options: of the package's TinyViT.
+    """
+    encoder = package("mobile_sam.modeling", "mobilesam-mirror").TinyViT(in_chans=3, num_classes=2, **options)
     randomised(encoder)
     for module in encoder.modules():
         if hasattr(module, "attention_biases"):
             module.eval()
             module.ab = module.attention_biases[:, module.attention_bias_idxs]
+    grid = options["img_size"] // 16
 
-    def encode(vit: Any, image: Any) -> Any:
-        x = vit.layers[0](vit.patch_embed(image))
+    def encode(vit: Any, pixels: Any) -> Any:
+        x = vit.layers[0](vit.patch_embed(pixels))
         for layer in vit.layers[1:]:
             x = layer(x)
-        return vit.neck(x.reshape(1, GRID, GRID, -1).permute(0, 3, 1, 2))
+        return vit.neck(x.reshape(1, grid, grid, -1).permute(0, 3, 1, 2))
 
-    return [
-        File("encoder", Called(encoder, encode), image(), ("image_embeddings",)),
-        _meta_decoder(_sam(256), 256),
-    ]
+    return Called(encoder, encode)
+
+
+def mobile_sam() -> list[File]:
+    """TinyViT with the decoder of SAM; TinySAM is the same."""
+    encoder = tiny_vit(
+        img_size=SIDE,
+        embed_dims=[16, 32, 32, 320],  # 320 is what tells it not to halve the grid
+        depths=[1, 1, 2, 1],
+        num_heads=[1, 2, 2, 10],
+        window_sizes=[3, 3, 4, 3],
+        mbconv_expand_ratio=2.0,
+    )
+    return [File("encoder", encoder, image(), ("image_embeddings",)), _meta_decoder(_sam(256), 256)]
 
 
 class _Plain(nn.Module):
