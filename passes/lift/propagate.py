@@ -221,8 +221,9 @@ class _Walk:
             return _sizes(limit.reshape(1)) if counts and limit is not None else None
         if node.op_type == "Pad" and len(node.inputs) > 1:
             before, amounts = self._dims(node.inputs[0]), array_of(node.inputs[1])
-            every = len(node.inputs) < 4 and before is not None and amounts is not None
-            return padded(before, amounts.reshape(-1).tolist()) if every else None
+            if before is None or amounts is None or input_of(node, 3) is not None:
+                return None
+            return padded(before, amounts.reshape(-1).tolist())
         if node.op_type == "Resize" and input_of(node, 3) is not None and "axes" not in node.attributes:
             kept = node.attributes.get("keep_aspect_ratio_policy")
             return _sizes(self._known(node.inputs[3])) if kept is None or kept.as_string() == "stretch" else None
@@ -390,12 +391,12 @@ class _Walk:
 
     def _one_hot(self, node: ir.Node) -> Numbers:
         """Of one place: zeros and a size, as repeats are made."""
-        places, (depth,), values = self._constants(node, 0), self._constants(node, 1), self._known(node.inputs[2])
-        if values is None or len(places) != 1 or not 0 < depth <= LARGEST:
+        places, (depth,), values = self._first(node), self._constants(node, 1), self._known(node.inputs[2])
+        if values is None or places.size != 1 or not 0 < depth <= LARGEST or node.attributes.get_int("axis", -1) != -1:
             raise ValueError
         made = np.full(depth, values[0], object)
-        made[places[0]] = values[1]
-        return made.reshape(*array_of(node.inputs[0]).shape, depth)
+        made[places.item()] = values[1]
+        return made.reshape(*places.shape, depth)
 
     def _reduce_prod(self, node: ir.Node) -> Numbers:
         numbers, axes = self._first(node), _axes(node)

@@ -109,7 +109,7 @@ def _slice(view: ir.Node, output: ir.Value, array: np.ndarray, sizes: Sizes) -> 
     if any(one is None for one, value in zip(held, view.inputs[1:], strict=True) if value is not None):
         return None
     starts, ends, *rest = (None if one is None else one.reshape(-1).tolist() for one in held)
-    axes, steps = (*rest, *[None] * (2 - len(rest)))
+    axes, steps = [*rest, None, None][:2]
     assert starts is not None and ends is not None
     return sliced(array, starts, ends, axes or range(len(starts)), steps or [1] * len(starts))
 

@@ -70,19 +70,27 @@ def side_of(model: ir.Model, name: str, layout: Layout) -> Side | None:
     """Side of the square image that a model with free sides is made for, if its graph tells: one whose cells of 16
     pixels are those of the smallest map that it gives out, as of a table of positions, or of any image brought to a
     square."""
-    grid = _finest_grid(model, name, None)
-    if grid is None:
+    probe = _told(model, name, None)
+    grid = _finest_grid(probe)
+    if probe is None or grid is None:
         return None
+    pixels = PATCH * grid
+    shape = {"N": 1, "C": CHANNELS, "H": pixels, "W": pixels}
+    if _finest_grid(_told(model, name, [shape[axis] for axis in layout.value])) != grid:
+        return None
+    return Side(pixels, any(_stretches(node, pixels) for node in probe.graph))
 
-    def fits(side: int) -> bool:
-        shape = {"N": 1, "C": CHANNELS, "H": side, "W": side}
-        return _finest_grid(model, name, [shape[axis] for axis in layout.value]) == grid
 
-    return Side(PATCH * grid, fits(2 * PATCH * grid)) if fits(PATCH * grid) else None
+def _stretches(node: ir.Node, pixels: int) -> bool:
+    """Whether the node brings maps of free sides to a square."""
+    before, after = (node.inputs[0], node.outputs[0]) if node.op_type == "Resize" and not node.domain else (None, None)
+    if before is None or after is None or before.shape is None or after.shape is None or len(before.shape) != 4:
+        return False
+    return list(after.shape[2:]) == [pixels, pixels] and not any(isinstance(side, int) for side in before.shape[2:])
 
 
-def _finest_grid(model: ir.Model, name: str, shape: list[int] | None) -> int | None:
-    """Side of the smallest square map [N, C, G, G] that a model gives out, as far as its graph tells.
+def _told(model: ir.Model, name: str, shape: list[int] | None) -> ir.Model | None:
+    """A copy of a model whose values have the shapes that its graph tells; None where it cannot be followed.
 
     Args:
         name, shape: of an input; what is known of its shape where that is None.
@@ -102,6 +110,13 @@ def _finest_grid(model: ir.Model, name: str, shape: list[int] | None) -> int | N
                         value.shape = None  # what the file says may be of another size
             propagate(probe)
     except Exception:  # of a graph that onnx_ir cannot follow
+        return None
+    return probe
+
+
+def _finest_grid(probe: ir.Model | None) -> int | None:
+    """Side of the smallest square map [N, C, G, G] that a model gives out, of those that are known."""
+    if probe is None:
         return None
     maps = [list(value.shape) for value in probe.graph.outputs if value.shape is not None and len(value.shape) == 4]
     sides = [side for _, _, height, side in maps if isinstance(side, int) and height == side]
