@@ -160,7 +160,7 @@ def edge_tam(attention: str) -> list[File]:
     package("timm")
     backbone = transformers.TimmWrapperConfig(
         architecture="repvit_m0_9",
-        model_args={"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]},
+        model_args={"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3], "depth": [1, 1, 2, 1]},
     )
     vision = transformers.EdgeTamVisionConfig(
         backbone_config=backbone,

@@ -156,7 +156,9 @@ class _Plain(nn.Module):
 
 def edge_sam() -> list[File]:
     """Convolutions of RepViT, three of its stages and a layer in the place of its neck; its decoder is SAM's."""
-    stages = package("timm").create_model("repvit_m0_9", pretrained=False, features_only=True, out_indices=(2,))
+    stages = package("timm").create_model(
+        "repvit_m0_9", pretrained=False, features_only=True, out_indices=(2,), depth=(1, 1, 2, 1)
+    )
     neck = nn.Conv2d(stages.feature_info.channels()[-1], WIDTH, 1)
     embedding = {"image_embeddings": torch.randn(1, WIDTH, GRID, GRID)}
     return [
