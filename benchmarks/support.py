@@ -56,7 +56,7 @@ quantized by {METHOD} at {BITS.upper()} and calibrated on {IMAGES} images. *Atte
 lifted of those that the graph has. *Projections traced* counts the linear layers around them that are known, four for
 each. *Linears in codes*: of all; the first and last layers stay in float on purpose. *Integer share* is that of
 multiply-accumulates in the executed kernels, where first and last layers weigh more than in models of full size. *SQNR*
-is that of the worst output of more than one number. *Same without library*: bit for bit. *Predictor*: `SamPredictor`
+is that of the worst output of more than one number a prompt. *Same without library*: bit for bit. *Predictor*: `SamPredictor`
 gives masks of the image's size for a point (p) and for a box (b).
 
 """
@@ -104,9 +104,14 @@ def _shown(error: Exception) -> str:
     return " ".join(words).replace("|", "/")
 
 
+def _is_map(shape: Sequence[int | str]) -> bool:
+    """Whether an output has more than one number for each prompt."""
+    return any(isinstance(side, int) and side != 1 for side in shape)
+
+
 def _sqnr(made: Path, values: dict[str, float | None]) -> str:
     shapes = {port.name: port.shape for port in open_session(made).get_outputs()}
-    maps = [value for name, value in values.items() if value is not None and any(side != 1 for side in shapes[name])]
+    maps = [value for name, value in values.items() if value is not None and _is_map(shapes[name])]
     return f"{min(maps):.1f}" if maps and math.isfinite(min(maps)) else "inf"
 
 
