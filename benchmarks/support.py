@@ -56,8 +56,8 @@ quantized by {METHOD} at {BITS.upper()} and calibrated on {IMAGES} images. *Atte
 lifted of those that the graph has. *Projections traced* counts the linear layers around them that are known, four for
 each. *Linears in codes*: of all; the first and last layers stay in float on purpose. *Integer share* is that of
 multiply-accumulates in the executed kernels, where first and last layers weigh more than in models of full size. *SQNR*
-is that of the worst output of more than one number a prompt. *Same without library*: bit for bit. *Predictor*: `SamPredictor`
-gives masks of the image's size for a point (p) and for a box (b).
+is that of the worst output of more than one number a prompt. *Same without library*: bit for bit. *Predictor*:
+`SamPredictor` gives masks of the image's size for a point (p) and for a box (b).
 
 """
 
