@@ -3,11 +3,12 @@
 
     python benchmarks/accuracy.py --calib DATA/calib --data DATA/val -o FOLDER
     python benchmarks/accuracy.py ... --rows samq:probabilities=uniform@w4a4 samq@w4a4-strict --peers
+    python benchmarks/accuracy.py ... --table big-agq --set iterations=500 --limit 4
 
 FOLDER gets accuracy.md, accuracy.json and accuracy.png, written after each row. A row that the JSON has with the same
 settings is not measured again; one that failed is. After a change of the code, take another FOLDER. ``hard`` is
 SAM-Nano with the pathologies of SAM-B planted (`pathology`), one model for each seed, each of which computes what
-SAM-Nano does.
+SAM-Nano does. Tables of the papers have names (`accuracy_tables`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import onnxruntime as ort
 from accuracy_report import Results
 from accuracy_row import FLOAT, Row
+from accuracy_tables import TABLES
 from peers import PEERS, quantize_by
 
 from samq_onnx import assets
@@ -33,6 +35,7 @@ from samq_onnx.errors import UserError
 from samq_onnx.evaluate import PROMPTS, evaluate
 from samq_onnx.files import check_writable
 from samq_onnx.methods import METHODS, Widths
+from samq_onnx.quantize import settings
 from samq_onnx.scratch import Scratch
 
 NANO, HARD = "nano", "hard"
@@ -70,6 +73,7 @@ def measured(row: Row, source: Path, arguments: argparse.Namespace) -> dict[str,
             quantize(
                 source, arguments.calib,
                 method=row.method, bits=row.bits, strict=row.strict, settings=dict(row.settings),
+                minutes=arguments.minutes,
             ).save(folder)  # fmt: skip
         seconds = time.perf_counter() - started
         return {"seconds": seconds} | {
@@ -93,10 +97,14 @@ def wanted(arguments: argparse.Namespace) -> list[Row]:
         for bits in arguments.bits
         for strict in STRICT[arguments.strict]
     ]
-    ours = grid if arguments.rows is None else [Row.parse(text) for text in arguments.rows]
+    ours = TABLES[arguments.table] if arguments.table else grid
+    if arguments.rows is not None:
+        ours = [Row.parse(text) for text in arguments.rows]
+    ours = [row.with_settings(settings(arguments.set)) for row in ours]
     for row in ours:
         row.check()
-    return [FLOAT, *ours, *(Row(peer, "w8a8") for peer in arguments.peers)]
+    peers = [] if arguments.table else list(PEERS)
+    return [FLOAT, *ours, *(Row(peer, "w8a8") for peer in (peers if arguments.peers is None else arguments.peers))]
 
 
 def _width(text: str) -> str:
@@ -116,7 +124,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rows", nargs="*", metavar="ROW", help="METHOD[:NAME=VALUE,...]@wXaY[-strict], instead of methods and bits"
     )
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS), help="none, or which")
+    parser.add_argument("--table", choices=list(TABLES), help="rows of a paper's table, instead of methods and bits")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter, of all rows whose method has it"
+    )
+    parser.add_argument("--minutes", type=float, metavar="N", help="that each model may take, where its method learns")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), help="which (default: all; with --table none)")
     parser.add_argument("--nncf-python", default=sys.executable, metavar="PYTHON", help="an interpreter that has NNCF")
     parser.add_argument("--limit", type=int, help="first images only")
     parser.add_argument("--instances", type=int, help="first instances of each image only")
@@ -133,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = Results(check_writable(arguments.output / "accuracy.json"))
     arguments.output.mkdir(parents=True, exist_ok=True)
     given = {name: getattr(arguments, name) for name in ("limit", "instances")}
+    given |= {"minutes": arguments.minutes} if arguments.minutes is not None else {}
     given |= {name: str(getattr(arguments, name)) for name in ("calib", "data")}
     for title, source in models(arguments.models, arguments.seeds, arguments.output).items():
         for row in rows:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 from samq_onnx.errors import UserError
-from samq_onnx.methods import Widths, configured
+from samq_onnx.methods import METHODS, Widths, configured, parameters
 
 __all__ = ["FLOAT", "Row"]
 
@@ -54,6 +55,12 @@ class Row:
         """
         configured(self.method, dict(self.settings))
         Widths.parse(self.bits)
+
+    def with_settings(self, settings: Mapping[str, str]) -> Row:
+        """The row with those parameters that its method has, where it has no own value of them."""
+        known = {found.name for found in parameters(METHODS[self.method])} if self.method in METHODS else set()
+        mine = {name: value for name, value in settings.items() if name in known} | dict(self.settings)
+        return dataclasses.replace(self, settings=tuple(mine.items()))
 
     @property
     def widths(self) -> list[int]:

@@ -23,6 +23,7 @@ from PIL import Image
 from samq_onnx.analysis.mixed import Goal, meet
 from samq_onnx.array_feeds import ArrayFolder
 from samq_onnx.calibrate.statistics_file import StatisticsFile
+from samq_onnx.codes.check import MOST_BITS
 from samq_onnx.data import Calibration
 from samq_onnx.documents import brief, parsed
 from samq_onnx.door import admit
@@ -41,7 +42,7 @@ from samq_onnx.models import load_model, model_sha256
 from samq_onnx.pair import PAIR, pair_hash
 from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.passes.report import Report
-from samq_onnx.pipeline import lower_model, quantize_model
+from samq_onnx.pipeline import Preparation, lower_model, quantize_model
 from samq_onnx.plan import QuantPlan
 from samq_onnx.predictor import SamPredictor
 from samq_onnx.progress import silent
@@ -57,7 +58,8 @@ PARTS = {"encoder": ENCODER, "decoder": DECODER}  # of a folder
 ALONE = "model"  # name of a file's plan
 FLOAT_HASH = "samq_onnx.float_model.sha256"
 CALIBRATION_HASH = "samq_onnx.calibration.sha256"
-ENCODER_SHARE = 0.6  # of the time for learning both parts
+ENCODER_SHARE = 0.6  # of the time for both parts, without what a decoder takes before it learns
+DECODER_FIRST = 120  # that, at most, in units of what it takes to prepare it
 ONE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf holds less than 2 GiB
 
 Images = str | os.PathLike[str] | Calibration | Sequence[np.ndarray]
@@ -417,7 +419,7 @@ def execute(
         owner = {name: run.hash_of(file) for name, file in zip(names, files, strict=True)}
         run.kept = StatisticsFile(stats, {**owner, "images": run.images_hash})
     if source.is_dir():
-        run.effort = effort.part(ENCODER_SHARE)
+        run.effort = effort.part(ENCODER_SHARE, _before_learning(files[1], effort))
         first = run.one("encoder", files[0], reader=files[1])
         run.effort = effort
         with Scratch() as folder:  # the decoder is calibrated on what this encoder gives
@@ -429,6 +431,15 @@ def execute(
         run.kept.save()
         say(f"statistics: {run.kept.found} from {stats}, {run.kept.collected} collected")
     return Result(parts, list(calibration.intake.left_out))
+
+
+def _before_learning(decoder: Path, effort: Effort) -> float:
+    """Seconds that a decoder will take before it can learn: its ranges are tried one by one; at most half of all."""
+    if effort.minutes is None:
+        return 0.0
+    started = effort.clock.now()
+    Preparation(load_model(decoder), MOST_BITS)
+    return min(DECODER_FIRST * (effort.clock.now() - started), effort.left() / 2)
 
 
 def quantize(
@@ -467,7 +478,7 @@ def quantize(
         budget_mb, max_loss: choose 4 bits for as many weights as it takes, as `samq_onnx.analysis.mixed.Goal` says.
         input_size: side of the image that an encoder with free sides takes, where its graph does not tell.
         preprocess: the numbers that it takes, where its graph does not tell: normalised, bytes or unit.
-        minutes: that all of it may take where a method learns by units; None leaves it to the method.
+        minutes: that all of it may take, where a method learns; None leaves it to the method.
         cache_gb: memory for activations while it learns. device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:

@@ -30,7 +30,13 @@ Feed: TypeAlias = Mapping[str, np.ndarray]
 
 
 class _Made(Sequence[Feed]):
-    """A sequence of feeds made on access by `_make`."""
+    """A sequence of feeds made on access by `_make`.
+
+    Attributes:
+        places: number of the image that each is made of.
+    """
+
+    places: Sequence[int]
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -58,6 +64,8 @@ class Selection(_Made):
 
     def __init__(self, whole: Sequence[Feed], indices: Sequence[int]) -> None:
         self._whole, self._indices = whole, indices
+        places = getattr(whole, "places", range(len(whole)))
+        self.places = [places[index] for index in indices]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -84,6 +92,7 @@ class EncoderFeeds(Feeds):
     def __init__(self, calibration: Calibration, image: ImageInput) -> None:
         self.samples = fitting(calibration.images, image.size, calibration.intake)
         self._image, self._intake = image, calibration.intake
+        self.places = range(len(self.samples))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -108,6 +117,7 @@ class DecoderFeeds(Feeds):
         self._scratch = Scratch()
         self._decoder = decoder
         self._prompts: list[tuple[Path, np.ndarray, np.ndarray, tuple[int, int]]] = []
+        places: list[int] = []
         self.samples = fitting(calibration.samples, encoder.image.size, calibration.intake)
         for number, sample in enumerate(progress_bar(self.samples, label, "image")):
             rgb = sample.load(calibration.intake)
@@ -117,6 +127,8 @@ class DecoderFeeds(Feeds):
             for coords, labels in prompts_of(sample, calibration.intake, decoder.takes_boxes):
                 scaled = encoder.image.coords(coords, sample.height, sample.width)
                 self._prompts.append((file, scaled, labels, (height, width)))
+                places.append(number)
+        self.places = places
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -138,9 +150,12 @@ class WholeFeeds(Feeds):
         self.samples = fitting(calibration.samples, image.size, calibration.intake)
         self._image, self._intake, self._decoder = image, calibration.intake, decoder
         self._prompts: list[tuple[Sample, np.ndarray, np.ndarray]] = []
-        for sample in self.samples:
-            made = list(prompts_of(sample, calibration.intake, decoder.takes_boxes))
-            self._prompts += [(sample, coords, labels) for coords, labels in made[:PROMPTS_WITH_IMAGE]]
+        places: list[int] = []
+        for number, sample in enumerate(self.samples):
+            made = list(prompts_of(sample, calibration.intake, decoder.takes_boxes))[:PROMPTS_WITH_IMAGE]
+            self._prompts += [(sample, coords, labels) for coords, labels in made]
+            places += [number] * len(made)
+        self.places = places
 
     def __len__(self) -> int:
         return len(self._prompts)

@@ -45,6 +45,7 @@ from samq_onnx.reconstruct.effort import Effort
 __all__ = ["COMPARABLE", "Outcome", "lower_model", "quantize_model"]
 
 OBSERVED_PROMPTS = 128
+WRITTEN = 3  # times as long as a model is prepared, it takes to be lowered, written and looked at
 COMPARABLE = "samq_onnx.comparable"  # metadata of a quantized model
 TARGET = "samq_onnx.target"
 
@@ -141,11 +142,15 @@ def quantize_model(
     """
     if any(node.domain == ops.DOMAIN for node in model.graph.all_nodes()):
         raise UserError("the model has operators of samq_onnx; give the float model that it was made from")
+    effort = effort or Effort()
     with outputs_aside(model):
+        started = effort.clock.now()
         prepared = Preparation(model, scheme.narrowest_weight)
+        behind = WRITTEN * (effort.clock.now() - started)
         work = begin(
             prepared, part, feeds, scheme,
-            target=target, float_feeds=float_feeds, label=label, kept=kept, fed=fed, effort=effort, reader=reader,
+            target=target, float_feeds=float_feeds, label=label, kept=kept, fed=fed, effort=effort.part(1.0, behind),
+            reader=reader,
         )  # fmt: skip
         work.run([Select()], work)
         attentions = [site.name for site in prepared.lifted.attentions]

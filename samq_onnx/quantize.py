@@ -190,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--target", choices=sorted(TARGETS), default="samq", help="what runs it (default: %(default)s)")
     parser.add_argument("--stats", type=output_path, metavar="FILE", help="keep statistics there, and use them again")
-    parser.add_argument("--minutes", type=float, metavar="N", help="that it may take where a method learns by units")
+    parser.add_argument("--minutes", type=float, metavar="N", help="that all of it may take, where a method learns")
     parser.add_argument(
         "--cache-gb", type=float, default=CACHE_GB, metavar="N", help="memory for activations while it learns"
     )

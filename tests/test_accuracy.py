@@ -139,6 +139,33 @@ def test_nothing_is_measured_twice(
     assert len(json.loads((tmp_path / "out" / "accuracy.json").read_text())) == 6 + 3
 
 
+def test_every_named_table_has_rows_that_can_be_quantized(accuracy: ModuleType) -> None:
+    assert list(accuracy.TABLES) == ["learned", "big-agq", "softmax", "grouping", "clipping", "par"]
+    for rows in accuracy.TABLES.values():
+        assert len(set(rows)) == len(rows) > 3
+        for row in rows:
+            row.check()
+    words = [str(row) for row in accuracy.TABLES["big-agq"]]
+    assert words[0] == "ptq4sam-s:big=never,probabilities=uniform@w6a6-strict" and len(words) == 16
+    assert {"pq-sam-l@w2a4-strict", "qdrop@w4a4-strict", "minmax@w6a6-strict"} <= set(
+        map(str, accuracy.TABLES["learned"])
+    )
+
+
+def test_a_table_is_measured_with_what_is_set(
+    accuracy: ModuleType, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = stub(accuracy, monkeypatch)
+    assert accuracy.main([*arguments, "--table", "par", "--set", "iterations=3", "--set", "regulariser=1"]) == 0
+    assert asked[0] == "float" and len(asked) == 9
+    assert asked[1:5] == [
+        "saq-sam:iterations=3,regulariser=1@w6a6-strict",
+        "saq-sam:iterations=3,regulariser=1,response=false@w6a6-strict",
+        "saq-sam:iterations=3,regulariser=0@w6a6-strict",
+        "saq-sam-s@w6a6-strict",
+    ]
+
+
 def test_the_table(
     accuracy: ModuleType, arguments: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

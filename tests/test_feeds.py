@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +42,14 @@ def test_an_instance_gives_a_box_and_a_point(tiny_sam: Path) -> None:
     assert box["orig_im_size"].tolist() == [sample.height, sample.width]
     same = [np.array_equal(feed["image_embeddings"], box["image_embeddings"]) for feed in feeds]
     assert sum(same) == 2 * PROMPTS_PER_IMAGE and all(same[: 2 * PROMPTS_PER_IMAGE])
+
+
+def test_inputs_know_their_image(tiny_sam: Path) -> None:
+    part = identify(read_model(tiny_sam / "decoder.onnx"), "decoder")
+    calibration = Calibration(assets.calibration_images())
+    few, many = calibration.samples[:2]
+    calibration = calibration.only([dataclasses.replace(few, instances=few.instances[:1]), many])
+    feeds = part.feeds(calibration, tiny_sam / "encoder.onnx", "decoder")
+    assert list(feeds.places) == [0, 0] + [1] * 2 * PROMPTS_PER_IMAGE
+    assert list(Selection(feeds, [5, 1, 2]).places) == [1, 0, 1]
+    assert list(Selection([{}, {}, {}], [2, 0]).places) == [2, 0]

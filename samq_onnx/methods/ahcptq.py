@@ -5,8 +5,13 @@
 PTQ4SAM-L, with codes that are logarithmic next to their least value and uniform above behind GELU and ReLU (HLUQ),
 whose two scales learn, and with a scale and a zero point for each of four groups of channels (CAG).
 
-Other than in the paper: groups are settled before learning rather than in four steps of it, and fold into norms and
-weights, exactly, where integer products have no room for them (`samq_onnx.methods.ahcptq_s`).
+Groups begin as single channels and are clustered at 20, 40, 60 and 80 % of the iterations, into 32, 16, 8 and 4; their
+scales learn between (`samq_onnx.reconstruct.regrouping`). The unit is kept if it is better than with the groups that
+`samq_onnx.methods.ahcptq_s` settles without learning.
+
+Other than in the paper: groups fold into norms and weights, exactly, where integer products have no room for them; so
+they are there behind an encoder's norms alone, weights get new codes at each clustering, and scales of groups stay what
+they are in the last tenth of the iterations.
 """
 
 from __future__ import annotations
@@ -14,13 +19,14 @@ from __future__ import annotations
 import dataclasses
 
 from samq_onnx.families import Part
-from samq_onnx.methods.ahcptq_s import FEATURES, WHERE, codes_of
+from samq_onnx.methods.ahcptq_s import WHERE, codes_of
 from samq_onnx.methods.method import Method, method, parameter
 from samq_onnx.methods.qdrop import recipe_of
 from samq_onnx.methods.scheme import Scheme
 from samq_onnx.methods.step import Step
 from samq_onnx.methods.steps import LearnUnits, Ranges
 from samq_onnx.observers import TENSOR_OBSERVERS
+from samq_onnx.reconstruct.clusters import COUNTS, FEATURES
 
 __all__ = ["Ahcptq"]
 
@@ -42,5 +48,8 @@ class Ahcptq(Method):
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
         ranges = Ranges(self.activation, "mse", "log", decoder_keys="omse")
-        learn = LearnUnits(recipe_of("module", self.iterations, self.drop, self.batch))
+        recipe = recipe_of("module", self.iterations, self.drop, self.batch)
+        if self.groups:
+            recipe = dataclasses.replace(recipe, groups=COUNTS, features=self.features)
+        learn = LearnUnits(recipe)
         return [*codes_of(ranges, self.groups, self.features, self.hybrid), learn]

@@ -10,10 +10,8 @@ has the range of all its channels, and ranges are observed again behind the fold
 from __future__ import annotations
 
 import dataclasses
-import warnings
 
 import numpy as np
-from scipy.cluster.vq import kmeans2, whiten
 
 from samq_onnx.families import Part
 from samq_onnx.methods.method import Method, method, parameter
@@ -24,11 +22,10 @@ from samq_onnx.methods.steps import FlipBimodalKeys, HybridInputs, Ranges
 from samq_onnx.observers import TENSOR_OBSERVERS
 from samq_onnx.passes.lift.kinds import DECODER_KINDS, TOKEN_TO_IMAGE_KINDS
 from samq_onnx.passes.report import Report
+from samq_onnx.reconstruct.clusters import COUNTS, FEATURES, clustered
 
 __all__ = ["AhcptqS", "GroupChannels", "codes_of", "grouped"]
 
-COUNTS = (32, 16, 8, 4)  # of groups, one clustering after the other
-FEATURES = ("log", "plain")
 WHERE = ("always", "better", "never")
 
 
@@ -37,25 +34,17 @@ def grouped(scale: np.ndarray, point: np.ndarray, bits: int, features: str = "lo
 
     Args:
         scale, point: of each channel, float64 [channels]. bits: of the codes.
-        features: what k-means sees: ``log``, logarithms of scales and products of both, each in units of its deviation;
-            ``plain``, scales and zero points as they are (the paper), of which zero points decide.
+        features: as `samq_onnx.reconstruct.clusters.clustered`.
     """
-    centre = np.stack([scale, point], axis=1)
+    centre = scale, point
     for count in COUNTS:
-        seen = np.stack([np.log(centre[:, 0]), centre.prod(axis=1)], axis=1) if features == "log" else centre
-        if len(np.unique(seen, axis=0)) <= count:
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of groups that stay empty, and of features that are all the same
-            _, labels = kmeans2(whiten(seen) if features == "log" else seen, count, minit="++", seed=0)
-        for label in np.unique(labels):
-            mean = seen[labels == label].mean(axis=0)
-            centre[labels == label] = (np.exp(mean[0]), mean[1] / np.exp(mean[0])) if features == "log" else mean
+        centre = clustered(*centre, count, features)
     top = 2**bits - 1
     lows, highs = -point * scale, (top - point) * scale
     made, zero = scale.copy(), point.copy()
-    for one in np.unique(centre, axis=0):
-        members = (centre == one).all(axis=1)
+    pairs = np.stack(centre, axis=1)
+    for one in np.unique(pairs, axis=0):
+        members = (pairs == one).all(axis=1)
         low, high = lows[members].min(), highs[members].max()
         made[members] = (high - low) / top
         zero[members] = np.rint(-low / made[members])

@@ -29,6 +29,7 @@ from samq_onnx.passes.fold import NormReaders
 
 __all__ = ["GroupChannels", "PqSam", "affine_of_groups", "groups", "one_scale", "truncated"]
 
+ORDERS = ("first", "last")
 NARROWEST = 1e-4  # deviation of a group, as a share of that of all values
 
 
@@ -80,15 +81,20 @@ class GroupChannels(ScaleNorms):
     name = "grouped channels"
     shifts = True
 
-    def __init__(self, reach: float, alpha: float) -> None:
-        self.reach, self.alpha = reach, alpha
+    def __init__(self, reach: float, alpha: float, truncated: str = "first") -> None:
+        self.reach, self.alpha, self.order = reach, alpha, truncated
+
+    def labels_and_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The number of each channel's group, and the values that its mean and deviation come from."""
+        cut = truncated(rows, self.reach)
+        return groups(cut if self.order == "first" else rows, self.alpha), cut
 
     def statistics(self, tensor: str, readers: NormReaders) -> list[Statistic]:
         return [RowSamples(tensor, channels=readers.channels)]
 
     def affine(self, work: Work, tensor: str, readers: NormReaders) -> tuple[np.ndarray, np.ndarray]:
-        rows = truncated(work.found(RowSamples(tensor)).rows, self.reach)
-        return affine_of_groups(rows, groups(rows, self.alpha), shift=readers.no_shift is None)
+        labels, rows = self.labels_and_rows(work.found(RowSamples(tensor)).rows)
+        return affine_of_groups(rows, labels, shift=readers.no_shift is None)
 
 
 @method(
@@ -102,8 +108,15 @@ class PqSam(Method):
         10.0, "interquartile ranges beyond the quartiles that extreme outliers are cut to", most=1e6
     )
     alpha: float = parameter(0.25, "quantile that channels of a group share", most=0.5)
+    truncated: str = parameter(
+        "first", "whether outliers are cut before channels are grouped, or after", lambda: ORDERS
+    )
     activation: str = parameter("omse", "ranges of activations", lambda: TENSOR_OBSERVERS)
     weight: str = parameter("tensor-mse", "ranges of weights", lambda: WEIGHT_OBSERVERS)
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
-        return [CentreKeys(), GroupChannels(self.reach, self.alpha), Ranges(self.activation, self.weight, "uniform")]
+        return [
+            CentreKeys(),
+            GroupChannels(self.reach, self.alpha, self.truncated),
+            Ranges(self.activation, self.weight, "uniform"),
+        ]

@@ -18,7 +18,7 @@ import numpy as np
 from samq_onnx.calibrate.statistics import RowSamples
 from samq_onnx.families import Part
 from samq_onnx.methods.method import Method, method, parameter
-from samq_onnx.methods.pq_sam import GroupChannels, affine_of_groups, groups, truncated
+from samq_onnx.methods.pq_sam import GroupChannels, affine_of_groups
 from samq_onnx.methods.scheme import Scheme
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.methods.steps import CentreKeys, LearnScales, Ranges
@@ -42,9 +42,9 @@ class RememberedGroups(GroupChannels):
         self.labels: dict[str, np.ndarray] = {}
 
     def affine(self, work: Work, tensor: str, readers: NormReaders) -> tuple[np.ndarray, np.ndarray]:
-        rows = truncated(work.found(RowSamples(tensor)).rows, self.reach)
-        self.labels[readers.norm.name] = groups(rows, self.alpha)
-        return affine_of_groups(rows, self.labels[readers.norm.name], shift=readers.no_shift is None)
+        labels, rows = self.labels_and_rows(work.found(RowSamples(tensor)).rows)
+        self.labels[readers.norm.name] = labels
+        return affine_of_groups(rows, labels, shift=readers.no_shift is None)
 
 
 @method("pq-sam-l", paper="Liu et al. 2024, PQ-SAM: truncation, outlier-aware grouping, learned shift and scale (GADT)")

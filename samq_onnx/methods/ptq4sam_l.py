@@ -16,12 +16,12 @@ import dataclasses
 
 from samq_onnx.families import Part
 from samq_onnx.methods.method import Method, method, parameter
-from samq_onnx.methods.ptq4sam_s import BIG_KINDS
+from samq_onnx.methods.ptq4sam_s import BIG_HELP, BIG_KINDS
 from samq_onnx.methods.qdrop import recipe_of
 from samq_onnx.methods.scheme import Scheme
 from samq_onnx.methods.step import Step
 from samq_onnx.methods.steps import FlipBimodalKeys, LearnUnits, Ranges
-from samq_onnx.observers import TENSOR_OBSERVERS
+from samq_onnx.observers import SITE_OBSERVERS, TENSOR_OBSERVERS
 from samq_onnx.reconstruct.units import LEVELS
 
 __all__ = ["Ptq4SamL"]
@@ -35,15 +35,14 @@ class Ptq4SamL(Method):
     iterations: int = parameter(2000, "of a unit; the paper has 20000", most=1e6)
     drop: float = parameter(0.5, "probability that an element is quantized while it learns", most=1)
     level: str = parameter("module", "how large a unit is", lambda: LEVELS)
-    big: str = parameter(
-        "decoder", "where signs are folded: where a decoder's tokens read the image, or everywhere", lambda: BIG_KINDS
-    )
+    big: str = parameter("decoder", BIG_HELP, lambda: BIG_KINDS)
+    probabilities: str = parameter("log", "post-softmax codes", lambda: SITE_OBSERVERS)
     activation: str = parameter("avg_minmax", "ranges of activations to begin with", lambda: TENSOR_OBSERVERS)
     batch: int = parameter(1, "inputs of an iteration", most=1024)
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
         return [
             FlipBimodalKeys(BIG_KINDS[self.big]),
-            Ranges(self.activation, "mse", "log", decoder_keys="omse"),
+            Ranges(self.activation, "mse", self.probabilities, decoder_keys="omse"),
             LearnUnits(recipe_of(self.level, self.iterations, self.drop, self.batch)),
         ]

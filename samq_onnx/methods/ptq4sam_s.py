@@ -16,11 +16,13 @@ from samq_onnx.methods.method import Method, method, parameter
 from samq_onnx.methods.scheme import Scheme
 from samq_onnx.methods.step import Step
 from samq_onnx.methods.steps import FlipBimodalKeys, Ranges
+from samq_onnx.observers import SITE_OBSERVERS
 from samq_onnx.passes.lift.kinds import TOKEN_TO_IMAGE_KINDS
 
-__all__ = ["BIG_KINDS", "Ptq4SamS"]
+__all__ = ["BIG_HELP", "BIG_KINDS", "Ptq4SamS"]
 
-BIG_KINDS = {"decoder": TOKEN_TO_IMAGE_KINDS, "everywhere": None}
+BIG_KINDS = {"decoder": TOKEN_TO_IMAGE_KINDS, "everywhere": None, "never": frozenset[str]()}
+BIG_HELP = "where signs are folded: where a decoder's tokens read the image, everywhere, or never"
 
 
 @method("ptq4sam-s", paper="Lv et al. 2024, PTQ4SAM, sections 3.2 and 3.3 (BIG, AGQ)")
@@ -28,9 +30,8 @@ BIG_KINDS = {"decoder": TOKEN_TO_IMAGE_KINDS, "everywhere": None}
 class Ptq4SamS(Method):
     """Bimodal keys folded by sign (BIG), log post-softmax codes of adaptive base (AGQ), ranges of least error."""
 
-    big: str = parameter(
-        "decoder", "where signs are folded: where a decoder's tokens read the image, or everywhere", lambda: BIG_KINDS
-    )
+    big: str = parameter("decoder", BIG_HELP, lambda: BIG_KINDS)
+    probabilities: str = parameter("log", "post-softmax codes", lambda: SITE_OBSERVERS)
     activation: str = parameter(
         "omse",
         "ranges of activations: of least error, or mean extremes, with least error for a decoder's keys",
@@ -38,4 +39,5 @@ class Ptq4SamS(Method):
     )
 
     def steps(self, part: Part, scheme: Scheme) -> list[Step]:
-        return [FlipBimodalKeys(BIG_KINDS[self.big]), Ranges(self.activation, "mse", "log", decoder_keys="omse")]
+        ranges = Ranges(self.activation, "mse", self.probabilities, decoder_keys="omse")
+        return [FlipBimodalKeys(BIG_KINDS[self.big]), ranges]

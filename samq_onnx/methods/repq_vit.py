@@ -15,6 +15,7 @@ are observed in float, and no log code is spent on zero (the clamp of the paper'
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -36,13 +37,12 @@ __all__ = [
     "central_range",
     "central_scales",
     "channel_codes",
-    "log_sqrt2",
+    "log_of_base",
     "reparametrised",
 ]
 
 SHARES = (0.999, 0.9999, 0.99999)
 NARROWEST = 1e-4  # scale of a channel, as a share of the largest: what is divided by it stays exact in float32
-TAU = 2
 
 
 @TENSOR_OBSERVERS.add("repq-vit")
@@ -66,16 +66,17 @@ def central_scales(rows: np.ndarray, bits: int) -> np.ndarray:
     return best
 
 
-def log_sqrt2(rows: AttentionRows, bits: int, observe: TensorObserver) -> LogCodes:
-    """Log codes of tau = 2 whose scale is the quantile of the map, of three, with the least squared error."""
+def log_of_base(tau: int, rows: AttentionRows, bits: int, observe: TensorObserver) -> LogCodes:
+    """Log codes of that tau whose scale is the quantile of the map, of three, with the least squared error."""
     values = np.concatenate([probabilities.ravel() for probabilities, _ in rows.samples])
-    candidates = [LogCodes(max(float(scale), 1e-8), TAU, bits) for scale in np.quantile(values, SHARES)]
+    candidates = [LogCodes(max(float(scale), 1e-8), tau, bits) for scale in np.quantile(values, SHARES)]
     return min(
         candidates, key=lambda codes: float(np.square(codes.fake_quantize(values) - values).sum(dtype=np.float64))
     )
 
 
-SITE_OBSERVERS.add("log-sqrt2")(SiteObserver("log", log_sqrt2))
+SITE_OBSERVERS.add("log-sqrt2")(SiteObserver("log", functools.partial(log_of_base, 2)))
+SITE_OBSERVERS.add("log2")(SiteObserver("log", functools.partial(log_of_base, 1)))
 
 
 def channel_codes(rows: np.ndarray, bits: int, *, zero: bool = False) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ import torch
 
 from samq_onnx.calibrate.stream import resident_memory
 from samq_onnx.progress import progress_bar
+from samq_onnx.reconstruct.pace import Pace
 from samq_onnx.reconstruct.reconstruction import NotReconstructable
 
 __all__ = ["cosine", "descend"]
@@ -29,14 +30,16 @@ def descend(
     limited: Sequence[torch.nn.Parameter] = (),
     largest: float = 1.0,
     shown: bool = True,
+    pace: Pace | None = None,
 ) -> list[float]:
-    """Learn parameters; gives the loss of each step.
+    """Learn parameters; gives the loss of each iteration.
 
     Args:
-        groups: of parameters. rates: of each. schedule: of the rates, made for an optimizer.
-        backward: computes the loss of a step and its gradients, adds them to the parameters, and gives the loss.
+        groups: of parameters. rates: of each. schedule: of the rates, made for an optimizer, over ``steps``.
+        backward: computes the loss at a step and its gradients, adds them to the parameters, and gives the loss.
         limited: parameters whose gradient is not longer than ``largest``, all together.
         label: of the progress bar, which is ``shown`` or not.
+        pace: how many steps of the schedule an iteration stands for; one if None.
 
     Raises:
         NotReconstructable: a loss or a parameter is not finite.
@@ -46,18 +49,22 @@ def descend(
     )
     plan = schedule(optimizer)
     losses: list[float] = []
+    position = 0.0
     with progress_bar(steps, label, "step", shown) as bar:
-        for number in range(steps):
-            losses.append(backward(number))
+        while position < steps:
+            losses.append(backward(int(position)))
             if limited:
                 torch.nn.utils.clip_grad_norm_(limited, largest)
             optimizer.step()
             if not math.isfinite(losses[-1]) or not all(one.isfinite().all() for group in groups for one in group):
                 raise NotReconstructable("its loss or what it would learn is not finite on these calibration inputs")
             optimizer.zero_grad()
-            plan.step()
+            before = int(position)
+            position = min(position + (1.0 if pace is None else pace.steps(position, steps)), steps)
+            for _ in range(int(position) - before):
+                plan.step()
             bar.set_postfix_str(f"loss {losses[-1]:.3f}, {resident_memory()}", refresh=False)
-            bar.update()
+            bar.update(int(position) - before)
     return losses
 
 

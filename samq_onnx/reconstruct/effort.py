@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -10,12 +11,12 @@ from typing import Protocol
 
 from samq_onnx.calibrate.statistics import Statistic
 from samq_onnx.errors import UserError
+from samq_onnx.progress import write_line
 
-__all__ = ["CACHE_GB", "DEVICES", "Effort", "Kept"]
+__all__ = ["CACHE_GB", "DEVICES", "Clock", "Effort", "Kept"]
 
 DEVICES = ("auto", "cpu", "cuda")
 CACHE_GB = 2.0
-MEASURED = 0.9  # of the time that is left: the rest is for what cannot be foreseen
 
 
 class Kept(Protocol):
@@ -26,19 +27,36 @@ class Kept(Protocol):
     def keep(self, statistic: Statistic) -> None: ...
 
 
+class Clock:
+    """Seconds since a run began; one that goes on where another was killed takes up the clock of that one."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def now(self) -> float:
+        return time.monotonic() - self._began
+
+    def catch_up(self, seconds: float) -> None:
+        """Be at ``seconds`` now, or later."""
+        self._began -= max(0.0, seconds - self.now())
+
+
 @dataclasses.dataclass(frozen=True)
 class Effort:
     """Bounds of learning.
 
     Attributes:
-        deadline: by `time.monotonic`, when all has to be learned; None where a method's iterations decide.
+        minutes: that the whole run may take; None where a method's iterations decide.
+        deadline: of a part of it, by ``clock``: when all of that has to be learned.
         cache_gb: memory for activations, in GB; what does not fit waits on disk.
         device: ``cpu``, ``cuda``, or ``auto``, which is cuda where there is one.
     """
 
-    deadline: float | None = None
+    minutes: float | None = None
+    deadline: float = math.inf
     cache_gb: float = CACHE_GB
     device: str = "auto"
+    clock: Clock = dataclasses.field(default_factory=Clock, compare=False)
 
     @classmethod
     def of(cls, minutes: float | None, cache_gb: float = CACHE_GB, device: str = "auto") -> Effort:
@@ -53,14 +71,30 @@ class Effort:
             raise UserError(f"a cache of {cache_gb:g} GB; wanted 0 or more")
         if device not in DEVICES:
             raise UserError(f"no device {device!r}; choose one of {', '.join(DEVICES)}")
-        return cls(None if minutes is None else time.monotonic() + 60 * minutes, cache_gb, device)
+        return cls(minutes, math.inf if minutes is None else 60 * minutes, cache_gb, device)
 
-    def part(self, share: float) -> Effort:
-        """With a share of the time that is left."""
-        if self.deadline is None:
+    def left(self) -> float:
+        """Seconds until the deadline; infinity where there is none."""
+        return self.deadline - self.clock.now()
+
+    def part(self, share: float, after: float = 0.0) -> Effort:
+        """With a share of the time that is left, but for so many seconds that are for what comes after."""
+        if self.minutes is None:
             return self
-        now = time.monotonic()
-        return dataclasses.replace(self, deadline=now + share * (self.deadline - now))
+        return dataclasses.replace(self, deadline=self.clock.now() + share * (self.left() - after))
+
+    @property
+    def over(self) -> str | None:
+        """Why nothing can be learned any more; None while there is time."""
+        if self.left() > 0:
+            return None
+        return f"what comes before learning took all of its share of {self.minutes:g} minutes; nothing is learned"
+
+    def told(self, label: str) -> str | None:
+        """`over`, which is said on stderr too."""
+        if self.over is not None:
+            write_line(f"{label}: {self.over}")
+        return self.over
 
     @property
     def cache_bytes(self) -> float:
@@ -74,14 +108,15 @@ class Effort:
 
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    def iterations(self, wanted: int, seconds: float, share: float, waiting: float) -> int:
-        """How many iterations of a unit there is time for, at least one, at most ``wanted``.
+    @property
+    def narrow(self) -> bool:
+        """Whether products of gradients are bfloat16, which GPUs have kernels for; losses are judged in float32."""
+        return self.place() == "cuda"
 
-        Args:
-            seconds: that one takes. share: of what is left of learning that this unit is.
-            waiting: seconds that are needed for other than learning.
-        """
-        if self.deadline is None:
-            return wanted
-        left = MEASURED * (self.deadline - time.monotonic()) - waiting
-        return max(1, min(wanted, math.floor(left * share / max(seconds, 1e-9))))
+    def products(self) -> contextlib.AbstractContextManager[object]:
+        """What gradients are computed in."""
+        if not self.narrow:
+            return contextlib.nullcontext()
+        import torch
+
+        return torch.autocast(self.place(), torch.bfloat16)  # type: ignore[no-any-return]

@@ -12,10 +12,9 @@ Memory: one unit with its gradients, one block of the model, and as much of the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -26,20 +25,22 @@ import torch
 
 from samq_onnx.calibrate.stream import Feed
 from samq_onnx.calibrate.two_streams import run_two_streams
+from samq_onnx.passes.fold import NormReaders
 from samq_onnx.passes.graph import is_shared
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.plan import QuantPlan
-from samq_onnx.plan_file import plan_to_json
 from samq_onnx.progress import write_line
 from samq_onnx.reconstruct.activation_cache import ActivationCache
 from samq_onnx.reconstruct.descent import cosine, descend
 from samq_onnx.reconstruct.drop import Dropped, mixed
 from samq_onnx.reconstruct.effort import Effort, Kept
 from samq_onnx.reconstruct.fake_quant import FakeQuantActivation, FakeQuantWeight
-from samq_onnx.reconstruct.learned import Learned
+from samq_onnx.reconstruct.learned import Learned, digest
 from samq_onnx.reconstruct.objectives import Sight, unit_loss
+from samq_onnx.reconstruct.pace import TimePlan, UnitTime
 from samq_onnx.reconstruct.recipe import Phase, Recipe
 from samq_onnx.reconstruct.reconstruction import NotReconstructable, UnitLoss
+from samq_onnx.reconstruct.regrouping import Regrouping, groupable, segments
 from samq_onnx.reconstruct.rounding import AdaRoundWeight
 from samq_onnx.reconstruct.sampled import Choice, sampled_attention
 from samq_onnx.reconstruct.simulate import Simulation, Twins
@@ -104,25 +105,24 @@ def reconstruct_units(
     """
     effort = effort or Effort()
     units = find_units(lifted, plan, recipe.level)
-    start = _digest(lifted, plan, recipe, len(feeds))
+    start = digest(lifted, plan, dataclasses.asdict(recipe), len(feeds), effort.minutes)
     with Scratch() as scratch:
         chosen = plain if objective is None else objective(scratch)
-        run = _Run(lifted, plan, recipe, exact, label, effort, chosen, kept, scratch, torch.device(effort.place()))
-        stages = [_Stage(run, unit, hashlib.sha256(f"{start} {unit.name}".encode()).hexdigest()) for unit in units]
-        run.left = [stage.unit.work for stage in stages]
-        if effort.deadline is not None:
-            write_line(f"{label}: {len(units)} units, {max(0.0, effort.deadline - time.monotonic()):.0f} s to learn")
-        run_two_streams(lifted.model, plan, stages, exact_feeds, feeds, exact=exact, label=label)
-    return run.found
+        time = TimePlan(effort, [(unit.kind, unit.work) for unit in units], recipe.iterations)
+        run = _Run(lifted, plan, recipe, exact, label, time, chosen, kept, scratch, torch.device(effort.place()))
+        keys = [hashlib.sha256(f"{start} {unit.name}".encode()).hexdigest() for unit in units]
+        stages = [_Stage(run, unit, key, number) for number, (unit, key) in enumerate(zip(units, keys, strict=True))]
+        run.ended = effort.clock.now()
+        if effort.minutes is not None:
+            write_line(f"{label}: {len(units)} units, {max(0.0, effort.left()):.0f} s for all")
+        with contextlib.suppress(_Over):
+            run_two_streams(lifted.model, plan, stages, exact_feeds, feeds, exact=exact, label=label)
+    late = [UnitLoss(unit.name, unit.kind, 0, 0.0, 0.0, "there was no time left for it") for unit in units]
+    return run.found + late[len(run.found) :]
 
 
-def _digest(lifted: Lifted, plan: QuantPlan, recipe: Recipe, inputs: int) -> str:
-    """Hash of all that the first unit starts from."""
-    digest = hashlib.sha256(json.dumps([plan_to_json(plan), dataclasses.asdict(recipe), inputs]).encode())
-    for name, value in sorted(lifted.model.graph.initializers.items()):
-        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
-            digest.update(name.encode() + np.ascontiguousarray(value.const_value.numpy()).tobytes())
-    return digest.hexdigest()
+class _Over(Exception):
+    """There is no time left; what is learned so far is in the plan."""
 
 
 @dataclasses.dataclass
@@ -134,49 +134,57 @@ class _Run:
     recipe: Recipe
     exact: Mapping[str, ir.TensorProtocol | None]
     label: str
-    effort: Effort
+    time: TimePlan
     objective: UnitObjective
     kept: Kept | None
     scratch: Path
     device: torch.device
-    left: list[float] = dataclasses.field(default_factory=list)  # work of the units that are not done
     found: list[UnitLoss] = dataclasses.field(default_factory=list)
-    ended: float = dataclasses.field(default_factory=time.monotonic)  # when the last unit was
+    ended: float = 0.0  # when the last unit was, by the clock
+
+    @property
+    def effort(self) -> Effort:
+        return self.time.effort
 
 
 class _Stage:
     """A unit as a stage of two streams."""
 
-    def __init__(self, run: _Run, unit: Unit, key: str) -> None:
+    def __init__(self, run: _Run, unit: Unit, key: str, number: int) -> None:
         self.run, self.unit = run, unit
         self.tensors = unit.tensors
         memory = run.effort.cache_bytes / 2
         self._exact = ActivationCache(self.tensors, run.scratch, memory)
         self._quantized = ActivationCache(unit.tensors[: len(unit.inputs)], run.scratch, memory)
-        self._learned = Learned(key, unit, run.plan, run.lifted)
+        self._readers = groupable(run.lifted, unit) if run.recipe.groups else None
+        also = [self._readers.norm] if self._readers is not None else []
+        self._learned = Learned(key, unit, run.plan, run.lifted, also)
         self.settled = run.kept is not None and run.kept.restore(self._learned)
+        self._time = UnitTime(run.time, number, key, run.kept)
 
     def update(self, exact: Sequence[np.ndarray], quantized: Sequence[np.ndarray]) -> None:
+        if self.run.effort.left() <= 0:
+            raise _Over
         self._exact.update(*exact)
         self._quantized.update(*quantized[: len(self.unit.inputs)])
 
     def decide(self) -> None:
         run = self.run
+        waited = run.effort.clock.now() - run.ended
+        self._time.resume()
         if self.settled:
             self._learned.write(run.plan, run.lifted)
             run.found.append(self._learned.loss)
         else:
-            waiting = (time.monotonic() - run.ended) * (len(run.left) - 1)
-            run.found.append(self._learn(waiting))
+            run.found.append(self._learn(waited))
             self._exact.clear()
             self._quantized.clear()
             if run.kept is not None:
                 self._learned.take(run.plan, run.lifted, run.found[-1])
                 run.kept.keep(self._learned)
-        run.left.pop(0)
-        run.ended = time.monotonic()
+        run.ended = run.effort.clock.now()
 
-    def _learn(self, waiting: float) -> UnitLoss:
+    def _learn(self, waited: float) -> UnitLoss:
         run, unit = self.run, self.unit
         exact = {
             name: held.numpy() for name, held in run.exact.items() if held is not None and name in self._constants()
@@ -191,12 +199,12 @@ class _Stage:
         if simulation.unknown:
             return UnitLoss(unit.name, unit.kind, 0, 0.0, 0.0, f"no gradient for {', '.join(simulation.unknown)}")
         simulation.to(run.device)
-        learner = _Learner(simulation, unit, run, self._exact, self._quantized)
+        learner = _Learner(simulation, unit, run, self._exact, self._quantized, self._time, self._readers)
         seed = int(hashlib.sha256(unit.name.encode()).hexdigest()[:8], 16)
-        with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+        with _random_kept(run.device):
             torch.manual_seed(seed)
             try:
-                return learner.learn(waiting)
+                return learner.learn(waited)
             except NotReconstructable as reason:
                 return UnitLoss(unit.name, unit.kind, 0, 0.0, 0.0, str(reason))
 
@@ -219,27 +227,42 @@ class _Learner:
     """Learns one unit."""
 
     def __init__(
-        self, simulation: Simulation, unit: Unit, run: _Run, exact: ActivationCache, quantized: ActivationCache
+        self,
+        simulation: Simulation,
+        unit: Unit,
+        run: _Run,
+        exact: ActivationCache,
+        quantized: ActivationCache,
+        time: UnitTime,
+        readers: NormReaders | None,
     ) -> None:
-        self.simulation, self.unit, self.run = simulation, unit, run
+        self.simulation, self.unit, self.run, self._time = simulation, unit, run, time
+        self._readers = readers
+        self._groups: Regrouping | None = None
         self._exact, self._quantized = exact, quantized
         self._random = np.random.default_rng(0)
+        self._done = 0
         self._rowwise = unit.rowwise
         self._attention = None if self._rowwise else sampled_attention(run.lifted, simulation, unit)
 
-    def learn(self, waiting: float) -> UnitLoss:
-        run, recipe = self.run, self.run.recipe
+    def learn(self, waited: float) -> UnitLoss:
+        """Do so; ``waited`` seconds went by since the unit before was done."""
+        run, recipe, clock = self.run, self.run.recipe, self.run.effort.clock
+        began = clock.now()
         before = self._judge()
-        iterations = recipe.iterations
-        if run.effort.deadline is not None:
-            share = run.left[0] / sum(run.left)
-            iterations = run.effort.iterations(iterations, self._seconds(), share, waiting)
-            write_line(f"{run.label}: {self.unit.kind} {self.unit.name}, {iterations} iterations")
-        for phase, steps in zip(recipe.phases, recipe.shares(iterations), strict=True):
-            self._descend(phase, steps)
+        judged = clock.now() - began
+        iterations = self._time.iterations(self._seconds, waited + judged, judged)
+        if run.effort.minutes is not None:
+            left = f"{max(0.0, run.effort.left()):.0f} s left"
+            write_line(f"{run.label}: {self.unit.kind} {self.unit.name}, {iterations} iterations, {left}")
+        shares = recipe.shares(iterations)
+        for number, (phase, steps) in enumerate(zip(recipe.phases, shares, strict=True)):
+            self._walk(phase, steps, sum(shares[number + 1 :]))
         after = self._judge()
         better = after < before
         if better:
+            if self._groups is not None:
+                self._groups.fold()
             self.simulation.write_back(run.plan)
         return UnitLoss(self.unit.name, self.unit.kind, iterations, before, after if better else before)
 
@@ -259,16 +282,38 @@ class _Learner:
         if phase.scales:
             codes_of = [one.codes for one in simulation.kinds(Dropped) if hasattr(one.codes, "log_scale")]
             scales += [codes.log_scale for codes in codes_of]  # type: ignore[misc]
+        if self._groups is not None:
+            scales = self._groups.learning(scales)
         zeros = [codes.zero for codes in simulation.kinds(FakeQuantActivation) if phase.zeros]
         for parameter in (*first, *scales, *zeros):
             parameter.requires_grad_(True)
         return [first, scales, zeros]
 
-    def _descend(self, phase: Phase, steps: int) -> None:
-        groups = self._begin(phase)
-        if not any(groups):
+    def _walk(self, phase: Phase, steps: int, later: int) -> None:
+        """Learn a phase, before ``later`` steps of others; in one descent, or one between any two clusterings."""
+        if self._readers is None:
+            self._descend(phase, 0, steps, steps, later)
             return
-        rate, scale_rate = phase.rates(steps)
+        place = self.unit.inputs.index(self._readers.linears[0].x)
+        inputs = (self._exact[index][place] for index in range(len(self._exact)))
+        recipe = self.run.recipe
+        self._groups = Regrouping(self.run.lifted, self.simulation, self._readers, inputs, recipe.features)
+        begun = 0
+        parts = segments(steps, recipe.groups)
+        for number, (count, groups) in enumerate(parts):
+            if groups is not None:
+                self._groups.cluster(groups)
+            elif number == len(parts) - 1:
+                self._groups.fix()
+            self._descend(phase, begun, begun + count, steps, later + steps - begun - count)
+            begun += count
+
+    def _descend(self, phase: Phase, first: int, last: int, whole: int, later: int) -> None:
+        """Walk the steps from ``first`` to ``last`` of a ``whole`` phase."""
+        groups, steps = self._begin(phase), last - first
+        if not any(groups) or not steps:
+            return
+        rate, scale_rate = phase.rates(whole)
         rates = [rate, scale_rate, scale_rate * ZERO_RATE]
         falls = [lambda step: 1.0, *[lambda step: cosine(step / steps)] * 2]
 
@@ -276,16 +321,18 @@ class _Learner:
             mine = [fall for fall, group in zip(falls, groups, strict=True) if group]
             return torch.optim.lr_scheduler.LambdaLR(optimizer, mine)
 
-        descend(
-            groups, rates, schedule, steps, lambda step: self._backward(phase, step / steps),
-            label=f"{self.run.label}: {self.unit.kind}",
+        losses = descend(
+            groups, rates, schedule, steps, lambda step: self._backward(phase, (first + step) / whole),
+            label=f"{self.run.label}: {self.unit.kind}", pace=self._time.pace(steps, later, self._done),
         )  # fmt: skip
+        self._done += len(losses)
 
     def _backward(self, phase: Phase, progress: float) -> float:
         total = 0.0
         for _ in range(self.run.recipe.batch):
             index = int(self._random.integers(len(self._exact)))
-            loss = self._loss(index, phase.mix, self._choice(index)) / self.run.recipe.batch
+            with self.run.effort.products():
+                loss = self._loss(index, phase.mix, self._choice(index)) / self.run.recipe.batch
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         power = phase.power(progress)
@@ -346,14 +393,22 @@ class _Learner:
             return float(np.mean([self._loss(index, 1.0, None).item() for index in places]))
 
     def _seconds(self) -> float:
-        """What an iteration takes: the middle of three."""
-        phase = self.run.recipe.phases[0]
+        """What an iteration takes: the middle of three, after which all is as it was."""
+        phase, clock = self.run.recipe.phases[0], self.run.effort.clock
         self._begin(phase)
-        taken = []
-        for _ in range(3):
-            started = time.monotonic()
-            self._backward(phase, 1.0)
-            taken.append(time.monotonic() - started)
+        taken, state = [], self._random.bit_generator.state
+        with _random_kept(self.run.device):
+            for _ in range(3):
+                started = clock.now()
+                self._backward(phase, 1.0)
+                taken.append(clock.now() - started)
+        self._random.bit_generator.state = state
         for parameter in self.simulation.parameters():
             parameter.grad = None
         return sorted(taken)[1]
+
+
+def _random_kept(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Let random numbers of torch afterwards be those that they would have been."""
+    found: contextlib.AbstractContextManager[None] = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    return found

@@ -3,6 +3,7 @@
 
 Rounding passes the gradient on (straight-through); scales and zero points get the gradients of LSQ and LSQ+
 (Esser et al. 2020, eq. 3; Bhalgat et al. 2020, eq. 5). Scales are held as logarithms, so that they stay positive.
+Codes are made of float32, where products are narrower too.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class FakeQuantActivation(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         top = 2**self.bits - 1
         zero = _Round.apply(self.zero.clamp(0, top))
-        return _Uniform.apply(x, self.log_scale.exp(), zero, 0, top)
+        return _Uniform.apply(x.float(), self.log_scale.exp(), zero, 0, top)
 
     @property
     def step(self) -> torch.Tensor:
@@ -184,7 +185,7 @@ class FakeQuantHybrid(torch.nn.Module):
         self.log_scale = torch.nn.Parameter(torch.tensor([codes.log_scale, codes.uniform_scale]).log())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        codes, scales = self.given, self.log_scale.exp()
+        codes, scales, x = self.given, self.log_scale.exp(), x.float()
         with torch.no_grad():
             grid = self.current().grid
             above = _on_grid(x, grid) - codes.low

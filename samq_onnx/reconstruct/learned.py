@@ -4,19 +4,31 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from samq_onnx.calibrate.statistics import Statistic
 from samq_onnx.passes.graph import constant, is_constant, replace_constant
-from samq_onnx.passes.lift import Lifted
+from samq_onnx.passes.lift import Lifted, Norm
 from samq_onnx.plan import QuantPlan
 from samq_onnx.plan_file import plan_from_json, plan_to_json
 from samq_onnx.reconstruct.reconstruction import UnitLoss
 from samq_onnx.reconstruct.units import Unit
 
-__all__ = ["Learned"]
+__all__ = ["Learned", "digest"]
+
+
+def digest(lifted: Lifted, plan: QuantPlan, *given: object) -> str:
+    """Hash of a plan, of the constants of a graph, and of other things that JSON can hold."""
+    found = hashlib.sha256(json.dumps([plan_to_json(plan), *given]).encode())
+    for name, value in sorted(lifted.model.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
+            found.update(name.encode() + np.ascontiguousarray(value.const_value.numpy()).tobytes())
+    return found.hexdigest()
 
 
 class Learned(Statistic):
@@ -24,9 +36,10 @@ class Learned(Statistic):
 
     Args:
         key: names the unit, and all that it was learned from. plan, lifted: before it was.
+        also: norms before the unit that change with it.
     """
 
-    def __init__(self, key: str, unit: Unit, plan: QuantPlan, lifted: Lifted) -> None:
+    def __init__(self, key: str, unit: Unit, plan: QuantPlan, lifted: Lifted, also: Sequence[Norm] = ()) -> None:
         self._key = key
         self.tensors = ()
         inside = set(unit.nodes)
@@ -34,7 +47,8 @@ class Learned(Statistic):
         self._linears = [linear.name for linear in linears if linear.name in plan.linears]
         self._sites = [s.name for s in lifted.attentions if s.node in inside and s.name in plan.attentions]
         held = [value for linear in linears for value in (linear.weight, linear.bias) if is_constant(value)]
-        held += [value for norm in lifted.norms if norm.node in inside for value in (norm.scale, norm.bias) if value]
+        norms = [*also, *(norm for norm in lifted.norms if norm.node in inside)]
+        held += [value for norm in norms for value in (norm.scale, norm.bias) if value]
         self._constants = list(dict.fromkeys(value.name or "" for value in held if value is not None))
         self.loss = UnitLoss(unit.name, unit.kind, 0, 0.0, 0.0)
         self._plan = QuantPlan()

@@ -67,6 +67,8 @@ class Recipe:
         batch: inputs of an iteration.
         objective: what is to come near the float model: ``plain``, the unit's outputs; ``fisher``, these weighed by the
             loss of the whole model; ``response``, what prompts make of them (`samq_onnx.reconstruct.response`).
+        groups: of channels of what an encoder's norms give, in each clustering while a phase runs
+            (`samq_onnx.reconstruct.regrouping`). features: that are clustered.
     """
 
     level: str
@@ -74,6 +76,8 @@ class Recipe:
     iterations: int
     batch: int = 1
     objective: str = "plain"
+    groups: tuple[int, ...] = ()
+    features: str = "log"
 
     def shares(self, iterations: int) -> list[int]:
         """Of so many iterations, how many each phase has; at least one."""

@@ -14,11 +14,18 @@ class NotReconstructable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """How it went: number of different inputs, mean loss over the first and the last tenth of the steps."""
+    """How it went: number of different inputs, mean loss on some of them, as the model runs, before and after.
+
+    Where learning made it no better, nothing was changed, and both are the same.
+    """
 
     inputs: int
     loss_before: float
     loss_after: float
+
+    @property
+    def better(self) -> bool:
+        return self.loss_after < self.loss_before
 
 
 @dataclasses.dataclass(frozen=True)

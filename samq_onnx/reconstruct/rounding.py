@@ -9,6 +9,8 @@ regulariser, the sum of 1 - |2 h - 1|^b, draws every h to 0 or 1 as b falls (equ
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -46,7 +48,12 @@ class AdaRoundWeight(torch.nn.Module):
     def __init__(self, weight: np.ndarray, codes: WeightCodes, out_axis: int, given: np.ndarray | None = None) -> None:
         super().__init__()
         self.hard = False
-        self._codes, self._out_axis = codes, out_axis
+        self._out_axis = out_axis
+        self.change: Callable[[torch.Tensor], torch.Tensor] | None = None  # of what the codes stand for
+        self._begin(weight, codes, given)
+
+    def _begin(self, weight: np.ndarray, codes: WeightCodes, given: np.ndarray | None) -> None:
+        self._codes, out_axis = codes, self._out_axis
         shape = [1] * weight.ndim
         shape[out_axis if len(codes.scale) > 1 else 0] = len(codes.scale)
         scale = np.array(codes.scale, np.float64).reshape(shape)
@@ -63,8 +70,18 @@ class AdaRoundWeight(torch.nn.Module):
         self.register_buffer("scale", torch.tensor(scale.astype(np.float32)))
         self.alpha = torch.nn.Parameter(first_alpha(torch.tensor(fraction.astype(np.float32))))
 
+    def restart(self, weight: np.ndarray, codes: WeightCodes, soft: np.ndarray | None) -> None:
+        """Round another weight, with other scales; where it can, it begins with the values ``soft``."""
+        device = self.alpha.device
+        self._begin(weight, codes, None)
+        if soft is not None:
+            fraction = torch.tensor(soft / self.scale.numpy() - self.floor.numpy(), dtype=torch.float32).clamp(0, 1)
+            self.alpha = torch.nn.Parameter(first_alpha(fraction))
+        self.to(device)
+
     def forward(self) -> torch.Tensor:
-        return (self.floor + ((self.alpha >= 0) if self.hard else share_up(self.alpha))) * self.scale
+        made = (self.floor + ((self.alpha >= 0) if self.hard else share_up(self.alpha))) * self.scale
+        return made if self.change is None else self.change(made)
 
     def undecided(self, power: float) -> torch.Tensor:
         """The regulariser, a sum over all weights."""

@@ -177,6 +177,15 @@ class Simulation(torch.nn.Module):
         """The module of a quantized linear's weight."""
         return self._modules_of[linear.weight, "weight"]
 
+    def input_codes(self, linear: Linear) -> torch.nn.Module:
+        """The module of what a quantized linear reads."""
+        return self._of_input[linear.node]
+
+    def read_by(self, linear: Linear, codes: torch.nn.Module) -> None:
+        """Let a quantized linear read through another module."""
+        self.add_module(f"input of {linear.name}".replace(".", "/"), codes)
+        self._of_input[linear.node] = codes
+
     def holds(self, linear: Linear) -> bool:
         """Whether it is a quantized linear of this part."""
         return linear.node in self._linears
@@ -239,11 +248,11 @@ class Simulation(torch.nn.Module):
         return like.new_zeros(like.shape[-1]) if linear.fill is None else self._held_constant(linear.fill).reshape(-1)
 
     def _held_constant(self, value: ir.Value) -> torch.Tensor:
-        if value in self._free:
-            return self._free[value]
-        held = self._constants[value]
-        found: torch.Tensor = getattr(self, held) if isinstance(held, str) else held
-        return found
+        held = self._constants.get(value)
+        found: torch.Tensor = (
+            self._free[value] if held is None else getattr(self, held) if isinstance(held, str) else held
+        )
+        return self._changes[value](found) if value in self._changes else found
 
     def attend(
         self, site: AttentionSite, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, places: torch.Tensor

@@ -9,7 +9,6 @@ encoder while the targets come from the float one: then it also learns to live w
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -20,12 +19,17 @@ from samq_onnx.calibrate.stream import run
 from samq_onnx.families import Part
 from samq_onnx.passes.lift import Lifted
 from samq_onnx.plan import QuantPlan
+from samq_onnx.progress import write_line
 from samq_onnx.reconstruct.activation_cache import ActivationCache
 from samq_onnx.reconstruct.descent import descend
-from samq_onnx.reconstruct.effort import Effort
-from samq_onnx.reconstruct.objectives import Objective, Tensors, objective_of
-from samq_onnx.reconstruct.reconstruction import NotReconstructable, Reconstruction
+from samq_onnx.reconstruct.effort import Effort, Kept
+from samq_onnx.reconstruct.learned import Learned, digest
+from samq_onnx.reconstruct.objectives import Objective, objective_of
+from samq_onnx.reconstruct.pace import TimePlan, UnitTime
+from samq_onnx.reconstruct.reconstruction import NotReconstructable, Reconstruction, UnitLoss
 from samq_onnx.reconstruct.simulate import Simulation, Twins
+from samq_onnx.reconstruct.units import Unit
+from samq_onnx.sampling import spread
 from samq_onnx.scratch import Scratch
 
 __all__ = ["Learns", "everything", "reconstruct"]
@@ -34,6 +38,7 @@ SCALE_RATE = 5.0  # of the logarithm, times that of the weights
 ZERO_RATE = 50.0  # of a code, times that of the weights
 WARM_UP = 0.1
 LARGEST_GRADIENT = 1.0
+JUDGED = 16  # inputs that the model is judged on, before and after
 LARGEST_WORK = 50e9  # MACs of one input; what is larger takes many hours and tens of GB without a GPU
 
 Feed = Mapping[str, np.ndarray]
@@ -52,12 +57,15 @@ class Learns:
     Attributes:
         groups: of parameters, with a rate each, of a simulation and the objective's rate. twins: of codes.
         iterations: as many; None where the objective's epochs decide. also: nodes before the first quantized ones.
+        name: of all that. settle: is called once it is learned and in the graph, and may change constants.
     """
 
     groups: Callable[[Simulation, float], tuple[list[list[torch.nn.Parameter]], list[float]]] = everything
     twins: Twins | None = None
     iterations: int | None = None
     also: tuple[ir.Node, ...] = ()
+    name: str = "everything"
+    settle: Callable[[], None] = lambda: None
 
 
 def reconstruct(
@@ -70,12 +78,13 @@ def reconstruct(
     label: str,
     learns: Learns | None = None,
     effort: Effort | None = None,
+    kept: Kept | None = None,
 ) -> Reconstruction:
-    """Learn the plan and the constants of a lifted float model, in place.
+    """Learn the plan and the constants of a lifted float model, in place, if that makes it better.
 
     Args:
         feeds: inputs of the quantized model. targets: the same inputs as the float model sees them.
-        learns: what, if not everything. effort: bounds of it.
+        learns: what, if not everything. effort: bounds of it. kept: what a run that was killed had learned.
 
     Raises:
         NotReconstructable: hybrid codes, no objective for these outputs, an operator without a gradient, too much work
@@ -98,6 +107,15 @@ def reconstruct(
         raise NotReconstructable(
             f"one input takes {simulation.work / 1e9:.0f} GMAC, gradients are affordable up to {LARGEST_WORK / 1e9:.0f}"
         )
+    steps = learns.iterations or max(1, objective.epochs * len(feeds) // objective.batch)
+    unit = Unit(label, "model", tuple(simulation.outputs), tuple(simulation.nodes), tuple(simulation.inputs))
+    key = digest(lifted, plan, label, learns.name, steps, len(feeds), effort.minutes)
+    learned = Learned(key, unit, plan, lifted)
+    if kept is not None and kept.restore(learned):
+        learned.write(plan, lifted)
+        return Reconstruction(len(feeds), learned.loss.before, learned.loss.after)
+    time = UnitTime(TimePlan(effort, [(unit.kind, 1.0)], steps), 0, key, kept)
+    time.resume()
     with Scratch() as scratch:
         wanted = ActivationCache(objective.outputs, scratch)
         run(model, targets, [wanted], label=f"{label}: targets")
@@ -105,60 +123,83 @@ def reconstruct(
         run(model, feeds, [given], label=f"{label}: inputs")
         groups, rates = learns.groups(simulation, objective.rate)
         simulation.to(device)
-        losses = _train(simulation, objective, given, wanted, label, groups, rates, learns, effort, device)
-    simulation.write_back(plan)
-    tenth = max(1, len(losses) // 10)
-    return Reconstruction(len(feeds), float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:])))
+        training = _Training(simulation, objective, given, wanted, device, effort)
+        found = training.train(label, groups, rates, steps, time)
+    if found.better:
+        simulation.write_back(plan)
+        learns.settle()
+    if kept is not None:
+        learned.take(plan, lifted, UnitLoss(label, unit.kind, steps, found.loss_before, found.loss_after))
+        kept.keep(learned)
+    return found
 
 
-def _simulated(simulation: Simulation, given: Tensors, device: str) -> list[torch.Tensor]:
-    given = [one.to(device) if one.is_floating_point() else one for one in given]
-    try:
-        return simulation(dict(zip(simulation.inputs, given, strict=True)))
-    except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise NotReconstructable(f"an operator is used in a way that has no gradient here ({error})") from error
+@dataclasses.dataclass
+class _Training:
+    """A simulation, what enters it, and what is to come out."""
 
+    simulation: Simulation
+    objective: Objective
+    given: ActivationCache
+    wanted: ActivationCache
+    device: str
+    effort: Effort
 
-def _train(
-    simulation: Simulation,
-    objective: Objective,
-    given: ActivationCache,
-    wanted: ActivationCache,
-    label: str,
-    groups: Sequence[list[torch.nn.Parameter]],
-    rates: list[float],
-    learns: Learns,
-    effort: Effort,
-    device: str,
-) -> list[float]:
-    """Loss of each step."""
-    random = np.random.default_rng(0)
-    waiting: list[int] = []
+    def loss(self, index: int) -> torch.Tensor:
+        """Of an input."""
+        simulation = self.simulation
+        given = [one.to(self.device) if one.is_floating_point() else one for one in self.given[index]]
+        try:
+            made = simulation(dict(zip(simulation.inputs, given, strict=True)))
+        except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            raise NotReconstructable(f"an operator is used in a way that has no gradient here ({error})") from error
+        return self.objective.loss(made, [one.to(self.device) for one in self.wanted[index]])
 
-    def backward(step: int) -> float:
-        total = 0.0
-        for _ in range(objective.batch):
-            if not waiting:
-                waiting.extend(random.permutation(len(given)).tolist())
-            index = waiting.pop()
-            made = _simulated(simulation, given[index], device)
-            loss = objective.loss(made, [one.to(device) for one in wanted[index]]) / objective.batch
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        return total
+    def judge(self) -> float:
+        """Mean loss on some inputs."""
+        with torch.no_grad():
+            return float(np.mean([self.loss(index).item() for index in spread(len(self.given), JUDGED)]))
 
-    steps = learns.iterations or max(1, objective.epochs * len(given) // objective.batch)
-    if effort.deadline is not None:
-        started = time.monotonic()
-        backward(0)
-        simulation.zero_grad()
-        steps = effort.iterations(steps, time.monotonic() - started, 1.0, 0.0)
+    def seconds(self) -> float:
+        """What a step takes: the second of two."""
+        for _ in range(2):
+            started = self.effort.clock.now()
+            for _ in range(self.objective.batch):
+                self.loss(0).backward()  # type: ignore[no-untyped-call]
+        self.simulation.zero_grad()
+        return self.effort.clock.now() - started
 
-    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        used = [rate for rate, group in zip(rates, groups, strict=True) if group]
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, used, total_steps=steps + 1, pct_start=WARM_UP)
+    def train(
+        self, label: str, groups: Sequence[list[torch.nn.Parameter]], rates: list[float], steps: int, time: UnitTime
+    ) -> Reconstruction:
+        """At most so many steps."""
+        random = np.random.default_rng(0)
+        waiting: list[int] = []
+        started = self.effort.clock.now()
+        before = self.judge()
+        judged = self.effort.clock.now() - started
+        steps = time.iterations(self.seconds, 0.0, judged)
+        if self.effort.minutes is not None:
+            write_line(f"{label}: the model as a whole, {steps} steps, {max(0.0, self.effort.left()):.0f} s left")
 
-    return descend(
-        groups, rates, schedule, steps, backward,
-        label=f"{label}: learning", limited=groups[0], largest=LARGEST_GRADIENT,
-    )  # fmt: skip
+        def backward(step: int) -> float:
+            total = 0.0
+            for _ in range(self.objective.batch):
+                if not waiting:
+                    waiting.extend(random.permutation(len(self.given)).tolist())
+                with self.effort.products():
+                    loss = self.loss(waiting.pop()) / self.objective.batch
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+            return total
+
+        def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+            used = [rate for rate, group in zip(rates, groups, strict=True) if group]
+            return torch.optim.lr_scheduler.OneCycleLR(optimizer, used, total_steps=steps + 1, pct_start=WARM_UP)
+
+        descend(
+            groups, rates, schedule, steps, backward,
+            label=f"{label}: learning", limited=groups[0], largest=LARGEST_GRADIENT, pace=time.pace(steps),
+        )  # fmt: skip
+        after = self.judge()
+        return Reconstruction(len(self.given), before, after if after < before else before)

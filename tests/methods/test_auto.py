@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from samq_onnx import assets
 from samq_onnx.api import Result
 from samq_onnx.data import Calibration
 from samq_onnx.families import identify
-from samq_onnx.methods import Widths, configured
-from samq_onnx.methods.steps import BestCodes, Spare
+from samq_onnx.methods import Widths, auto, configured
+from samq_onnx.methods.steps import BestCodes, KeepBetter, LearnUnits, Spare
 from samq_onnx.models import load_model
 from samq_onnx.plan_file import read_plans, write_plans
 from tests.conftest import relative_error, run_model
@@ -92,10 +93,13 @@ def test_a_strict_scheme_gets_its_widths(hard_sam: Path, calibration: Path) -> N
 
 
 @pytest.mark.slow
-def test_given_minutes_it_keeps_the_best_of_learning_and_not(tiny_sam: Path) -> None:
+def test_given_minutes_it_keeps_the_best_of_learning_and_not(tiny_sam: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = LearnUnits(dataclasses.replace(auto.UNITS, iterations=10))
+    learn = {"learned as a whole": auto.LEARN.alternatives["learned as a whole"], "learned by units": [short]}
+    monkeypatch.setattr(auto, "LEARN", KeepBetter(learn))
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(4)]
-    parts = samq_onnx.quantize(tiny_sam, images, bits="w4a4", minutes=0.2, settings={"decoder_float": "0"}).parts
+    parts = samq_onnx.quantize(tiny_sam, images, bits="w4a4", minutes=60, settings={"decoder_float": "0"}).parts
     for part in parts.values():
         learning = next(report for report in part.reports if report.name == "learning")
         assert set(learning.facts) == {"as it is", "learned as a whole", "learned by units"}

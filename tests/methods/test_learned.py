@@ -5,19 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import samq_onnx
 from samq_onnx.api import Result
 from samq_onnx.calibrate.statistics import TensorStats
+from samq_onnx.feeds import Selection
 from samq_onnx.methods.lsq import first_step, first_steps
 from samq_onnx.methods.lsq_plus import three_deviations
+from samq_onnx.methods.pq_sam_l import RememberedGroups
 from samq_onnx.methods.step import Step, Work
-from samq_onnx.methods.steps import KeepBetter
-from samq_onnx.passes.graph import constant, replace_constant
+from samq_onnx.methods.steps import CentreKeys, KeepBetter, LearnScales, Ranges, keep_better
+from samq_onnx.passes.graph import constant, held_constants, replace_constant
 from samq_onnx.passes.report import Report
+from samq_onnx.plan_file import plan_to_json
+from samq_onnx.reconstruct import trainer
 from samq_onnx.reconstruct.effort import Effort
 from tests.conftest import relative_error, run_model
 from tests.reconstruct.test_engine import planned
@@ -77,6 +83,55 @@ def test_a_learned_model_runs_and_says_what_each_unit_lost(
             np.testing.assert_array_equal(one, two)
 
 
+def test_scales_that_would_be_worse_stay_as_they_were(tiny_sam: Path) -> None:
+    work = planned(tiny_sam)
+    work.run([CentreKeys(), grouping := RememberedGroups(10.0, 0.25), Ranges("omse", "tensor-mse", "uniform")], work)
+    work.run([LearnScales(grouping.labels, 1, 0.0)], work)  # scales of weights are one for a tensor from here on
+    before = plan_to_json(work.plan), held_constants(work.model.graph)
+    work.run([LearnScales(grouping.labels, 3, 5.0)], work)
+    report = work.reports[-1]
+    assert not report.done and "learning brought it no nearer to float" in report.refused[0]
+    assert report.facts["loss_after"] == report.facts["loss_before"]
+    assert (plan_to_json(work.plan), held_constants(work.model.graph)) == before
+    work.run([LearnScales(grouping.labels, 20, 1e-3)], work)
+    report = work.reports[-1]
+    assert report.done[0] == "encoder" and report.facts["loss_after"] < report.facts["loss_before"]
+    assert plan_to_json(work.plan) != before[0]
+
+
+@pytest.mark.slow
+def test_a_model_learned_as_a_whole_is_not_learned_again(
+    tiny_sam: Path, one_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it learns the decoder: the encoder is as it was, and the outcome is that of a run in one piece."""
+    descents: list[str] = []
+
+    def counted(*arguments: Any, label: str, **more: Any) -> Any:
+        descents.append(label)
+        if len(descents) == dies_at:
+            raise KeyboardInterrupt
+        return trainer_descend(*arguments, label=label, **more)
+
+    trainer_descend, dies_at = trainer.descend, 0
+    monkeypatch.setattr(trainer, "descend", counted)
+
+    def made(stats: Path | None) -> list[bytes]:
+        descents.clear()
+        result = samq_onnx.quantize(
+            tiny_sam, one_image, method="pq-sam-l", bits="w4a4", settings={"iterations": "5"}, stats=stats
+        )
+        return [ir.to_proto(part.model).SerializeToString(deterministic=True) for part in result.parts.values()]
+
+    whole = made(None)
+    assert descents == ["encoder: learning", "decoder: learning"]
+    dies_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        made(tmp_path / "stats.npz")
+    dies_at = 0
+    assert made(tmp_path / "stats.npz") == whole and descents == ["decoder: learning"]
+    assert made(tmp_path / "stats.npz") == whole and not descents
+
+
 class _Moved(Step):
     """Changes all weights by a factor."""
 
@@ -113,6 +168,16 @@ def test_the_better_is_kept_on_images_that_no_alternative_saw(tiny_sam: Path) ->
     work.run([KeepBetter({"mended": mended})], work)
     assert work.reports[-1].done == ["mended"]
     np.testing.assert_array_equal(constant(weight), before)
+
+
+def test_no_image_is_learned_from_and_judged_on(tiny_sam: Path) -> None:
+    work = planned(tiny_sam, "w8a8", images=8)
+    places = [0, 1, 1, 1, 2, 3, 3, 4, 5, 6, 6, 6, 7]
+    whole = [work.feeds[place] for place in places]
+    work.feeds = Selection(whole, range(len(places)))
+    work.feeds.places = places
+    seen, held = ([places[index] for index in half] for half in keep_better._halves(work))
+    assert set(seen) == {0, 1, 2, 4, 5, 6} and set(held) == {3, 7}
 
 
 class _Mended(Step):

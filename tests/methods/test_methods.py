@@ -65,7 +65,7 @@ def test_parameters_are_set_by_dotted_names() -> None:
         ("auto", {"decoder_floats": "0"}, "did you mean decoder_float"),
         ("samq", {"decoder_bits": "8.5"}, "wanted a whole number"),
         ("samq", {"compensate": "1"}, "wanted true or false"),
-        ("samq", {"probabilities": "sine"}, "choose one of log, log-sqrt2, row, uniform"),
+        ("samq", {"probabilities": "sine"}, "choose one of log, log-sqrt2, log2, row, uniform"),
     ],
 )
 def test_what_cannot_be_set_is_named(method: str, settings: dict[str, str], message: str) -> None:

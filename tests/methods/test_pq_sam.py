@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samq_onnx.methods.pq_sam import affine_of_groups, groups, one_scale, truncated
+from samq_onnx.methods.pq_sam import GroupChannels, affine_of_groups, groups, one_scale, truncated
 from samq_onnx.observers.weight import mse_scales
 
 
@@ -49,6 +49,19 @@ def test_groups_are_those_of_the_loop(alpha: float) -> None:
     expected = _by_loop(rows, alpha)
     assert [set(np.flatnonzero(labels == number)) for number in range(labels.max() + 1)] == expected
     assert len(expected) > 1
+
+
+def test_outliers_are_cut_before_channels_are_grouped_or_after() -> None:
+    """A third of a channel lies far away: its group is another one if that is not cut first."""
+    rows = _rows()
+    rows[:1000, 0] = 500.0
+    made = {order: GroupChannels(2.0, 0.25, order).labels_and_rows(rows) for order in ("first", "last")}
+    cut = truncated(rows, 2.0)
+    for _, values in made.values():
+        np.testing.assert_array_equal(values, cut)
+    np.testing.assert_array_equal(made["first"][0], groups(cut, 0.25))
+    np.testing.assert_array_equal(made["last"][0], groups(rows, 0.25))
+    assert (made["first"][0] != made["last"][0]).any()
 
 
 def test_a_channel_far_away_and_wide_ones_are_not_with_the_narrow_ones() -> None:

@@ -51,6 +51,13 @@ def test_signs_are_folded_where_they_shall_be(where: str, nano: Path, decoder_fe
     assert bool(encoder.done(SIGN)) == (where == "everywhere")
 
 
+def test_neither_signs_nor_log_codes_where_they_are_not_wanted(nano: Path, decoder_feed: Feed) -> None:
+    decoder = worked(nano, "decoder", [decoder_feed], big="never", probabilities="log2")
+    assert not decoder.done(SIGN)
+    codes = [decoder.plan.attentions[site.name].probabilities for site in decoder.lifted.attentions]
+    assert {one.kind for one in codes} == {"log"} and {one.tau for one in codes} == {1}  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("activation", ["omse", "avg_minmax"])
 def test_only_keys_of_the_decoder_have_least_error_beside_mean_extremes(
     activation: str, nano: Path, decoder_feed: Feed

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from samq_onnx.calibrate.statistics import TensorStats
 from samq_onnx.codes import UniformCodes
 from samq_onnx.families import identify
 from samq_onnx.methods import Scheme, Widths
 from samq_onnx.methods.step import Work
-from samq_onnx.methods.steps import ClipByFocus, Ranges, Select
+from samq_onnx.methods.steps import ClipAs, ClipByFocus, Ranges, Select
 from samq_onnx.models import load_model
+from samq_onnx.observers import TENSOR_OBSERVERS
 from samq_onnx.observers.focus import SHARES_KEPT, focus, focus_loss
 from samq_onnx.observers.weight import scales_for_bias
 from samq_onnx.passes.fold.edit import scale_outputs
@@ -107,3 +110,24 @@ def test_an_encoder_is_left_alone(nano: Path, encoder_feed: Feed) -> None:
     work.run([ClipByFocus()], work)
     assert (work.plan.attentions, work.plan.linears) == before
     assert not work.reports[-1].done and not work.reports[-1].refused
+
+
+def test_other_observers_clip_the_same_tensors(nano: Path, decoder_feed: Feed) -> None:
+    model = load_model(nano / "decoder.onnx")
+    work = begin(
+        Preparation(model, BITS), identify(model, "x"), [decoder_feed], Scheme(Widths(BITS, BITS)), target="samq"
+    )
+    work.run([Select(), Ranges("omse", "mse", "log")], work)
+    before = copy.deepcopy(work.plan)
+    work.run([ClipAs("minmax")], work)
+    clipped = set(work.reports[-1].done)
+    assert clipped == {site.name for site in work.lifted.attentions}
+    for site in work.lifted.attentions:
+        q, k, v = (work.found(TensorStats(name)) for name in site.operand_names)
+        made = work.plan.attentions[site.name]
+        assert (made.q, made.k) == tuple(TENSOR_OBSERVERS["minmax"](one, BITS) for one in (q, k))
+        assert made.v == before.attentions[site.name].v == TENSOR_OBSERVERS["omse"](v, BITS)
+        for projection in (site.q, site.k):
+            assert projection is not None
+            x = work.found(TensorStats(projection.linear.x.name or ""))
+            assert work.plan.linears[projection.linear.name].input == TENSOR_OBSERVERS["minmax"](x, BITS)

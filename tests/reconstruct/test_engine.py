@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from samq_onnx.calibrate.blocks import extract
 from samq_onnx.calibrate.stream import open_block
@@ -17,17 +18,19 @@ from samq_onnx.calibrate.two_streams import quantized_copy
 from samq_onnx.families import identify
 from samq_onnx.methods import Scheme, Widths
 from samq_onnx.methods.step import Work
-from samq_onnx.methods.steps import Gptq, GptqSettings, Ranges, Select
+from samq_onnx.methods.steps import Gptq, GptqSettings, Ranges, Reconstruct, Select
 from samq_onnx.models import load_model
 from samq_onnx.passes.graph import constant, held_constants
 from samq_onnx.pipeline import Preparation, begin
 from samq_onnx.plan_file import plan_to_json
 from samq_onnx.reconstruct import engine
 from samq_onnx.reconstruct.drop import Dropped
+from samq_onnx.reconstruct.effort import Effort
 from samq_onnx.reconstruct.recipe import Phase, Recipe
 from samq_onnx.reconstruct.reconstruction import UnitLoss
 from samq_onnx.reconstruct.rounding import AdaRoundWeight
 from samq_onnx.reconstruct.simulate import Simulation
+from samq_onnx.reconstruct.torch_ops import OPERATORS
 from samq_onnx.reconstruct.units import find_units
 
 Feed = Mapping[str, np.ndarray]
@@ -148,3 +151,31 @@ def test_an_operator_without_gradient_is_named(tiny_sam: Path, monkeypatch: pyte
     monkeypatch.delitem(engine.Simulation.__init__.__globals__["OPERATORS"], "Erf")
     found: Sequence[UnitLoss] = learned(work, Recipe("module", RECIPE.phases, 2))
     assert [unit.refused for unit in found] == ["", "no gradient for Erf", ""]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["units", "whole"])
+def test_products_may_be_bfloat16(method: str, tiny_sam: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: codes and judgement stay float32, products do not, and it still gets better."""
+    kinds: list[torch.dtype] = []
+    multiply = OPERATORS["MatMul"]
+
+    def seen(node: ir.Node, x: Sequence[torch.Tensor]) -> torch.Tensor:
+        made: torch.Tensor = multiply(node, x)
+        kinds.append(made.dtype)
+        return made
+
+    monkeypatch.setitem(OPERATORS, "MatMul", seen)
+    monkeypatch.setattr(Effort, "narrow", property(lambda self: True))
+    work = planned(tiny_sam)
+    if method == "units":
+        found = learned(work)
+        assert all(unit.after < unit.before for unit in found)
+        assert [unit.after for unit in found] == pytest.approx(losses_that_run(work), rel=0.01)
+    else:
+        work.run([Reconstruct()], work)
+        facts = work.reports[-1].facts
+        assert facts["loss_after"] < facts["loss_before"]
+    assert set(kinds) == {torch.bfloat16, torch.float32}
+    for linear in work.linears:
+        assert np.isfinite(constant(linear.weight)).all()

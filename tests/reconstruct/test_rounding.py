@@ -9,7 +9,6 @@ import torch
 
 from samq_onnx.codes import UniformCodes, WeightCodes
 from samq_onnx.errors import UserError
-from samq_onnx.reconstruct import effort
 from samq_onnx.reconstruct.drop import Dropped, mixed
 from samq_onnx.reconstruct.effort import Effort
 from samq_onnx.reconstruct.fake_quant import FakeQuantActivation
@@ -77,17 +76,6 @@ def test_phases_share_the_iterations_of_a_unit() -> None:
     recipe = Recipe("block", (Phase(20_000), Phase(5000)), 1000)
     assert recipe.shares(1000) == [800, 200]
     assert recipe.shares(1) == [1, 1]
-
-
-def test_iterations_fit_into_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(effort.time, "monotonic", lambda: 100.0)
-    assert Effort().iterations(500, 1.0, 0.1, 5.0) == 500
-    bound = Effort.of(1.0)
-    assert bound.deadline == 160
-    assert bound.iterations(500, 0.1, 0.5, 4.0) == 250  # (0.9 * 60 - 4) * 0.5 / 0.1
-    assert bound.iterations(100, 0.1, 0.5, 4.0) == 100
-    assert bound.iterations(500, 0.1, 0.5, 400.0) == 1
-    assert bound.part(0.5).deadline == 130 and Effort().part(0.5).deadline is None
 
 
 @pytest.mark.parametrize(

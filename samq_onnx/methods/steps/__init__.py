@@ -7,7 +7,7 @@ from samq_onnx.methods.steps.attention_repair import AttentionRepairSettings, Re
 from samq_onnx.methods.steps.balance import BalanceOperands
 from samq_onnx.methods.steps.best_codes import BestCodes
 from samq_onnx.methods.steps.best_of import BestOf
-from samq_onnx.methods.steps.clip_by_focus import ClipByFocus
+from samq_onnx.methods.steps.clip_by_focus import ClipAs, ClipByFocus
 from samq_onnx.methods.steps.first_of import FirstOf
 from samq_onnx.methods.steps.gptq import Gptq, GptqSettings
 from samq_onnx.methods.steps.hybrid import HybridInputs
@@ -29,6 +29,7 @@ __all__ = [
     "BestCodes",
     "BestOf",
     "CentreKeys",
+    "ClipAs",
     "ClipByFocus",
     "FirstOf",
     "FlipBimodalKeys",

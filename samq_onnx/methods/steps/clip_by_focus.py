@@ -17,10 +17,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from samq_onnx.calibrate.statistics import Statistic, TensorStats
 from samq_onnx.calibrate.stream import run
 from samq_onnx.codes import UniformCodes
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.methods.steps.replan import with_input
+from samq_onnx.observers import TENSOR_OBSERVERS
 from samq_onnx.observers.focus import SHARES_KEPT, focus, focus_loss
 from samq_onnx.passes.graph import constant
 from samq_onnx.passes.lift import AttentionSite, Projection
@@ -29,7 +31,7 @@ from samq_onnx.passes.lower.fake import fake_quantize_inputs
 from samq_onnx.passes.report import Report
 from samq_onnx.sampling import stride
 
-__all__ = ["ClipByFocus"]
+__all__ = ["ClipAs", "ClipByFocus"]
 
 PROMPTS = 16  # the first ones: of one image, as in the paper, where it has eight objects
 ROUNDS = 2
@@ -66,6 +68,13 @@ class _Site:
         q, k = self.site.q.linear.name, self.site.k.linear.name
         where = {"q input": (q, 0), "k input": (k, 0), "q": (self.site.name, 0), "k": (self.site.name, 1)}
         return {where[name]: codes for name, codes in self.codes.items()}
+
+    def tensors(self) -> dict[str, str]:
+        """Names of the tensors that have codes."""
+        assert self.site.q is not None and self.site.k is not None
+        q, k = self.site.operand_names[:2]
+        found = {"q input": self.site.q.linear.x.name, "k input": self.site.k.linear.x.name, "q": q, "k": k}
+        return {name: found[name] or "" for name in ORDER if name in self.bits}
 
     def operand(self, name: str, x: np.ndarray) -> np.ndarray:
         """q or k of what its linear reads, through the codes of that."""
@@ -140,15 +149,7 @@ class ClipByFocus(Step):
 
     def apply(self, work: Work) -> Report:
         report = Report(self.name)
-        found = []
-        for site in work.lifted.attentions:
-            if site.kind not in DECODER_KINDS or site.name not in work.plan.attentions:
-                continue
-            reason = _refusal(site)
-            if reason is not None:
-                report.refuse(site.name, reason)
-            else:
-                found.append(_Site(site, _bits(work, site)))
+        found = _sites(work, report)
         if not found:
             return report
         feeds = [work.feeds[index] for index in range(min(PROMPTS, len(work.feeds)))]
@@ -169,6 +170,43 @@ class ClipByFocus(Step):
             _write(work, one)
             report.done.append(one.site.name)
         return report
+
+
+class ClipAs(Step):
+    """The ranges of another observer for what `ClipByFocus` clips, to compare with."""
+
+    name = "clipping"
+    reads_plan = True
+
+    def __init__(self, observer: str) -> None:
+        self.observer = observer
+
+    def wants(self, work: Work) -> list[Statistic]:
+        sites = _sites(work, Report(self.name))
+        return [TensorStats(tensor) for one in sites for tensor in one.tensors().values()]
+
+    def apply(self, work: Work) -> Report:
+        report = Report(self.name)
+        for one in _sites(work, report):
+            for name, tensor in one.tensors().items():
+                one.codes[name] = TENSOR_OBSERVERS[self.observer](work.found(TensorStats(tensor)), one.bits[name])
+            _write(work, one)
+            report.done.append(one.site.name)
+        return report
+
+
+def _sites(work: Work, report: Report) -> list[_Site]:
+    """The attentions of a decoder that are clipped; a report says which are not."""
+    found = []
+    for site in work.lifted.attentions:
+        if site.kind not in DECODER_KINDS or site.name not in work.plan.attentions:
+            continue
+        reason = _refusal(site)
+        if reason is not None:
+            report.refuse(site.name, reason)
+        else:
+            found.append(_Site(site, _bits(work, site)))
+    return found
 
 
 def _refusal(site: AttentionSite) -> str | None:

@@ -14,7 +14,7 @@ from samq_onnx.calibrate.stream import run
 from samq_onnx.families import Role
 from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Step, Work
-from samq_onnx.methods.steps.reconstruct import NO_TORCH, torch_is_there
+from samq_onnx.methods.steps.reconstruct import may_learn
 from samq_onnx.methods.steps.trial import Outputs, loss_of
 from samq_onnx.passes.graph import held_constants, put_back
 from samq_onnx.passes.report import Report
@@ -50,10 +50,7 @@ class KeepBetter(Step):
 
     def apply(self, work: Work) -> Report:
         report = Report(self.name)
-        if work.effort.deadline is None:
-            return report
-        if not torch_is_there():
-            report.refuse(work.label, NO_TORCH)
+        if work.effort.minutes is None or not may_learn(work, report):
             return report
         seen, held_out = _halves(work)
         if not seen or not held_out:
@@ -66,14 +63,17 @@ class KeepBetter(Step):
         run(model, Selection(exact_feeds, held_out), [floats], label=f"{work.label}: held out")
         fed = Selection(work.feeds, held_out)
         states = {AS_IT_IS: _state(work)}
+        started = work.effort.clock.now()
         report.facts[AS_IT_IS] = loss_of(work.model.clone(), work.plan, judge, floats.arrays, fed)
+        judged = work.effort.clock.now() - started
         for number, (name, steps) in enumerate(self.alternatives.items()):
             _restore(work, states[AS_IT_IS])
+            left = len(self.alternatives) - number
             trial = dataclasses.replace(
                 work,
                 feeds=Selection(work.feeds, seen),
                 float_feeds=lambda: Selection(exact_feeds, seen),
-                effort=work.effort.part(1 / (len(self.alternatives) - number)),
+                effort=work.effort.part(1 / left, left * judged),
                 linears=list(work.linears),
             )
             work.run(steps, trial)
@@ -87,10 +87,7 @@ class KeepBetter(Step):
 
 def _halves(work: Work) -> tuple[list[int], list[int]]:
     """Indices of inputs that are learned from, and of those that are judged; none of one image in both."""
-    samples = getattr(work.feeds, "samples", None)
-    count = len(samples) if samples is not None else len(work.feeds)
-    per_image = max(1, len(work.feeds) // max(count, 1))
-    places = [index // per_image for index in range(len(work.feeds))]
+    places = getattr(work.feeds, "places", range(len(work.feeds)))
     held = [index for index, place in enumerate(places) if place % EVERY == EVERY - 1]
     seen = [index for index, place in enumerate(places) if place % EVERY != EVERY - 1]
     most = PROMPTS if work.part.role is Role.DECODER else IMAGES

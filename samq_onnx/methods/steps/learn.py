@@ -12,7 +12,7 @@ import numpy as np
 from samq_onnx.families import Role
 from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Feeds, Step, Work
-from samq_onnx.methods.steps.reconstruct import NO_TORCH, torch_is_there
+from samq_onnx.methods.steps.reconstruct import may_learn
 from samq_onnx.passes.report import Report
 from samq_onnx.reconstruct.recipe import Recipe
 from samq_onnx.reconstruct.reconstruction import NotReconstructable, UnitLoss
@@ -61,8 +61,7 @@ class LearnUnits(Step):
 
     def apply(self, work: Work) -> Report:
         report = Report(self.name)
-        if not torch_is_there():
-            report.refuse(work.label, NO_TORCH)
+        if not may_learn(work, report):
             return report
         from samq_onnx.reconstruct.engine import reconstruct_units
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from samq_onnx.codes import WeightCodes
 from samq_onnx.methods.step import Step, Work
-from samq_onnx.methods.steps.reconstruct import NO_TORCH, torch_is_there
+from samq_onnx.methods.steps.reconstruct import WORSE, may_learn
 from samq_onnx.passes.fold import fold_norm_affine, norm_readers
 from samq_onnx.passes.report import Report
 from samq_onnx.reconstruct.reconstruction import NotReconstructable
@@ -36,8 +36,7 @@ class LearnScales(Step):
 
     def apply(self, work: Work) -> Report:
         report = Report(self.name)
-        if not torch_is_there():
-            report.refuse(work.label, NO_TORCH)
+        if not may_learn(work, report):
             return report
         from samq_onnx.reconstruct.grouped import GroupedAffine, attach
         from samq_onnx.reconstruct.simulate import Simulation, Twins
@@ -61,17 +60,24 @@ class LearnScales(Step):
             return [learning, simulation.log_scales()], [self.rate, self.rate]
 
         first = tuple(node for name in self.labels for node, _ in norms[name].x.uses())
-        learns = Learns(groups, Twins(free=False), self.iterations, first)
+
+        def fold() -> None:
+            folded = fold_norm_affine(work.lifted, {name: one.folded() for name, one in affine.items()})
+            report.done, report.refused = folded.done, folded.refused
+
+        learns = Learns(groups, Twins(free=False), self.iterations, first, self.name, fold)
         try:
             found = reconstruct(
                 work.lifted, work.plan, work.part, work.feeds, work.float_feeds(),
-                label=work.label, learns=learns, effort=work.effort,
+                label=work.label, learns=learns, effort=work.effort, kept=work.kept,
             )  # fmt: skip
         except NotReconstructable as reason:
             report.refuse(work.label, str(reason))
             return report
-        folded = fold_norm_affine(work.lifted, {name: one.folded() for name, one in affine.items()})
-        report.done, report.refused = [work.label, *folded.done], folded.refused
+        if found.better:
+            report.done.insert(0, work.label)
+        else:
+            report.refuse(work.label, WORSE)
         report.facts = dataclasses.asdict(found)
         return report
 

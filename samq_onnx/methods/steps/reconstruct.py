@@ -11,9 +11,10 @@ from samq_onnx.methods.step import Step, Work
 from samq_onnx.passes.report import Report
 from samq_onnx.reconstruct.reconstruction import NotReconstructable
 
-__all__ = ["NO_TORCH", "Reconstruct", "torch_is_there"]
+__all__ = ["NO_TORCH", "WORSE", "Reconstruct", "may_learn", "torch_is_there"]
 
 NO_TORCH = "torch is not installed; run: pip install samq_onnx[learn]"
+WORSE = "learning brought it no nearer to float; it stays as it was"
 
 
 def torch_is_there() -> bool:
@@ -23,6 +24,17 @@ def torch_is_there() -> bool:
     return find_spec("torch") is not None
 
 
+def may_learn(work: Work, report: Report) -> bool:
+    """Whether there are torch and time; a report says which is not."""
+    if not torch_is_there():
+        report.refuse(work.label, NO_TORCH)
+    elif (over := work.effort.told(work.label)) is not None:
+        report.refuse(work.label, over)
+    else:
+        return True
+    return False
+
+
 class Reconstruct(Step):
     """Weights, biases, norms and codes of the whole model at once, as `samq_onnx.reconstruct.trainer` says."""
 
@@ -30,18 +42,21 @@ class Reconstruct(Step):
 
     def apply(self, work: Work) -> Report:
         report = Report(self.name)
-        if not torch_is_there():
-            report.refuse(work.label, NO_TORCH)
+        if not may_learn(work, report):
             return report
         from samq_onnx.reconstruct.trainer import reconstruct
 
         try:
             found = reconstruct(
-                work.lifted, work.plan, work.part, work.feeds, work.float_feeds(), label=work.label, effort=work.effort
-            )
+                work.lifted, work.plan, work.part, work.feeds, work.float_feeds(),
+                label=work.label, effort=work.effort, kept=work.kept,
+            )  # fmt: skip
         except NotReconstructable as reason:
             report.refuse(work.label, str(reason))
             return report
-        report.done.append(work.label)
+        if found.better:
+            report.done.append(work.label)
+        else:
+            report.refuse(work.label, WORSE)
         report.facts = dataclasses.asdict(found)
         return report
