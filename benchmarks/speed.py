@@ -2,8 +2,10 @@
 """Time, memory and size of SAM with random weights: float, other quantizers and ours, measured side by side.
 
     python benchmarks/speed.py --model vit_b -o FOLDER
+    python benchmarks/full_size.py -o FOLDER; python benchmarks/speed.py --encoder FOLDER/mobile_sam.onnx -o FOLDER
 
-FOLDER/vit_b gets speed.md, speed.json, speed.png and every model; a second run measures the models that are there.
+FOLDER/vit_b gets speed.md, speed.json, speed.png and every model; a second run measures the models that are there. An
+encoder of another family is a file, which is measured alone.
 OpenVINO and NNCF need the extra samq_onnx[bench]. A row that cannot be had says why.
 """
 
@@ -57,6 +59,7 @@ class Row:
     package: str = "onnxruntime"
 
 
+MINMAX = "minmax"
 OURS = {bits: functools.partial(builders.ours, bits) for bits in ("w8a8", "w4a4")}
 ROWS = {
     FLOAT: Row("ONNX Runtime float"),
@@ -66,19 +69,23 @@ ROWS = {
     "openvino-bf16": Row("OpenVINO bf16", None, "bf16", "openvino"),
     "nncf-int8": Row("OpenVINO, NNCF int8", builders.nncf_int8, "f32", "nncf"),
     **{bits: Row(f"samq_onnx {bits.upper()}", build) for bits, build in OURS.items()},
+    MINMAX: Row("samq_onnx W8A8, minmax", builders.minmax),
 }
 
 
 class Bench:
     """The rows of one model type, their files in one folder."""
 
-    def __init__(self, model: str, folder: Path, runs: int, threads: int | None) -> None:
+    def __init__(self, model: str | Path, folder: Path, runs: int, threads: int | None) -> None:
         self.folder, self.runs, self.threads = folder, runs, threads
         self.calibration = folder / "images"
         self.calibration.mkdir(parents=True, exist_ok=True)
         for image in data.image_paths(assets.calibration_images())[:IMAGES]:
             shutil.copy(image, self.calibration)
-        if not (folder / FLOAT / BATCHED).is_file():
+        if isinstance(model, Path):
+            with atomic_path(folder / FLOAT / ENCODER) as temporary:
+                shutil.copy(model, temporary)
+        elif not (folder / FLOAT / BATCHED).is_file():
             check_requirements()
             isolated(f"export of {model}", builders.export_random, model, folder / FLOAT)
 
@@ -152,10 +159,10 @@ def _decoder_table(reports: dict[int, dict[str, Any]]) -> str:
 def _write(output: Path, report: dict[str, Any], missing: dict[str, str], decoders: dict[int, dict[str, Any]]) -> str:
     """Write what is known so far; the tables."""
     write_json(output / "speed.json", {"encoder": report, "not_measured": missing, "decoder": decoders})
-    text = f"{_encoder_table(report, missing)}\n{_decoder_table(decoders)}"
+    text = _encoder_table(report, missing) + (f"\n{_decoder_table(decoders)}" if decoders else "")
     with atomic_path(output / "speed.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
-    ours = {ROWS[bits].name for bits in OURS}
+    ours = {ROWS[key].name for key in (*OURS, MINMAX)}
     bars = []
     for row in report["models"]:
         seconds, speed = row["seconds"]["median"], row["ratios"]["speed"]
@@ -168,21 +175,26 @@ def _write(output: Path, report: dict[str, Any], missing: dict[str, str], decode
 @main_guard
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, required=True)
+    subject_of = parser.add_mutually_exclusive_group(required=True)
+    subject_of.add_argument("--model", choices=MODELS)
+    subject_of.add_argument("--encoder", type=Path, help="file of an encoder of another family")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for models and results")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="beside float")
+    parser.add_argument(
+        "--rows", nargs="+", choices=list(ROWS), default=[key for key in ROWS if key != MINMAX], help="beside float"
+    )
     parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"of the batched decoder (default: {PROMPTS})")
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args(argv)
     ort.set_default_logger_severity(3)
-    output: Path = arguments.output / arguments.model
+    encoder: Path | None = arguments.encoder
+    output: Path = arguments.output / (arguments.model if encoder is None else encoder.stem)
     check_writable(output / "speed.json")
-    subject = Bench(arguments.model, output, arguments.runs, arguments.threads)
+    subject = Bench(encoder or arguments.model, output, arguments.runs, arguments.threads)
     report, missing = subject.encoders([FLOAT, *arguments.rows])
     decoders: dict[int, dict[str, Any]] = {}
     _write(output, report, missing, decoders)
-    for file, prompts in ((DECODER, 1), (BATCHED, arguments.prompts)):
+    for file, prompts in ((DECODER, 1), (BATCHED, arguments.prompts)) if encoder is None else ():
         try:
             decoders[prompts] = subject.decoders(file, prompts)
         except UserError as error:

@@ -54,6 +54,11 @@ def _run(
     return dict(zip(names, run_session(session, feed, where or str(model), names), strict=True))
 
 
+def _fed(model: ir.Model) -> list[ir.Value]:
+    """The inputs that have no value of their own."""
+    return [value for value in model.graph.inputs if not value.is_initializer()]
+
+
 def _comparable(model: ir.Model, path: Path) -> list[str]:
     """The names of values that mean the same in a quantized model and in the float model it came from."""
     if COMPARABLE not in model.metadata_props:
@@ -94,9 +99,8 @@ def verify(quantized: Path, reference: Path, encoder: Path | None = None, hints:
     if model.metadata_props.get("samq_onnx.float_model.sha256") != model_sha256(reference):
         raise UserError(f"{quantized} was not made from {reference}; give the float model it came from")
     part = identify(original, str(reference), hints.or_else(Hints.read(model.metadata_props)))
-    for one, two in ((model.graph.inputs, original.graph.inputs), (model.graph.outputs, original.graph.outputs)):
-        declared = [[(value.name, value.dtype) for value in side if not value.is_initializer()] for side in (one, two)]
-        if declared[0] != declared[1]:
+    for one, two in ((_fed(model), _fed(original)), (model.graph.outputs, original.graph.outputs)):
+        if [(value.name, value.dtype) for value in one] != [(value.name, value.dtype) for value in two]:
             raise UserError(f"{quantized}: has other inputs or outputs than {reference}; quantize that again")
     feed = part.sample_feed(encoder=hinted(encoder, part, hints))
     with outputs_aside(original):

@@ -49,6 +49,18 @@ def test_weights_listed_among_the_inputs_are_no_inputs(tmp_path: Path, one_image
     assert verify.verify(tmp_path / "quantized.onnx", tmp_path / "float.onnx")["same"]
 
 
+def test_an_output_that_is_the_same_for_all_images(tmp_path: Path, one_image: Path) -> None:
+    """Such as positions that an encoder gives beside its embedding; quantized it is a constant."""
+    model = nets.build("convolutional")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, 2), np.float32), "held"))
+    node = onnx.helper.make_node("Identity", ["held"], ["positions"])
+    model.graph.node.insert(0, node)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("positions", 1, [1, 2]))
+    onnx.save(model, tmp_path / "float.onnx")
+    samq_onnx.quantize(tmp_path / "float.onnx", one_image, method="minmax").save(tmp_path / "quantized.onnx")
+    assert verify.verify(tmp_path / "quantized.onnx", tmp_path / "float.onnx")["same"]
+
+
 @pytest.mark.parametrize("rounding", [0.01, 10])  # of what is allowed
 def test_only_an_attention_in_float_may_round(
     folder: Path, tiny_sam: Path, one_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounding: float

@@ -28,7 +28,7 @@ def fold_attention_scale(lifted: Lifted) -> Report:
     for site in lifted.attentions:
         if site.scale == 1.0:
             continue
-        reason = private_to_attention(lifted, site, "q")
+        reason = private_to_attention(lifted, site, "q", in_order=site.scale > 0)
         if reason is not None:
             report.refuse(site.name, reason)
             continue

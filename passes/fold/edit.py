@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from samq_onnx.passes.graph import constant, is_shared, replace_constant
 from samq_onnx.passes.lift import AttentionSite, Lifted, Linear, Projection
-from samq_onnx.passes.lift.trace import VIEW_OPS, fills
+from samq_onnx.passes.lift.trace import fills
+from samq_onnx.passes.lift.views import VIEW_OPS, pools
 
 __all__ = [
     "map_inputs",
@@ -24,7 +25,7 @@ HARMLESS_OPS = VIEW_OPS | {"Flatten"}  # what only moves values that are edited,
 
 
 def reaches_only_attention(value: ir.Value) -> bool:
-    """Whether everything that reads ``value``, through views, is an attention."""
+    """Whether everything that reads ``value``, through views and pooling, is an attention."""
     pending, seen = [value], set()
     while pending:
         current = pending.pop()
@@ -33,23 +34,28 @@ def reaches_only_attention(value: ir.Value) -> bool:
         for node, index in current.uses():
             if node in seen or node.domain == "samq" or (node.op_type == "Shape" and not node.domain):
                 continue
-            if node.domain or not (node.op_type in HARMLESS_OPS or fills(node)) or index:
+            if node.domain or not (node.op_type in HARMLESS_OPS or fills(node) or pools(node)) or index:
                 return False
             seen.add(node)
             pending.extend(node.outputs)
     return True
 
 
-def private_to_attention(lifted: Lifted, site: AttentionSite, *operands: str) -> str | None:
+def private_to_attention(lifted: Lifted, site: AttentionSite, *operands: str, in_order: bool = False) -> str | None:
     """Why the named operands (``"q"``, ``"k"``, ``"v"``) of a site cannot be edited, or None when they can.
 
     An edit of a projection's channels is invisible only if these channels reach nothing but this operand of
     this site, and if the constants belong to this linear alone. Tables of relative position are edited with q.
+
+    Args:
+        in_order: whether the edit keeps the order of the values of each channel: factors above 0, and shifts.
     """
     for operand in operands:
         projection: Projection | None = getattr(site, operand)
         if projection is None:
             return f"the linear that makes {operand} is not known"
+        if projection.pooled and not in_order:
+            return f"{operand} is pooled by maximum, which edits of signs and of several channels at once would change"
         linear = projection.linear
         if not reaches_only_attention(linear.output):
             return f"the output of the linear that makes {operand} is read by more than attention"

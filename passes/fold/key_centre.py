@@ -32,7 +32,7 @@ def fold_key_centre(lifted: Lifted, key_mean: Mapping[str, np.ndarray]) -> Repor
     """
     report = Report("key centring")
     for site in lifted.attentions:
-        reason = private_to_attention(lifted, site, "k")
+        reason = private_to_attention(lifted, site, "k", in_order=True)
         if reason is None and site.k is not None and site.k.linear.bias is None:
             reason = "the key projection has no bias to absorb the offset"
         if reason is not None:

@@ -36,7 +36,7 @@ def fold_key_scale(lifted: Lifted, scales: Mapping[str, np.ndarray]) -> Report:
         if site.name not in scales:
             continue
         scale = _checked(scales[site.name])
-        reason = private_to_attention(lifted, site, "q", "k")
+        reason = private_to_attention(lifted, site, "q", "k", in_order=True)
         if reason is None and site.tables and (scale != scale[:1]).any():
             reason = "its heads share the relative position tables, and their scales differ"
         if reason is not None:
@@ -62,7 +62,7 @@ def fold_value_scale(lifted: Lifted, scales: Mapping[str, np.ndarray]) -> Report
         if site.name not in scales:
             continue
         scale = _checked(scales[site.name])
-        reason = private_to_attention(lifted, site, "v") or reader_is_private(site)
+        reason = private_to_attention(lifted, site, "v", in_order=True) or reader_is_private(site)
         if reason is not None:
             report.refuse(site.name, reason)
             continue

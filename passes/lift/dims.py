@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes that are only known in a run: products of a number and of named dimensions, such as 2 * batch.
 
-That is what views make of dimensions. Sums and remainders of a dimension that is not known have no value here.
+That is what views make of dimensions. A sum, which concatenation makes, is a dimension that is named after its parts;
+remainders of a dimension that is not known have no value here.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TypeAlias
 
-__all__ = ["Dim", "Product", "divided", "product_of", "times"]
+__all__ = ["Dim", "Product", "divided", "parsed", "product_of", "sum_of", "times"]
 
 MOST_FACTORS = 16
 MOST_BITS = 62  # of the number
+LONGEST_NAME = 200  # of a sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,19 @@ class Product:
 
 Dim: TypeAlias = "int | Product | None"
 """A size, None where nothing is known of it."""
+
+
+def parsed(name: str) -> Product:
+    """A size by the name that it was given: a number times names."""
+    parts, depth = [""], 0
+    for letter in name:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        if letter == "*" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    number = int(parts.pop(0)) if len(parts) > 1 and parts[0].isdecimal() else 1
+    return Product(number, tuple(sorted(parts)))
 
 
 def _made(number: int, names: Iterable[str]) -> Dim:
@@ -59,6 +74,22 @@ def product_of(dims: Iterable[Dim]) -> Dim:
     for dim in dims:
         total = times(total, dim)
     return total
+
+
+def sum_of(dims: Iterable[Dim]) -> Dim:
+    """The sum of all, by a name that is the same for the same parts in whatever order."""
+    known, named = 0, []
+    for dim in dims:
+        if dim is None:
+            return None
+        if isinstance(dim, int):
+            known += dim
+        else:
+            named.append(dim)
+    if not named or (len(named) == 1 and known == 0):
+        return named[0] if named else known
+    name = f"({'+'.join([*sorted(map(str, named)), *([str(known)] if known else [])])})"
+    return Product(1, (name,)) if len(name) <= LONGEST_NAME else None
 
 
 def divided(one: Dim, two: Dim) -> Dim:

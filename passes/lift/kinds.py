@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import onnx_ir as ir
-
 from samq_onnx.passes.lift.attention import Match
-from samq_onnx.passes.lift.dims import Dim, Product, divided
+from samq_onnx.passes.lift.dims import Dim, divided
+from samq_onnx.passes.lift.views import dims_of
 
 __all__ = ["DECODER_KINDS", "TOKEN_TO_IMAGE_KINDS", "site_kinds"]
 
@@ -29,26 +28,11 @@ class _Site:
     """Sizes of an attention: batch (with heads) and tokens of its queries, tokens of its keys; None if not known."""
 
     def __init__(self, match: Match) -> None:
-        q, columns = (_dims(value) for value in match.scores.inputs)
+        q, columns = (dims_of(value) for value in match.scores.inputs)
         self.relative = match.tables is not None
         self.batch = q[0] if q else None
         self.queries = q[-2] if q else None
         self.keys = columns[-1] if columns else None
-
-
-def _dims(value: ir.Value | None) -> list[Dim]:
-    """The shape of a value; a size that is no number is told from others by its name."""
-    found: list[Dim] = []
-    for dim in (value.shape if value is not None else None) or ():
-        name = None if isinstance(dim, int) else dim.value
-        found.append(dim if isinstance(dim, int) else None if name is None else _named(name))
-    return found
-
-
-def _named(name: str) -> Dim:
-    """A size by the name that propagation gave it: a number times names."""
-    number, star, rest = name.partition("*")
-    return Product(int(number), (rest,)) if star and number.isdecimal() else Product(1, (name,))
 
 
 def _image_tokens(sites: Sequence[_Site]) -> Dim:

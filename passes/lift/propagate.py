@@ -7,7 +7,8 @@ One walk evaluates such integers, a known one as a number and a dimension as its
 - integers that are all known become constants;
 - the target of a Reshape becomes a constant where one size at most is unknown, written 0 (as before) or -1 (what is
   left), so that views are told by constants, and a Reshape has the shape that follows from what it reads;
-- ONNX's own inference gives all other nodes their shapes, node by node; a size that it does not tell gets a name.
+- ONNX's own inference gives all other nodes their shapes, node by node; what it does not follow, sums of sizes and
+  shapes that are made of shapes, is told here (`passes.lift.sizes`); a size that nothing tells gets a name.
 
 Values are as they were. Integers of more than 4096 elements and graphs inside of nodes are left alone, and weights are
 not looked at.
@@ -24,14 +25,18 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from samq_onnx.ops import DOMAIN, TERMS
 from samq_onnx.passes.graph import add_constant, array_of, input_of, is_constant
 from samq_onnx.passes.lift.dims import Dim, Product, divided, product_of, times
+from samq_onnx.passes.lift.sizes import concatenated, expanded, padded, tiled
+from samq_onnx.passes.lift.views import sliced
 
-__all__ = ["propagate"]
+__all__ = ["ATTENTION_OPS", "propagate"]
 
 LARGEST = 4096  # elements of integers that are looked at
 TELLING = 64  # elements of a constant that may be a shape
 NAME = "samq_dim_"  # begin of names given to sizes
+ATTENTION_OPS = tuple(f"Attention{terms}" for terms in TERMS)  # as lifting outlines them
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 Numbers = np.ndarray  # of objects, `Dim` or bool each
 
@@ -130,6 +135,8 @@ class _Walk:
         self._infer(node)
         if node.domain == "" and node.op_type == "Reshape":
             self._reshape(node)
+        elif (dims := self._told(node)) is not None:
+            self._set(node.outputs[0], _agreed(dims, self._dims(node.outputs[0])))
         found = self._evaluated(node)
         if found is not None and found.size <= LARGEST:
             self._numbers[node.outputs[0]] = found
@@ -195,6 +202,36 @@ class _Walk:
                 inferred = ir.serde.deserialize_type_proto_for_shape(found[value.name])
                 value.type = ir.serde.deserialize_type_proto_for_type(found[value.name]) or value.type
                 value.shape = _merged(value.shape, inferred)
+
+    def _told(self, node: ir.Node) -> list[Dim] | None:
+        """The shape of an output that ONNX infers in part only."""
+        if node.domain == DOMAIN and node.op_type in ATTENTION_OPS:
+            q, v = self._dims(node.inputs[0]), self._dims(node.inputs[2])
+            return [*q[:-1], v[-1]] if q and v else None
+        if node.domain:
+            return None
+        if node.op_type == "Concat":
+            shapes = [self._dims(value) for value in node.inputs]
+            return concatenated(shapes, node.attributes["axis"].as_int())
+        if node.op_type == "ConstantOfShape":
+            return _sizes(self._known(node.inputs[0]))
+        if node.op_type == "Range":
+            start, limit, step = map(self._known, node.inputs)
+            counts = start is not None and step is not None and start.item() == 0 and step.item() == 1
+            return _sizes(limit.reshape(1)) if counts and limit is not None else None
+        if node.op_type == "Pad" and len(node.inputs) > 1:
+            before, amounts = self._dims(node.inputs[0]), array_of(node.inputs[1])
+            if before is None or amounts is None or input_of(node, 3) is not None:
+                return None
+            return padded(before, amounts.reshape(-1).tolist())
+        if node.op_type == "Resize" and input_of(node, 3) is not None and "axes" not in node.attributes:
+            kept = node.attributes.get("keep_aspect_ratio_policy")
+            return _sizes(self._known(node.inputs[3])) if kept is None or kept.as_string() == "stretch" else None
+        if node.op_type in ("Expand", "Tile") and len(node.inputs) == 2:
+            before, given = self._dims(node.inputs[0]), _sizes(self._known(node.inputs[1]))
+            if before is not None and given is not None:
+                return expanded(before, given) if node.op_type == "Expand" else tiled(before, given)
+        return None
 
     def _reshape(self, node: ir.Node) -> None:
         """The shape that follows from what is reshaped, and the target as a constant."""
@@ -315,12 +352,7 @@ class _Walk:
         starts, ends = self._constants(node, 1), self._constants(node, 2)
         axes = self._constants(node, 3) if input_of(node, 3) is not None else list(range(len(starts)))
         steps = self._constants(node, 4) if input_of(node, 4) is not None else [1] * len(starts)
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            size = numbers.shape[axis]
-            low, high = (0, size) if step > 0 else (-1, size - 1)  # where positions are cut off
-            first, last = (min(max(at + size if at < 0 else at, low), high) for at in (start, end))
-            numbers = np.take(numbers, range(first, last, step), axis=axis)
-        return numbers
+        return sliced(numbers, starts, ends, axes, steps)
 
     def _reshaped(self, node: ir.Node) -> Numbers:
         target = self._constants(node, 1)
@@ -357,6 +389,15 @@ class _Walk:
         chosen, one, two = np.broadcast_arrays(chosen, one, two)
         return _array(np.frompyfunc(lambda c, a, b: None if c is None else a if c else b, 3, 1)(chosen, one, two))
 
+    def _one_hot(self, node: ir.Node) -> Numbers:
+        """Of one place: zeros and a size, as repeats are made."""
+        places, (depth,), values = self._first(node), self._constants(node, 1), self._known(node.inputs[2])
+        if values is None or places.size != 1 or not 0 < depth <= LARGEST or node.attributes.get_int("axis", -1) != -1:
+            raise ValueError
+        made = np.full(depth, values[0], object)
+        made[places.item()] = values[1]
+        return made.reshape(*places.shape, depth)
+
     def _reduce_prod(self, node: ir.Node) -> Numbers:
         numbers, axes = self._first(node), _axes(node)
         if numbers.ndim != 1 or axes not in (None, [0], [-1]) or (axes is None and input_of(node, 1) is not None):
@@ -387,6 +428,7 @@ EVALUATED: dict[str, Callable[[_Walk, ir.Node], Numbers]] = {
     "ConstantOfShape": _Walk._constant_of_shape,
     "Gather": _Walk._gather,
     "Identity": _Walk._first,
+    "OneHot": _Walk._one_hot,
     "Range": _Walk._range,
     "ReduceProd": _Walk._reduce_prod,
     "Reshape": _Walk._reshaped,
@@ -396,6 +438,13 @@ EVALUATED: dict[str, Callable[[_Walk, ir.Node], Numbers]] = {
     "Unsqueeze": _Walk._unsqueeze,
     "Where": _Walk._where,
 }
+
+
+def _sizes(numbers: Numbers | None) -> list[Dim] | None:
+    """Integers that are a shape."""
+    if numbers is None or numbers.ndim != 1 or any(isinstance(one, bool) for one in numbers):
+        return None
+    return [None if isinstance(one, int) and one < 0 else one for one in numbers]
 
 
 def _vector(dims: Sequence[Any]) -> Numbers:

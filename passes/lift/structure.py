@@ -49,11 +49,18 @@ class Linear:
 
 @dataclasses.dataclass
 class Projection:
-    """The linear that makes an attention operand; ``channels`` int64 [heads, d] names the output channel of each
-    head and coordinate. Of the linear that reads the attention's output, they are input channels."""
+    """The linear that makes an attention operand, or that reads the attention's output.
+
+    Attributes:
+        channels: int64 [heads, d], the output channel of each head and coordinate; of the linear that reads the
+            output, its input channels.
+        pooled: whether each channel is pooled by maximum on the way, so that only edits that keep the order of its
+            values, by factors above 0 and shifts, may be made before instead of behind.
+    """
 
     linear: Linear
     channels: np.ndarray
+    pooled: bool = False
 
 
 @dataclasses.dataclass

@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trace an attention operand back to the channels of the linear that makes it, by running what lies between.
 
-The graph between a linear's output and the operand only moves values (reshape, split, transpose). It is run once
-with the linear's output replaced by the number of each channel; the operand then holds, for every head and
-coordinate, the channel it comes from. That works for any spelling, and proves that nothing else happens on the way.
-The linear that reads the attention's output is found the same way, with the numbers there.
+The graph between a linear's output and the operand only moves values (reshape, split, transpose), or pools each channel
+by maximum, as Hiera does with queries. It is run once with the linear's output replaced by the number of each channel;
+the operand then holds, for every head and coordinate, the channel it comes from. That works for any spelling, and
+proves that nothing else happens on the way. The linear that reads the attention's output is found the same way, with
+the numbers there.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from samq_onnx.errors import shortened
-from samq_onnx.passes.graph import is_constant, known_shape, replace_constant
+from samq_onnx.passes.graph import is_constant, known_shape
+from samq_onnx.passes.lift.dims import Dim, Product
 from samq_onnx.passes.lift.structure import Linear, Projection
+from samq_onnx.passes.lift.views import VIEW_OPS, Sizes, dims_of, pools, viewed
 
-__all__ = ["VIEW_OPS", "fills", "nodes_between", "trace_projection", "trace_reader"]
+__all__ = ["fills", "nodes_between", "trace_projection", "trace_reader"]
 
-VIEW_OPS = frozenset({"Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Gather", "Identity"})
 UNKNOWN_SIZE = 3  # tokens tried where a dimension is not known
 LONGEST = 12  # nodes of an activation or a norm, however spelled
 
@@ -46,14 +50,19 @@ def nodes_between(start: ir.Value, end: ir.Value) -> set[ir.Node] | None:
     return seen
 
 
-def _linear_behind(operand: ir.Value, by_output: dict[ir.Value, Linear]) -> Linear | None:
+def _linear_behind(operand: ir.Value, by_output: dict[ir.Value, Linear]) -> tuple[Linear, bool] | None:
+    """The linear that an operand is a view of, and whether it is pooled on the way."""
     value: ir.Value | None = operand
+    pooled = False
     while value is not None and value not in by_output:
         node = value.producer()
-        if node is None or node.domain != "" or not (node.op_type in VIEW_OPS or fills(node)) or not node.inputs:
+        if node is None or node.domain != "" or not node.inputs:
             return None
+        if not (node.op_type in VIEW_OPS or fills(node) or pools(node)):
+            return None
+        pooled |= pools(node)
         value = node.inputs[0]
-    return by_output[value] if value is not None else None
+    return (by_output[value], pooled) if value is not None else None
 
 
 def _period(rows: np.ndarray) -> np.ndarray | None:
@@ -66,25 +75,26 @@ def _period(rows: np.ndarray) -> np.ndarray | None:
     return rows[:heads]
 
 
-def trace_projection(
-    model: ir.Model, operand: ir.Value, linears: dict[ir.Value, Linear], rank: int | None
-) -> Projection | str:
+def trace_projection(operand: ir.Value, linears: dict[ir.Value, Linear], rank: int | None) -> Projection | str:
     """The projection behind ``operand`` [..., tokens, d], or why there is none.
 
     Args:
         linears: output value -> linear. rank: of the linear's output if its shape is unknown.
     """
-    linear = _linear_behind(operand, linears)
-    if linear is None:
-        return "no linear layer makes it by reshaping alone"
-    shape = linear.output.shape
-    if (shape is None and rank is None) or (shape is not None and len(shape) == 0):
+    behind = _linear_behind(operand, linears)
+    if behind is None:
+        return "no linear layer makes it by reshaping and pooling alone"
+    linear, pooled = behind
+    shape = dims_of(linear.output)
+    if (shape is None and rank is None) or shape == []:
         return "the shape of its projection is not known"
-    dims = [d if isinstance(d, int) else UNKNOWN_SIZE for d in shape] if shape is not None else [UNKNOWN_SIZE] * rank  # type: ignore[operator]
-    dims[0] = shape[0] if shape is not None and isinstance(shape[0], int) else 1
-    dims[-1] = linear.out_features
-    numbers = np.arange(linear.out_features, dtype=np.float32)
-    found = _moved(model, linear.output, operand, np.broadcast_to(numbers, dims), numbers)
+    dims: list[Dim] = shape if shape is not None else [1, *[None] * ((rank or 2) - 1)]
+    sizes = Sizes(dict.fromkeys(_names(dims[0]), 1), UNKNOWN_SIZE)
+    numbers = np.arange(linear.out_features, dtype=np.int32)
+    fed = np.broadcast_to(
+        numbers, (sizes.of(dims[0]) if dims[0] is not None else 1, *sizes.shape(dims[1:-1]), linear.out_features)
+    )
+    found = _moved(linear.output, operand, fed, sizes, numbers)
     if isinstance(found, str):
         return found
     if found.ndim < 3 or not found.size or (found != found[..., :1, :]).any():
@@ -93,7 +103,7 @@ def trace_projection(
     channels = _period(rows)
     if channels is None:
         return "its heads are laid out irregularly"
-    return Projection(linear, channels)
+    return Projection(linear, channels, pooled)
 
 
 def _only_user(value: ir.Value) -> tuple[ir.Node, int] | None:
@@ -105,7 +115,7 @@ def _only_user(value: ir.Value) -> tuple[ir.Node, int] | None:
 
 
 def trace_reader(
-    model: ir.Model, output: ir.Value, linears: dict[ir.Value, list[Linear]], heads: int, head_dim: int
+    output: ir.Value, linears: dict[ir.Value, list[Linear]], heads: int, head_dim: int
 ) -> Projection | str:
     """The linear that alone reads the output [..., tokens, d] of an attention, or why there is none.
 
@@ -119,20 +129,17 @@ def trace_reader(
             return "no linear layer alone reads it through views"
         value = found[0].outputs[0]
     readers = linears[value]
-    shape = output.shape
+    shape = dims_of(output)
     if len(readers) != 1 or _only_user(value) is None or shape is None:
         return "no linear layer alone reads it through views"
-    dims = [d if isinstance(d, int) else UNKNOWN_SIZE for d in shape]
-    if len(dims) == 4 and not isinstance(shape[1], int):
-        dims[1] = heads
-    dims[0] = shape[0] if isinstance(shape[0], int) else heads if len(dims) == 3 else 1
-    dims[-1] = head_dim
-    count = int(np.prod(dims[:-2]))
+    sizes = Sizes(_heads_known(shape, heads), UNKNOWN_SIZE)
+    dims = (*sizes.shape(shape[:-1]), head_dim)
+    count = math.prod(dims[:-2])
     if count % heads:
         return "its heads are laid out irregularly"
-    numbers = np.arange(heads * head_dim, dtype=np.float32).reshape(heads, 1, head_dim)
+    numbers = np.arange(heads * head_dim, dtype=np.int32).reshape(heads, 1, head_dim)
     fed = np.broadcast_to(np.tile(numbers, (count // heads, dims[-2], 1)), (count, *dims[-2:])).reshape(dims)
-    held = _moved(model, output, value, fed, None)
+    held = _moved(output, value, fed, sizes, None)
     if isinstance(held, str):
         return held
     rows = held.reshape(-1, held.shape[-1])
@@ -142,39 +149,47 @@ def trace_reader(
     return Projection(readers[0], np.argsort(order).reshape(heads, head_dim))
 
 
+def _names(dim: Dim) -> tuple[str, ...]:
+    return dim.names if isinstance(dim, Product) else ()
+
+
+def _heads_known(shape: Sequence[Dim], heads: int) -> dict[str, int]:
+    """Numbers for the names of leading axes [..., tokens, d] that make room for all heads: one entry of a batch."""
+    given = dict.fromkeys(_names(shape[0]), 1)
+    if len(shape) == 4 and not isinstance(shape[1], int):
+        given |= dict.fromkeys(_names(shape[1])[:1], heads)
+    if len(shape) == 3 and isinstance(shape[0], Product) and shape[0].number % heads:
+        given[shape[0].names[0]] = heads
+    return given
+
+
 def _moved(
-    model: ir.Model, start: ir.Value, end: ir.Value, numbers: np.ndarray, fill: np.ndarray | None
+    start: ir.Value, end: ir.Value, numbers: np.ndarray, sizes: Sizes, fill: np.ndarray | None
 ) -> np.ndarray | str:
     """What the views between two values make of ``numbers``, and of ``fill`` where rows are padded, or why they cannot
     be run."""
-    if start is end:
-        return numbers
-    try:
-        graph = ir.convenience.extract(model.graph, [start], [end])
-    except Exception:  # onnx_ir raises several kinds
-        return "its reshaping depends on other activations"
-    fed = {value.name for value in model.graph.inputs}
-    if any(name in fed for name in graph.initializers):
-        return "its reshaping depends on an input of the model"
-    graph.inputs[0].shape, graph.inputs[0].type = ir.Shape(numbers.shape), ir.TensorType(ir.DataType.FLOAT)
-    graph.outputs[0].shape, graph.outputs[0].type = None, ir.TensorType(ir.DataType.FLOAT)
-    for node in graph:
-        for value in node.outputs:
-            value.shape = None
-        if node.op_type == "Concat" and fill is not None and known_shape(node.inputs[-1]) == (1, fill.size):
-            filled = node.inputs[-1]
-            if filled is not None and filled.const_value is not None:
-                replace_constant(filled, fill.reshape(1, -1))
-    graph.opset_imports.update(model.opset_imports)
-    piece = ir.Model(graph, ir_version=min(model.ir_version or 10, 10))
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(
-            ir.to_proto(piece).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        (found,) = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(numbers)})
-    except Exception as error:  # onnxruntime raises its own kinds
-        return f"its reshaping cannot be followed ({shortened(error)[:80]})"
-    made: np.ndarray = found
-    return made
+    path: list[ir.Value] = []
+    while end is not start:
+        path.insert(0, end)
+        node = end.producer()
+        source = node.inputs[0] if node is not None else None
+        assert source is not None  # whoever found the two came this way
+        end = source
+    for value in path:
+        node = value.producer()
+        assert node is not None
+        try:
+            made = _filled(node, numbers, fill) if node.op_type == "Concat" else viewed(node, value, numbers, sizes)
+        except (ValueError, IndexError) as error:
+            return f"its reshaping cannot be followed ({shortened(error)[:80]})"
+        if made is None:
+            return "its reshaping depends on other activations"
+        numbers = made
+    return numbers
+
+
+def _filled(node: ir.Node, numbers: np.ndarray, fill: np.ndarray | None) -> np.ndarray | None:
+    """Rows with the numbers of the row that they are padded with behind them."""
+    if fill is None or known_shape(node.inputs[-1]) != (1, fill.size) or len(node.inputs) != 2:
+        return None
+    return np.concatenate([numbers, fill.reshape(1, -1)])

@@ -13,7 +13,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from samq_onnx.ops import CODE_ATTENTION, DOMAIN, TERMS
-from samq_onnx.passes.graph import known_shape, only_reader
+from samq_onnx.passes.graph import only_reader
+from samq_onnx.passes.lift.views import dims_of
 from samq_onnx.passes.lower.build import FLOAT_OUTPUT, Builder, take_place
 from samq_onnx.passes.lower.norm import NORM, unfuse_norm
 from samq_onnx.passes.report import Report
@@ -51,11 +52,12 @@ def _with_residual(builder: Builder, add: ir.Node, report: Report) -> None:
         maker = summand.producer() if summand is not None else None
         if maker is None or maker.domain != DOMAIN or maker.op_type != LINEAR or residual is None:
             continue
-        node, shape = _alone(summand, {LINEAR}), known_shape(summand)
-        if node is not None and shape is not None and known_shape(residual) == shape:
+        node, shape, other = _alone(summand, {LINEAR}), dims_of(summand) or [None], dims_of(residual) or [None]
+        told = None not in (*shape, *other)
+        if node is not None and told and other == shape:
             report.done.append(add.name or "")
             return _fused(builder, node, add, WITH_RESIDUAL, [residual])
-        apart = "shapes are not known" if None in (shape, known_shape(residual)) else "the other summand broadcasts"
+        apart = "the other summand broadcasts" if told else "shapes are not known"
         reason = "something else reads the linear" if node is None else apart
     if reason is not None:
         report.refuse(add.name or "", f"the addition stays apart from its linear: {reason}")

@@ -14,7 +14,7 @@ from samq_onnx import assets, data, images
 from samq_onnx.data import Calibration
 from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
-from samq_onnx.families.layout import Layout, layout_of, side_of
+from samq_onnx.families.layout import Layout, Side, layout_of, side_of
 from samq_onnx.families.part import Part, Role, Signature
 from samq_onnx.families.pixels import Pixels, find_pixels
 from samq_onnx.families.ports import Port, fit, is_features
@@ -61,9 +61,10 @@ class ImageInput:
         if layout is None:
             return None
         model, where, hints = signature.graph(), signature.where, signature.hints
-        size = _size(signature, port, layout, model)
-        if size is None:
+        found_size = _size(signature, port, layout, model)
+        if found_size is None:
             return None
+        size, stretched = found_size
         note = ""
         if hints.pixels is not None:
             pixels = hints.pixels
@@ -74,7 +75,7 @@ class ImageInput:
                 note = f"{where}: {doubt}; it is fed pixels {pixels.value}: check that they fit, or say --preprocess"
             elif pixels is not Pixels.NORMALISED:
                 note = f"{where}: normalises inside, so it is fed pixels {pixels.value}"
-        return cls(port, size, pixels, note, layout, _is_pyramid(signature.outputs))
+        return cls(port, size, pixels, note, layout, stretched or _is_pyramid(signature.outputs))
 
     def feed(self, rgb: np.ndarray, shape: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
         """The feed for an image, RGB uint8 [H, W, 3]; it fills the batch. ``shape`` is as for `preprocess`.
@@ -98,8 +99,8 @@ def _is_pyramid(outputs: Sequence[Port]) -> bool:
     return any({side, 2 * side, 4 * side} <= sides for side in sides if side is not None)
 
 
-def _size(signature: Signature, port: Port, layout: Layout, model: ir.Model | None) -> int | None:
-    """Side of the square that a file takes, None if its sides differ or nothing tells them."""
+def _size(signature: Signature, port: Port, layout: Layout, model: ir.Model | None) -> Side | None:
+    """The square that a file takes, None if its sides differ or nothing tells them."""
     sides = {side for side in layout.sides(port) if side is not None}
     wanted = signature.hints.size
     if len(sides) > 1:
@@ -107,7 +108,7 @@ def _size(signature: Signature, port: Port, layout: Layout, model: ir.Model | No
     if wanted is not None and sides - {wanted}:
         raise UserError(f"{signature.where}: takes images of {sides.pop()} pixels; leave out --input-size {wanted}")
     if sides or wanted is not None:
-        return wanted if wanted is not None else sides.pop()
+        return Side(wanted if wanted is not None else sides.pop(), False)
     return side_of(model, port.name, layout) if model is not None else None
 
 

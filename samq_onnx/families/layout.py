@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.aside import defaults_aside
 from samq_onnx.passes.lift.propagate import propagate
 
-__all__ = ["PATCH", "Layout", "layout_of", "refuse_free_sides", "side_of"]
+__all__ = ["PATCH", "Layout", "Side", "layout_of", "refuse_free_sides", "side_of"]
 
 CHANNELS = 3
 PATCH = 16  # pixels of the image that a cell of an embedding stands for, along each side
@@ -68,19 +69,43 @@ def refuse_free_sides(inputs: Sequence[Port], where: str) -> None:
         raise UserError(f"{where}: takes {inputs[0]}, an image of free sides; give --input-size SIDE")
 
 
-def side_of(model: ir.Model, name: str, layout: Layout) -> int | None:
+class Side(NamedTuple):
+    """Of a square image.
+
+    Attributes:
+        pixels: along a side.
+        stretched: whether the model brings images of any sides to that square itself.
+    """
+
+    pixels: int
+    stretched: bool
+
+
+def side_of(model: ir.Model, name: str, layout: Layout) -> Side | None:
     """Side of the square image that a model with free sides is made for, if its graph tells: one whose cells of 16
-    pixels are those of the smallest map that it gives out, as of a table of positions."""
-    grid = _finest_grid(model, name, None)
-    if grid is None:
+    pixels are those of the smallest map that it gives out, as of a table of positions, or of any image brought to a
+    square."""
+    probe = _told(model, name, None)
+    grid = _finest_grid(probe)
+    if probe is None or grid is None:
         return None
-    shape = {"N": 1, "C": CHANNELS, "H": PATCH * grid, "W": PATCH * grid}
-    fits = _finest_grid(model, name, [shape[axis] for axis in layout.value]) == grid
-    return PATCH * grid if fits else None
+    pixels = PATCH * grid
+    shape = {"N": 1, "C": CHANNELS, "H": pixels, "W": pixels}
+    if _finest_grid(_told(model, name, [shape[axis] for axis in layout.value])) != grid:
+        return None
+    return Side(pixels, any(_stretches(node, pixels) for node in probe.graph))
 
 
-def _finest_grid(model: ir.Model, name: str, shape: list[int] | None) -> int | None:
-    """Side of the smallest square map [N, C, G, G] that a model gives out, as far as its graph tells.
+def _stretches(node: ir.Node, pixels: int) -> bool:
+    """Whether the node brings maps of free sides to a square."""
+    before, after = (node.inputs[0], node.outputs[0]) if node.op_type == "Resize" and not node.domain else (None, None)
+    if before is None or after is None or before.shape is None or after.shape is None or len(before.shape) != 4:
+        return False
+    return list(after.shape[2:]) == [pixels, pixels] and not any(isinstance(side, int) for side in before.shape[2:])
+
+
+def _told(model: ir.Model, name: str, shape: list[int] | None) -> ir.Model | None:
+    """A copy of a model whose values have the shapes that its graph tells; None where it cannot be followed.
 
     Args:
         name, shape: of an input; what is known of its shape where that is None.
@@ -100,6 +125,13 @@ def _finest_grid(model: ir.Model, name: str, shape: list[int] | None) -> int | N
                         value.shape = None  # what the file says may be of another size
             propagate(probe)
     except Exception:  # of a graph that onnx_ir cannot follow
+        return None
+    return probe
+
+
+def _finest_grid(probe: ir.Model | None) -> int | None:
+    """Side of the smallest square map [N, C, G, G] that a model gives out, of those that are known."""
+    if probe is None:
         return None
     maps = [list(value.shape) for value in probe.graph.outputs if value.shape is not None and len(value.shape) == 4]
     sides = [side for _, _, height, side in maps if isinstance(side, int) and height == side]

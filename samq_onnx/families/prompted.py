@@ -7,14 +7,14 @@ What an input is, is told by its name and its shape together:
     labels        *label*, the same without the last axis
     boxes         *box*, [B, n, 4]; left empty, since points say the same, or filled where points cannot
     mask          *mask*, [B, 1, L, L], with a flag *has*mask* [1]
-    image size    *size*, [2]
+    image size    *size*, [2]; with prompts of a rank more, as of EfficientSAM, points are in pixels of that image
     embeddings    all other maps of numbers: the embedding itself, its positions, features of higher resolution (SAM 2),
                   intermediate ones (SAM-HQ)
 
 An output is masks of a fixed side, masks of the image's size, predicted IoUs (*iou* or *score*), or something else. A
-decoder that only gives low-resolution masks leaves it to us to bring them to the size of the image. One that gives only
-the three masks of an ambiguous prompt gets the best of these in front of them. A file that takes an image in the place
-of embeddings is both encoder and decoder.
+decoder that only gives low-resolution masks leaves it to us to bring them to the size of the image, and one that gives
+no low-resolution ones to make these. One that gives only the three masks of an ambiguous prompt gets the best of these
+in front of them. A file that takes an image in the place of embeddings is both encoder and decoder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from samq_onnx.families.image import ImageInput, sample_image
 from samq_onnx.families.layout import PATCH
 from samq_onnx.families.points import in_number
 from samq_onnx.families.ports import NUMBERS, Port, described, fit, is_features, random_input
-from samq_onnx.families.resize import to_image
+from samq_onnx.families.resize import bilinear, to_image
 from samq_onnx.families.segment_anything import SegmentAnythingDecoder
 from samq_onnx.feeds import WholeFeeds
 from samq_onnx.prompts import BOX_LABELS, FOREGROUND, PADDING_LABEL
@@ -114,7 +114,9 @@ class PromptedDecoder(DecoderPart):
         self.unknown = tuple(port for port in signature.inputs if port.name not in known)
         self._nested = len(roles[POINTS][0].shape or ()) == 4  # prompts have an axis of their own
         self._embeddings = tuple(sorted(roles.get(FEATURES, ()), key=_precedence))
-        self.stretched = len({port.shape[-2:] for port in self._embeddings if port.shape is not None}) > 2
+        self._in_image = self._nested and SIZE in roles  # as in EfficientSAM, which is told the size to know places
+        pyramid = len({port.shape[-2:] for port in self._embeddings if port.shape is not None}) > 2
+        self.stretched = pyramid or self._in_image
         self._corners_are_points = not self._nested or (self.stretched and BOXES not in roles)  # as in SAM 2
         self.takes_boxes = self._corners_are_points or BOXES in roles
 
@@ -139,9 +141,13 @@ class PromptedDecoder(DecoderPart):
             coords, labels, boxes = self._without_boxes(coords, labels)
         elif self.stretched and not (labels == PADDING_LABEL).any():  # SAM 2 lets padding follow a box, too
             coords, labels = np.pad(coords, ((0, 0), (0, 1), (0, 0))), _padded(labels)
+        if self._in_image:
+            coords = coords * np.divide(size[::-1], self.frame)
         points, kinds = self._roles[POINTS][0], self._roles[LABELS][0]
         wanted = points.side(-2) or kinds.side(-1)
-        coords, labels = in_number(coords, labels, wanted, NO_POINT if self._nested else PADDING_LABEL)
+        coords, labels = in_number(
+            coords, labels, wanted, PADDING_LABEL if self._in_image or not self._nested else NO_POINT
+        )
         side = self.mask_side(embedding) if MASK in self._roles else 0
         given = {
             POINTS: coords[None] if self._nested else coords,
@@ -213,7 +219,8 @@ class PromptedDecoder(DecoderPart):
 
     def answers(self, image_size: int) -> Mapping[str, str]:
         told = self.told(MASK_SCALE * (self._embeddings[0].side(-1) or image_size // PATCH))
-        if missing := [role for role in (IOU, LOW_RES_MASKS) if role not in told]:
+        held = {*told, *([LOW_RES_MASKS] if MASKS in told else [])}  # which masks of the image's size can be made
+        if missing := [role for role in (IOU, LOW_RES_MASKS) if role not in held]:
             raise UserError(
                 f"{self.where}: which output is {' and which is '.join(missing)} cannot be told "
                 f"({described(self.signature.outputs)}); name and shape them as samq_onnx.export does"
@@ -227,9 +234,11 @@ class PromptedDecoder(DecoderPart):
         outputs: Mapping[str, str],
         size: tuple[int, int],
     ) -> Answer:
-        iou, low_res, *masks = run_session(
-            session, feed, self.where, [outputs[role] for role in (IOU, LOW_RES_MASKS, MASKS) if role in outputs]
-        )
+        roles = [role for role in (IOU, LOW_RES_MASKS, MASKS) if role in outputs]
+        iou, low_res, *masks = run_session(session, feed, self.where, [outputs[role] for role in roles])
+        if LOW_RES_MASKS not in roles:
+            side = MASK_SCALE * feed[self._embeddings[0].name].shape[-1]
+            low_res, masks = bilinear(low_res, side, side), [low_res]
         iou = iou.reshape(-1, iou.shape[-1])
         low_res, *masks = (made.reshape(-1, *made.shape[-3:]) for made in (low_res, *masks))
         if iou.shape[1] == AMBIGUOUS_MASKS:

@@ -119,7 +119,7 @@ def sampled_attention(lifted: Lifted, simulation: Simulation, unit: Unit) -> Sam
     if (
         site.bias is not None
         or site.out is None
-        or any(one is None or not simulation.holds(one.linear) for one in projections)
+        or any(one is None or one.pooled or not simulation.holds(one.linear) for one in projections)
     ):
         return None
     out = site.out.linear

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import samq_onnx
+from samq_onnx import images
 from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
 from samq_onnx.families import Hints
@@ -114,6 +115,33 @@ def test_an_encoder_is_fed_as_its_image_lies(
     predictor = SamPredictor(folder / "quantized.onnx", folder / "decoder.onnx")
     predictor.set_image(RGB)
     assert predictor.predict(box=BOX)[0].shape[1:] == RGB.shape[:2]
+
+
+def _brought_to_the_square(model: onnx.ModelProto) -> None:
+    """Images of any sides, stretched inside to those of the model, as EfficientSAM does."""
+    sides, wanted = _constant(model, "two", np.array([2])), _constant(model, "square", np.array([SIDE, SIDE]))
+    nodes = [
+        helper.make_node("Shape", ["image"], ["dims"]),
+        helper.make_node("Slice", ["dims", _constant(model, "nought", np.array([0])), sides], ["leading"]),
+        helper.make_node("Concat", ["leading", wanted], ["sizes"], axis=0),
+        helper.make_node("Resize", ["image", "", "", "sizes"], ["stretched"], mode="linear"),
+    ]
+    behind(model, "image", nodes, "stretched")
+    _declare(model, ["batch", 3, "height", "width"])
+
+
+def test_an_encoder_that_brings_images_to_its_square_gets_stretched_ones(folder: Path) -> None:
+    model = tiny.encoder()
+    _brought_to_the_square(model)
+    onnx.save(model, folder / "other.onnx")
+    image = Encoder(folder / "other.onnx").image
+    assert image.size == SIDE and image.stretched
+    np.testing.assert_array_equal(image.feed(RGB)["image"], images.stretch(RGB, SIDE))
+    assert quantizes(folder / "other.onnx")
+    _free_sides(model := tiny.encoder())
+    onnx.save(model, folder / "padded.onnx")
+    image = Encoder(folder / "padded.onnx").image  # positions tell its size, and nothing stretches
+    assert image.size == SIDE and not image.stretched
 
 
 CONVOLUTION = """<ir_version: 8, opset_import: ["" : 17]>

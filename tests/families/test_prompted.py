@@ -139,6 +139,59 @@ def high_resolution() -> onnx.ModelProto:
     return model
 
 
+def in_pixels() -> onnx.ModelProto:
+    """Points in pixels of the image, whose size is given; three masks of that size and no others, as EfficientSAM."""
+    model = tiny.decoder()
+    one, size = helper.make_node, "orig_im_size"
+    _held(
+        model,
+        mask_input=np.zeros((1, 1, LOW_RES, LOW_RES), np.float32),
+        has_mask_input=np.zeros(1, np.float32),
+        own_size=np.array([tiny.SIDE, tiny.SIDE], np.float32),
+        first=np.array([1], np.int64),
+        fourth=np.array([4], np.int64),
+        swapped=np.array([1, 0], np.int64),
+        leading=np.array([1, 3], np.int64),
+        side=np.array(tiny.SIDE, np.float32),
+    )
+    front = [
+        one("Squeeze", ["batched_point_coords", "first"], ["in_image"]),
+        one("Squeeze", ["batched_point_labels", "first"], ["labels"]),
+        one("Cast", [size], ["sizes"], to=1),
+        one("Gather", ["sizes", "swapped"], ["width_and_height"]),
+        one("Div", ["side", "width_and_height"], ["factors"]),
+        one("Mul", ["in_image", "factors"], ["coords"]),
+    ]
+    for node in model.graph.node:
+        names = {"point_coords": "coords", "point_labels": "labels", size: "own_size"}
+        node.input[:] = [names.get(name, name) for name in node.input]
+    for node in reversed(front):
+        model.graph.node.insert(0, node)
+    model.graph.node.extend(
+        [
+            one("Slice", ["low_res_masks", "first", "fourth", "first"], ["three"]),
+            one("Concat", ["leading", size], ["wanted"], axis=0),
+            one("Resize", ["three", "", "", "wanted"], ["full"], mode="linear"),
+            one("Unsqueeze", ["full", "first"], ["output_masks"]),
+            one("Slice", ["iou_predictions", "first", "fourth", "first"], ["scores"]),
+            one("Unsqueeze", ["scores", "first"], ["iou_of_three"]),
+        ]
+    )
+    prompts: list[int | str] = [1, 1, "n"]
+    _inputs(
+        model,
+        {
+            "image_embeddings": (1, [1, 16, 4, 4]),
+            "batched_point_coords": (1, [*prompts, 2]),
+            "batched_point_labels": (1, prompts),
+            size: (7, [2]),
+        },
+    )
+    _outputs(model, {"output_masks": [1, 1, 3, "h", "w"], "iou_of_three": [1, 1, 3]})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 def intermediate() -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """SAM-HQ: an encoder and a decoder with embeddings of layers, SAM's own names for the rest."""
     encoder, decoder = tiny.encoder(), tiny.decoder()
@@ -235,6 +288,34 @@ def test_high_resolution_features_and_stretched_images(folder: Path) -> None:
     assert open_session(decoder).run(None, part.sample_feed())
 
 
+def test_points_in_pixels_of_the_image(folder: Path) -> None:
+    _, decoder = _saved(folder, tiny.encoder(), in_pixels())
+    part = part_of(decoder)
+    assert part.outputs == {MASKS: "output_masks", IOU: "iou_of_three"} and part.takes_boxes
+    height, width = RGB.shape[:2]
+    embedding = (np.random.default_rng(0).standard_normal((1, 16, 4, 4)).astype(np.float32),)
+    places = np.array([[[12.0, 40.0], [50.0, 60.0]]])  # in the square
+    for labels in ([2.0, 3.0], [1.0, 1.0]):
+        feed = part.prompt(embedding, places, np.array([labels]), None, (height, width))
+        np.testing.assert_allclose(
+            feed["batched_point_coords"][0], places * [width / tiny.SIDE, height / tiny.SIDE], rtol=1e-6
+        )
+        np.testing.assert_array_equal(feed["batched_point_labels"], [[labels]])
+        np.testing.assert_array_equal(feed["orig_im_size"], [height, width])
+        masks, iou, low_res = part.answer(open_session(decoder), feed, part.answers(tiny.SIDE), (height, width))
+        plain = part_of(folder / "decoder.onnx")
+        expected = plain.answer(
+            open_session(folder / "decoder.onnx"),
+            plain.prompt(embedding, places, np.array([labels]), None, (tiny.SIDE, tiny.SIDE)),
+            plain.answers(tiny.SIDE),
+            (tiny.SIDE, tiny.SIDE),
+        )
+        np.testing.assert_allclose(iou[0, 1:], expected[1][0, 1:], atol=1e-5)
+        np.testing.assert_allclose(masks[0, 1:], bilinear(expected[2][0, 1:], height, width), atol=1e-3)
+        np.testing.assert_array_equal(low_res, bilinear(masks, LOW_RES, LOW_RES))
+        np.testing.assert_array_equal(masks[0, 0], masks[0, 1 + iou[0, 1:].argmax()])
+
+
 def test_intermediate_embeddings(folder: Path) -> None:
     encoder, decoder = _saved(folder, *intermediate())
     part = part_of(decoder)
@@ -243,11 +324,12 @@ def test_intermediate_embeddings(folder: Path) -> None:
     assert_same(answers(folder / "encoder.onnx", folder / "decoder.onnx"), answers(encoder, decoder))
 
 
-@pytest.mark.parametrize("kind", ["hugging face", "high resolution", "intermediate"])
+@pytest.mark.parametrize("kind", ["hugging face", "high resolution", "in pixels", "intermediate"])
 def test_it_is_calibrated_on_its_encoder(folder: Path, kind: str) -> None:
     pairs = {
         "hugging face": lambda: (positioned(), hugging_face()),
         "high resolution": lambda: (pyramid(), high_resolution()),
+        "in pixels": lambda: (tiny.encoder(), in_pixels()),
         "intermediate": intermediate,
     }
     encoder, decoder = _saved(folder, *pairs[kind]())

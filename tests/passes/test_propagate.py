@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from samq_onnx.passes.lift import simplify
-from samq_onnx.passes.lift.dims import Product, divided, product_of, times
+from samq_onnx.passes.lift.dims import Product, divided, parsed, product_of, sum_of, times
 from samq_onnx.runtime import open_session
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>\nagraph ({inputs}) => ({outputs})\n'
@@ -82,6 +82,72 @@ def test_products_multiply_and_divide() -> None:
     assert divided(times(3, B), 2) is None and divided(B, C) is None and divided(B, None) is None
     assert divided(B, B) == 1 and str(times(times(2, C), B)) == "2*b*c"
     assert times(Product(1 << 61, ("b",)), 4) is None  # nothing grows without end
+
+
+def test_sums_have_names_that_read_back() -> None:
+    total = sum_of([B, 2, times(3, C), 4])
+    assert str(total) == "(3*c+b+6)" and total == sum_of([6, times(3, C), B])
+    assert sum_of([1, 2]) == 3 and sum_of([B, 0]) == B and sum_of([B, None]) is None
+    for size in (B, times(2, times(B, C)), times(5, total), times(total, B)):
+        assert parsed(str(size)) == size
+    assert sum_of([Product(1, ("a" * 300,)), 1]) is None  # nothing grows without end
+
+
+SIZED = {
+    "sums": ("Concat <axis = 1> (x, x, other)", "(t+t+u)"),
+    "padding": ("Pad (x, amounts)", "(t+3)"),
+    "filling": ("ConstantOfShape (dims)", "t"),
+    "broadcasting": ("Expand (one, dims)", "t"),
+    "counting": ("Range (zero, count, step)", "t"),
+    "repeating": ("Tile (x, repeats)", "2*t"),
+}
+TAKEN_APART = """{
+ first = Constant <value = int64 {1}> ()
+ zero = Constant <value = int64 {0}> ()
+ step = Constant <value = int64 {1}> ()
+ amounts = Constant <value = int64[4] {0, 1, 0, 2}> ()
+ repeats = Constant <value = int64[2] {1, 2}> ()
+ one = Constant <value = float[1, 1] {2.0}> ()
+ dims = Shape (x)
+ count = Gather (dims, first)
+ made = MADE
+ y = Neg (made)
+}"""
+
+
+@pytest.mark.parametrize("case", list(SIZED))
+def test_shapes_made_of_shapes_are_told(case: str) -> None:
+    made, wanted = SIZED[case]
+    body = TAKEN_APART.replace("MADE", made)
+    inputs = "float[3, t] x" + (", float[3, u] other" if case == "sums" else "")
+    feed = _x(3, 5) | ({"other": np.ones((3, 2), np.float32)} if case == "sums" else {})
+    outputs = "float y" if case != "counting" else "int64[n] y"
+    simple = _same(_model(body, inputs, outputs), feed)
+    node = next(node for node in simple.graph if node.op_type == made.split(" ")[0])
+    assert str(node.outputs[0].shape[-1]) == wanted
+
+
+def test_a_number_that_is_put_at_one_place_of_zeros_is_followed() -> None:
+    """As exporters repeat a batch: along the first of three axes, as often as another input has entries."""
+    body = """{
+     place = Constant <value = int64[1] {0}> ()
+     depth = Constant <value = int64 {3}> ()
+     zero = Constant <value = int64 {0}> ()
+     flat = Constant <value = int64[1] {-1}> ()
+     unit = Constant <value = int64[1] {1}> ()
+     dims = Shape (other)
+     count = Gather (dims, zero)
+     many = Reshape (count, flat)
+     values = Concat <axis = 0> (unit, many)
+     hot = OneHot (place, depth, values)
+     repeats = Reshape (hot, flat)
+     tiled = Tile (x, repeats)
+     y = Neg (tiled)
+    }"""
+    inputs = "float[1, 4, 2] x, float[n, 4] other"
+    simple = _same(_model(body, inputs), _x(1, 4, 2) | {"other": np.ones((3, 4), np.float32)})
+    (tile,) = (node for node in simple.graph if node.op_type == "Tile")
+    assert [str(dim) for dim in tile.outputs[0].shape] == ["n", "4", "2"]
 
 
 @pytest.mark.parametrize("inputs", ["float[n, 6, 32] x", "float[n, t, 32] x", "float[2, t, 32] x"])

@@ -53,6 +53,8 @@ class RepairAttention(Step):
         assert site.q is not None and site.k is not None and site.v is not None
         if any(one.linear.node.op_type == "Conv" or not one.linear.output.name for one in (site.q, site.k, site.v)):
             return "a convolution makes its operands"
+        if any(one.pooled for one in (site.q, site.k, site.v)):
+            return "its operands are pooled"
         return private_to_attention(work.lifted, site, self.operand)
 
     def _sites(self, work: Work) -> list[AttentionSite]:

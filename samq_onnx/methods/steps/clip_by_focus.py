@@ -212,6 +212,8 @@ def _sites(work: Work, report: Report) -> list[_Site]:
 def _refusal(site: AttentionSite) -> str | None:
     if site.q is None or site.k is None or "Conv" in (site.q.linear.node.op_type, site.k.linear.node.op_type):
         return "the linears that make q and k are not known"
+    if site.q.pooled or site.k.pooled:
+        return "its operands are pooled"
     return "one linear makes q and k" if site.q.linear.node is site.k.linear.node else None
 
 

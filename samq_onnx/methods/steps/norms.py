@@ -15,7 +15,7 @@ from samq_onnx.methods.step import Step, Work
 from samq_onnx.passes.fold import NormReaders, fold_norm_affine, norm_readers
 from samq_onnx.passes.graph import constant
 from samq_onnx.passes.lift import Linear, Norm
-from samq_onnx.passes.lift.trace import VIEW_OPS
+from samq_onnx.passes.lift.views import VIEW_OPS
 from samq_onnx.passes.report import Report
 
 __all__ = ["ScaleNorms", "input_rows"]

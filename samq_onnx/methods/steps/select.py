@@ -8,7 +8,7 @@ import onnx_ir as ir
 from samq_onnx.families import Role
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.passes.lift import Lifted, Linear
-from samq_onnx.passes.lift.trace import VIEW_OPS
+from samq_onnx.passes.lift.views import VIEW_OPS
 from samq_onnx.passes.report import Report
 
 __all__ = ["Select"]
