@@ -32,7 +32,7 @@ $(VENV)/.base: $(SOURCES) | $(VENV)/bin/pip
 	touch $@
 
 $(VENV)/.dev: $(SOURCES) | $(VENV)/bin/pip
-	$(BIN)/pip $(PIP_INSTALL) $(TORCH) torchvision==0.28.0 -e '.[eval,export,dev]'
+	$(BIN)/pip $(PIP_INSTALL) $(TORCH) torchvision==0.28.0 -e '.[eval,export,families,dev]'
 	touch $(VENV)/.base $@
 
 demo: $(VENV)/.base
