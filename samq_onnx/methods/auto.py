@@ -40,6 +40,7 @@ SITE_PROMPTS = 6  # that its sites are tried on
 NARROW = 5  # bits, up to which an encoder's loss is worth learning; a decoder also learns to live with its encoder's
 UNITS = recipe_of("block", 20_000, 0.5, 1)
 LEARN = KeepBetter({"learned as a whole": [Reconstruct()], "learned by units": [LearnUnits(UNITS)]})
+LEARN_MASKS = KeepBetter({"learned as a whole": [Reconstruct()]})  # errors of a decoder's units are those of background
 
 
 @method("auto", paper="this package; rotation after QuaRot (Ashkboos et al. 2024), GPTQ (Frantar et al. 2023)")
@@ -47,8 +48,8 @@ LEARN = KeepBetter({"learned as a whole": [Reconstruct()], "learned by units": [
 class Auto(Method):
     """Exact folds and ranges that measure best, row-relative post-softmax codes, GPTQ, and few sites left in float.
 
-    Where the user gives minutes, and torch is there, it also learns, in two ways, and keeps what is best on images that
-    nothing was learned from.
+    Where the user gives minutes, and torch is there, it also learns, an encoder in two ways, and keeps what is best on
+    images that nothing was learned from.
     """
 
     decoder_bits: int = parameter(
@@ -91,4 +92,4 @@ class Auto(Method):
         folds: dict[str, list[Step]] = {"as it is": [], "balanced operands": [BalanceOperands()]}
         spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=SITE_PROMPTS)]
         best = BestOf("folds", folds, [ways[OBSERVERS[0]]], inputs=TRIAL_PROMPTS)
-        return [*KEYS, best, BestCodes(ways, inputs=tried), *spare, LEARN]
+        return [*KEYS, best, BestCodes(ways, inputs=tried), *spare, LEARN_MASKS]

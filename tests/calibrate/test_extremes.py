@@ -16,6 +16,7 @@ import pytest
 from samq_onnx.calibrate.statistics import AttentionRows, TensorStats
 from samq_onnx.errors import UserError
 from samq_onnx.methods import METHODS
+from samq_onnx.methods.steps.reconstruct import WORSE
 from samq_onnx.observers import SITE_OBSERVERS, TENSOR_OBSERVERS, WEIGHT_OBSERVERS
 from samq_onnx.observers.row import row_errors
 from samq_onnx.observers.weight import weight_scales
@@ -100,12 +101,13 @@ def _quantized(model: onnx.ModelProto, images: list[np.ndarray], method: str, bi
 
 
 def _refused(outcome: Outcome) -> list[str]:
-    """What steps and passes did not do, but what they say of small products on purpose."""
-    return [line for report in outcome.reports for line in report.refused]
+    """What steps and passes did not do, but for learning where there was nothing to win."""
+    return [line for report in outcome.reports for line in report.refused if not line.endswith(WORSE)]
 
 
 def _reconstructed(outcome: Outcome) -> bool:
-    return any(report.name == "reconstruction" and report.done for report in outcome.reports)
+    """Whether it was learned to the end, kept or not."""
+    return any(report.name == "reconstruction" and report.facts for report in outcome.reports)
 
 
 def _images(tokens: int = 6, seed: int = 1, count: int = 2) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -99,8 +100,13 @@ def test_weights_beyond_the_limit_go_to_one_file_beside(
 def test_a_file_that_differs_from_pytorch_is_not_left(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    only_decoder = job._parts
-    monkeypatch.setattr(job, "_parts", lambda sam, batched: only_decoder(sam, batched)[1:])
+    read = job._read
+
+    def only_decoder(*arguments: Any) -> Any:
+        *others, parts = read(*arguments)
+        return *others, parts[1:]
+
+    monkeypatch.setattr(job, "_read", only_decoder)
     monkeypatch.setattr(job, "trace", lambda _, path: shutil.copy(exported.folder / "decoder.onnx", path))
     monkeypatch.setattr(parity, "TOLERANCE", 0.0)
     assert main(["--model-type", "nano", "-o", str(tmp_path)]) == 2

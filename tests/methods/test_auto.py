@@ -100,7 +100,8 @@ def test_given_minutes_it_keeps_the_best_of_learning_and_not(tiny_sam: Path, mon
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(4)]
     parts = samq_onnx.quantize(tiny_sam, images, bits="w4a4", minutes=60, settings={"decoder_float": "0"}).parts
-    for part in parts.values():
+    for name, part in parts.items():
         learning = next(report for report in part.reports if report.name == "learning")
-        assert set(learning.facts) == {"as it is", "learned as a whole", "learned by units"}
+        by_units = {"learned by units"} if name == "encoder" else set()
+        assert set(learning.facts) == {"as it is", "learned as a whole"} | by_units
         assert learning.done == [min(learning.facts, key=lambda one: learning.facts[one])]

@@ -56,20 +56,26 @@ def _block(folder: Path, changes: dict[str, str]) -> Path:
         ({"GIVEN": ", float[1, 300, 8] n"}, ["norms that give codes at n0: stays float: something else reads it"]),
         ({"GIVEN": ", float[1, 300, 8] d"}, ["fusion at y4: the addition stays apart from its linear: something else"]),
         ({"OTHER": "row"}, ["fusion at y4: the addition stays apart from its linear: the other summand broadcasts"]),
-        ({"SHAPE": "A, B, 8"}, ["fusion at y4: the addition stays apart from its linear: shapes are not known"]),
+        ({"SHAPE": "A, B, 8"}, []),
+        (
+            {"SHAPE": "A, B, 8", "FURTHER": ", float[C, D, 8] z", "OTHER": "z"},
+            ["fusion at y4: the addition stays apart from its linear: the other summand broadcasts"],
+        ),
         ({"SHAPE": "1, 20, 8", "GIVEN": ", float[1, 20, 8] n, float[1, 20, 16] g"}, []),  # few rows
         (
             {"FURTHER": ", int64[R] s", "BETWEEN": "t = Reshape (n, s)", "INPUT": "t"},
             ["linears at u2: stays QDQ: the number of its rows is not known", "linears at d4: stays QDQ: the number"],
         ),
     ],
-    ids=["none", "gelu given", "linear given", "norm given", "product given", "row", "unknown", "few", "no rank"],
+    ids=["none", "gelu given", "linear given", "norm given", "product given", "row", "free", "freely", "few", "rank"],
 )
 def test_losses_are_told(tmp_path: Path, changes: dict[str, str], told: list[str]) -> None:
     path = _block(tmp_path, changes)
     rows = 20 if changes.get("SHAPE", "").startswith("1, 20") else 300
     feed = {"x": np.random.default_rng(1).standard_normal((1, rows, 8)).astype(np.float32)}
-    if "FURTHER" in changes:
+    if changes.get("OTHER") == "z":
+        feed["z"] = feed["x"]
+    if "BETWEEN" in changes:
         feed["s"] = np.array([1, 300, 8], np.int64)
     lowered = quantized(path, [feed])
     assert len(lowered.refused) == len(told)
