@@ -117,10 +117,11 @@ def folder_of(path: Path, config: object, weights: str | None = "model.safetenso
     [
         ({"model_type": "bert"}, "model.safetensors", "its model_type is bert; wanted is sam, sam_hq, sam2"),
         ([], "model.safetensors", "its model_type is None"),
+        ({"model_type": ["sam"]}, "model.safetensors", "its model_type is ['sam']; wanted is sam"),
         ({"model_type": "sam"}, "pytorch_model.bin", "no model.safetensors; save the model"),
         ({"model_type": "sam"}, None, "no model.safetensors"),
     ],
-    ids=["another model", "no object", "a pickle", "no weights"],
+    ids=["another model", "no object", "no name", "a pickle", "no weights"],
 )
 def test_folders_that_are_refused(
     config: object, weights: str | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
