@@ -394,10 +394,14 @@ def execute(
         UserError: unusable model, images or statistics, or a goal that cannot be met.
     """
     if goal is not None:
+        if effort is not None and effort.minutes is not None:
+            raise UserError("minutes bound one run, and a budget or a loss takes several; leave out --minutes")
         sources = {name: source / PARTS[name] if source.is_dir() else source for name in parts_of(source)}
 
         def once(chosen: Order, images: Calibration) -> Result:
-            return execute(chosen, source, images, encoder=encoder, stats=stats, say=lambda line: None)
+            return execute(
+                chosen, source, images, encoder=encoder, stats=stats, effort=effort, say=lambda line: None
+            )  # fmt: skip
 
         return meet(goal, order, sources, calibration, encoder, once, say)
     effort = effort or Effort()

@@ -130,9 +130,10 @@ def _told(model: ir.Model, name: str, shape: list[int] | None) -> ir.Model | Non
 
 
 def _finest_grid(probe: ir.Model | None) -> int | None:
-    """Side of the smallest square map [N, C, G, G] that a model gives out, of those that are known."""
+    """Side of the smallest square map [N, C, G, G] that a model gives out, of those that are known; one cell is what
+    pooling makes of any image."""
     if probe is None:
         return None
     maps = [list(value.shape) for value in probe.graph.outputs if value.shape is not None and len(value.shape) == 4]
-    sides = [side for _, _, height, side in maps if isinstance(side, int) and height == side]
+    sides = [side for _, _, height, side in maps if isinstance(side, int) and height == side > 1]
     return min(sides, default=None)
