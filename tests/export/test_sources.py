@@ -143,6 +143,14 @@ def test_what_a_folder_leaves_nobody_to_say(
     assert f"leave out {more[0]}" in refused(["--checkpoint", str(folder), *more], tmp_path, capsys)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_report_replaces_nothing_of_a_folder(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of(tmp_path / "model", {"model_type": "sam"})
+    before = (folder / name).read_bytes()
+    line = refused(["--checkpoint", str(folder), "--json", str(folder / name)], tmp_path, capsys)
+    assert "would replace an input" in line and (folder / name).read_bytes() == before
+
+
 def test_a_folder_needs_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
