@@ -414,6 +414,7 @@ def execute(
         if isinstance(calibration, ArrayFolder):
             raise UserError(f"{source}: is a folder; arrays calibrate one file, give encoder.onnx or decoder.onnx")
         SamPredictor(files[0], files[1], order.hints)  # refuses what does not fit together
+        check_float(load_model(files[1]), files[1])  # before hours go into its encoder
         made_from = [*map(run.hash_of, files), run.images_hash]
         run.pair = pair_hash({"made_from": made_from, "recipe": order.recipe(), "version": version("samq_onnx")})
     if stats is not None:
