@@ -14,7 +14,7 @@ from samq_onnx import assets, data, images
 from samq_onnx.data import Calibration
 from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
-from samq_onnx.families.layout import Layout, Side, layout_of, side_of
+from samq_onnx.families.layout import PATCH, Layout, Side, layout_of, side_of, takes_side
 from samq_onnx.families.part import Part, Role, Signature
 from samq_onnx.families.pixels import Pixels, find_pixels
 from samq_onnx.families.ports import Port, fit, is_features
@@ -111,8 +111,11 @@ def _size(signature: Signature, port: Port, layout: Layout, model: ir.Model | No
         told = side_of(model, port.name, layout) if model is not None else None
     if wanted is None or (told is not None and told.pixels == wanted):
         return told
-    if told is not None and (told.stretched or told.pixels in fixed):
-        raise UserError(f"{signature.where}: takes images of {told.pixels} pixels; leave out --input-size {wanted}")
+    if told is not None:
+        free = not fixed and not told.stretched
+        # a network that pools its last map to one size takes other images, too
+        if model is None or not (free and takes_side(model, port.name, layout, wanted, told.pixels // PATCH)):
+            raise UserError(f"{signature.where}: takes images of {told.pixels} pixels; leave out --input-size {wanted}")
     return Side(wanted, False)
 
 
