@@ -25,8 +25,9 @@ from samq_onnx.export.parts import SAM_OUTPUTS, Tensors, decoder_of, encoder_of
 from samq_onnx.export.reference import image_of
 from samq_onnx.export.sam2 import sam2_parts
 from samq_onnx.export.sam_hq import HQ_EMBEDDINGS
+from samq_onnx.families.hints import LARGEST
 
-__all__ = ["CLASSES", "Folder", "read_folder"]
+__all__ = ["CLASSES", "Folder", "folder_files", "read_folder"]
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -40,10 +41,12 @@ class Folder:
     """A model out of a folder.
 
     Attributes:
+        where: names it in messages.
         model_type: as its configuration names it.
         model: in evaluation mode, without gradients, float32.
     """
 
+    where: str
     model_type: str
     model: Any
 
@@ -53,9 +56,22 @@ class Folder:
         return int(self.model.config.prompt_encoder_config.image_size)
 
     def parts(self) -> list[Part]:
-        """The files that it becomes."""
-        if CLASSES[self.model_type] == "Sam2Model":
-            return self._sam2_parts()
+        """The files that it becomes.
+
+        Raises:
+            UserError: the sizes of its configuration do not go together.
+        """
+        if not 1 <= self.image_size <= LARGEST:
+            raise UserError(f"{self.where}: its image_size is {self.image_size}; wanted is 1 to {LARGEST}")
+        try:
+            return self._sam2_parts() if CLASSES[self.model_type] == "Sam2Model" else self._sam_parts()
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:  # of torch, as the model runs
+            raise UserError(
+                f"{self.where}: the model does not run at its image_size {self.image_size} ({shortened(error)}); "
+                "save it again"
+            ) from error
+
+    def _sam_parts(self) -> list[Part]:
         high_quality = self.model_type == "sam_hq"
         names = HQ_EMBEDDINGS if high_quality else HQ_EMBEDDINGS[:1]
         encoder, side = Encoder(self.model, high_quality), self.image_size
@@ -88,16 +104,21 @@ class Folder:
         return sam2_parts(encoder, Sam2Decoder(self.model), side, reference, feeds, repeats=True)
 
 
+def folder_files(folder: Path) -> list[Path]:
+    """All that may be read of a folder: configurations, and weights with their index."""
+    return sorted(file for suffix in ("json", "safetensors") for file in folder.glob(f"*.{suffix}"))
+
+
 def read_folder(folder: Path) -> Folder:
     """The model of a folder.
 
     Raises:
-        UserError: no configuration, one of another model, no weights in safetensors or not all of them, values that are
-            not finite, or the package is not installed.
+        UserError: no configuration, one of another model, no weights in safetensors, not all of them or more, values
+            that are not finite, or the package is not installed.
     """
     config = read_document(folder / CONFIG, "give a folder as transformers saves a model")
     model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type not in CLASSES:
+    if not isinstance(model_type, str) or model_type not in CLASSES:
         raise UserError(f"{folder / CONFIG}: its model_type is {brief(model_type)}; wanted is {', '.join(CLASSES)}")
     if not any((folder / name).is_file() for name in WEIGHTS):
         raise UserError(f"{folder}: no {WEIGHTS[0]}; save the model with safe_serialization=True")
@@ -113,6 +134,7 @@ def read_folder(folder: Path) -> Folder:
                 trust_remote_code=False,
                 dtype=torch.float32,
                 attn_implementation="eager",
+                ignore_mismatched_sizes=True,  # they are told, and refused below
                 output_loading_info=True,
             )
     except Exception as error:  # whatever transformers raises of a configuration or of weights
@@ -123,10 +145,15 @@ def read_folder(folder: Path) -> Folder:
             f"{folder}: its weights lack {len(absent)} tensors or have them in another shape, the first is "
             f"{brief(absent[0])}; save it again"
         )
+    if unknown := sorted(found["unexpected_keys"]):
+        raise UserError(
+            f"{folder}: its configuration does not know {len(unknown)} tensors of its weights, the first is "
+            f"{brief(unknown[0])}; save it again"
+        )
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(f"{folder}: its {brief(name)} holds values that are not finite; use undamaged weights")
-    return Folder(model_type, model.requires_grad_(False).eval())
+    return Folder(str(folder), model_type, model.requires_grad_(False).eval())
 
 
 @contextlib.contextmanager

@@ -394,10 +394,14 @@ def execute(
         UserError: unusable model, images or statistics, or a goal that cannot be met.
     """
     if goal is not None:
+        if effort is not None and effort.minutes is not None:
+            raise UserError("minutes bound one run, and a budget or a loss takes several; leave out --minutes")
         sources = {name: source / PARTS[name] if source.is_dir() else source for name in parts_of(source)}
 
         def once(chosen: Order, images: Calibration) -> Result:
-            return execute(chosen, source, images, encoder=encoder, stats=stats, say=lambda line: None)
+            return execute(
+                chosen, source, images, encoder=encoder, stats=stats, effort=effort, say=lambda line: None
+            )  # fmt: skip
 
         return meet(goal, order, sources, calibration, encoder, once, say)
     effort = effort or Effort()
@@ -410,6 +414,7 @@ def execute(
         if isinstance(calibration, ArrayFolder):
             raise UserError(f"{source}: is a folder; arrays calibrate one file, give encoder.onnx or decoder.onnx")
         SamPredictor(files[0], files[1], order.hints)  # refuses what does not fit together
+        check_float(load_model(files[1]), files[1])  # before hours go into its encoder
         made_from = [*map(run.hash_of, files), run.images_hash]
         run.pair = pair_hash({"made_from": made_from, "recipe": order.recipe(), "version": version("samq_onnx")})
     if stats is not None:

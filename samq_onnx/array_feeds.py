@@ -21,7 +21,7 @@ from samq_onnx.feeds import Feed, Feeds
 from samq_onnx.intake import Intake
 from samq_onnx.samples import Sample
 
-__all__ = ["ArrayFeeds", "ArrayFolder"]
+__all__ = ["SUFFIX", "ArrayFeeds", "ArrayFolder"]
 
 SUFFIX = ".npz"
 LARGEST = 4 << 30  # bytes that a file may unpack to

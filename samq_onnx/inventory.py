@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from samq_onnx import data
+from samq_onnx.array_feeds import SUFFIX
 from samq_onnx.errors import UserError
 from samq_onnx.external import data_name
 from samq_onnx.files import resolved
@@ -20,7 +21,7 @@ def check_files(reads: Iterable[Path | None], writes: Iterable[Path | None]) -> 
     """Refuse outputs that would replace an input or each other, or be the folder of one another.
 
     Args:
-        reads: models, whose external data are read too; folders of images, whose images and annotations are; other
+        reads: models, whose external data are read too; folders, whose images and annotations are, or arrays; other
             files. None is nothing.
         writes: files. None is nothing.
 
@@ -41,10 +42,11 @@ def check_files(reads: Iterable[Path | None], writes: Iterable[Path | None]) -> 
 
 def _files(path: Path) -> list[Path]:
     """What is read with it; what cannot be read is told by who reads it."""
+    arrays = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else []
     try:
-        return data.files(path) if path.is_dir() else model_files(path)
+        return [*arrays, *(data.files(path) if path.is_dir() else model_files(path))]
     except (UserError, OSError):
-        return [path]
+        return [path, *arrays]
 
 
 def _identity(path: Path) -> tuple[int, int] | Path:

@@ -98,6 +98,17 @@ def test_no_command_replaces_what_it_reads(
         assert _state(folder) == before
 
 
+def test_arrays_are_read_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "feeds").mkdir()
+    arrays = folder / "feeds" / "a.npz"
+    arrays.write_bytes(b"arrays")
+    words = [str(folder / "encoder.onnx"), "--feeds", str(arrays.parent), "-o", str(folder / "made.onnx")]
+    for option in ("--json", "--plan-out", "--stats"):
+        assert quantize.main([*words, option, str(arrays)]) == 2
+        assert "would replace an input" in capsys.readouterr().err
+        assert arrays.read_bytes() == b"arrays"
+
+
 def test_a_model_may_replace_an_older_one(folder: Path) -> None:
     shutil.copy(folder / "encoder.onnx", folder / "old.onnx")
     check_files([folder / "encoder.onnx"], [folder / "old.onnx"])

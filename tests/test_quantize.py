@@ -182,6 +182,19 @@ def test_every_method_makes_a_model_that_runs(
     assert relative_error(run_model(nano / "encoder.onnx", encoder_feed), run_model(output, encoder_feed)) < 0.17
 
 
+def test_a_quantized_decoder_is_refused_before_its_encoder_is_quantized(
+    tiny_sam: Path, calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_sam, tmp_path / "mixed")
+    decoder = onnx.load(tmp_path / "mixed" / "decoder.onnx")
+    decoder.metadata_props.add(key="samq_onnx.recipe", value="{}")
+    onnx.save(decoder, tmp_path / "mixed" / "decoder.onnx")
+    words = [str(tmp_path / "mixed"), "-o", str(tmp_path / "out"), "--calib", str(calibration), "--method", "minmax"]
+    assert quantize.main(words) == 2
+    told = capsys.readouterr()
+    assert "decoder.onnx: is already quantized" in told.err and not told.out
+
+
 def test_a_quantized_model_is_refused(
     quantized, calibration: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # type: ignore[no-untyped-def]

@@ -14,7 +14,7 @@ from samq_onnx import assets, data, images
 from samq_onnx.data import Calibration
 from samq_onnx.encoder import Encoder
 from samq_onnx.errors import UserError
-from samq_onnx.families.layout import Layout, Side, layout_of, side_of
+from samq_onnx.families.layout import PATCH, Layout, Side, layout_of, side_of, takes_side
 from samq_onnx.families.part import Part, Role, Signature
 from samq_onnx.families.pixels import Pixels, find_pixels
 from samq_onnx.families.ports import Port, fit, is_features
@@ -47,7 +47,7 @@ class ImageInput:
         """The only input of a file if it is an image of numbers, [N, 3, S, S] or in another order of axes, else None.
 
         The graph tells what pixels it wants, if hints do not; they are SAM's usual ones if there is none. Sides that
-        are free are those that hints say, or that make the map that the model gives out.
+        are free are those that make the map that the model gives out, or that hints say.
 
         Raises:
             UserError: a size that its sides are not.
@@ -101,15 +101,22 @@ def _is_pyramid(outputs: Sequence[Port]) -> bool:
 
 def _size(signature: Signature, port: Port, layout: Layout, model: ir.Model | None) -> Side | None:
     """The square that a file takes, None if its sides differ or nothing tells them."""
-    sides = {side for side in layout.sides(port) if side is not None}
+    fixed = {side for side in layout.sides(port) if side is not None}
     wanted = signature.hints.size
-    if len(sides) > 1:
+    if len(fixed) > 1:
         return None
-    if wanted is not None and sides - {wanted}:
-        raise UserError(f"{signature.where}: takes images of {sides.pop()} pixels; leave out --input-size {wanted}")
-    if sides or wanted is not None:
-        return Side(wanted if wanted is not None else sides.pop(), False)
-    return side_of(model, port.name, layout) if model is not None else None
+    if fixed:
+        told: Side | None = Side(min(fixed), False)
+    else:
+        told = side_of(model, port.name, layout) if model is not None else None
+    if wanted is None or (told is not None and told.pixels == wanted):
+        return told
+    if told is not None:
+        free = not fixed and not told.stretched
+        # a network that pools its last map to one size takes other images, too
+        if model is None or not (free and takes_side(model, port.name, layout, wanted, told.pixels // PATCH)):
+            raise UserError(f"{signature.where}: takes images of {told.pixels} pixels; leave out --input-size {wanted}")
+    return Side(wanted, False)
 
 
 class ImagePart(Part):

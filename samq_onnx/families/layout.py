@@ -17,7 +17,7 @@ from samq_onnx.ops import DOMAIN
 from samq_onnx.passes.aside import defaults_aside
 from samq_onnx.passes.lift.propagate import propagate
 
-__all__ = ["PATCH", "Layout", "Side", "layout_of", "refuse_free_sides", "side_of"]
+__all__ = ["PATCH", "Layout", "Side", "layout_of", "refuse_free_sides", "side_of", "takes_side"]
 
 CHANNELS = 3
 PATCH = 16  # pixels of the image that a cell of an embedding stands for, along each side
@@ -90,10 +90,15 @@ def side_of(model: ir.Model, name: str, layout: Layout) -> Side | None:
     if probe is None or grid is None:
         return None
     pixels = PATCH * grid
-    shape = {"N": 1, "C": CHANNELS, "H": pixels, "W": pixels}
-    if _finest_grid(_told(model, name, [shape[axis] for axis in layout.value])) != grid:
+    if not takes_side(model, name, layout, pixels, grid):
         return None
     return Side(pixels, any(_stretches(node, pixels) for node in probe.graph))
+
+
+def takes_side(model: ir.Model, name: str, layout: Layout, pixels: int, grid: int) -> bool:
+    """Whether a model makes a smallest map of ``grid`` cells a side of an image of so many pixels."""
+    shape = {"N": 1, "C": CHANNELS, "H": pixels, "W": pixels}
+    return _finest_grid(_told(model, name, [shape[axis] for axis in layout.value])) == grid
 
 
 def _stretches(node: ir.Node, pixels: int) -> bool:
@@ -130,9 +135,10 @@ def _told(model: ir.Model, name: str, shape: list[int] | None) -> ir.Model | Non
 
 
 def _finest_grid(probe: ir.Model | None) -> int | None:
-    """Side of the smallest square map [N, C, G, G] that a model gives out, of those that are known."""
+    """Side of the smallest square map [N, C, G, G] that a model gives out, of those that are known; one cell is what
+    pooling makes of any image."""
     if probe is None:
         return None
     maps = [list(value.shape) for value in probe.graph.outputs if value.shape is not None and len(value.shape) == 4]
-    sides = [side for _, _, height, side in maps if isinstance(side, int) and height == side]
+    sides = [side for _, _, height, side in maps if isinstance(side, int) and height == side > 1]
     return min(sides, default=None)

@@ -17,6 +17,7 @@ __all__ = ["CACHE_GB", "DEVICES", "Clock", "Effort", "Kept"]
 
 DEVICES = ("auto", "cpu", "cuda")
 CACHE_GB = 2.0
+MOST_MINUTES = 60 * 24 * 365
 
 
 class Kept(Protocol):
@@ -63,10 +64,10 @@ class Effort:
         """What words say; minutes count from now.
 
         Raises:
-            UserError: numbers that are not above 0, or no such device.
+            UserError: numbers that are not above 0, more than a year, or no such device.
         """
-        if minutes is not None and not 0 < minutes < math.inf:
-            raise UserError(f"{minutes:g} minutes; wanted a number above 0")
+        if minutes is not None and not 0 < minutes <= MOST_MINUTES:
+            raise UserError(f"{minutes:g} minutes; wanted a number above 0 and at most {MOST_MINUTES}")
         if not 0 <= cache_gb < math.inf:
             raise UserError(f"a cache of {cache_gb:g} GB; wanted 0 or more")
         if device not in DEVICES:

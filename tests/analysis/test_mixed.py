@@ -122,6 +122,8 @@ def test_goals_that_cannot_be_are_refused(
         samq_onnx.quantize(encoder, four_images, budget_mb=1.0, max_loss=1.0)
     with pytest.raises(UserError, match="strict is one width"):
         samq_onnx.quantize(encoder, four_images, budget_mb=1.0, strict=True)
+    with pytest.raises(UserError, match="leave out --minutes"):
+        samq_onnx.quantize(encoder, four_images, method="adaround", budget_mb=1.0, minutes=1.0)
     for wrong in (0, -1.0, float("nan"), True, "1"):
         with pytest.raises(UserError, match="wanted a number above 0"):
             samq_onnx.quantize(encoder, four_images, budget_mb=wrong)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,39 @@ def hugging_face(tmp_path: Path) -> Callable[[str], Source]:
 @pytest.mark.parametrize("kind", ["Sam", "SamHQ", "Sam2"])
 def test_hugging_face(kind: str, hugging_face: Callable[[str], Source], tmp_path: Path, bundled: Path) -> None:
     from_checkpoint_to_masks(hugging_face(kind), tmp_path, bundled)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "value", "reason"),
+    [
+        ("Sam", ("vision_config", "num_hidden_layers"), 2, "does not know 14 tensors of its weights"),
+        ("Sam", ("mask_decoder_config", "num_hidden_layers"), 1, "does not know 36 tensors of its weights"),
+        ("Sam", ("vision_config", "num_hidden_layers"), 4, "its weights lack 14 tensors"),
+        ("Sam", ("vision_config", "patch_size"), 8, "its weights lack 4 tensors or have them in another shape"),
+        ("Sam", ("prompt_encoder_config", "image_size"), 2 * SIDE, "does not run at its image_size 128"),
+        ("Sam", ("prompt_encoder_config", "image_size"), 10**7, "its image_size is 10000000; wanted is 1 to"),
+        ("Sam2", ("vision_config", "backbone_feature_sizes"), [[32, 32], [8, 8], [4, 4]], "does not run at its image_"),
+    ],
+    ids=["fewer layers", "fewer decoder layers", "more layers", "patches", "side", "huge side", "maps"],
+)
+def test_a_configuration_of_other_weights(
+    kind: str,
+    place: tuple[str, str],
+    value: object,
+    reason: str,
+    hugging_face: Callable[[str], Source],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A model of fewer layers would run, and be another one."""
+    file = hugging_face(kind).path / "config.json"
+    config = json.loads(file.read_text())
+    config[place[0]][place[1]] = value
+    file.write_text(json.dumps(config))
+    capsys.readouterr()
+    assert main(["--checkpoint", str(file.parent), "-o", str(tmp_path / "out")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and reason in lines[0] and not (tmp_path / "out").exists()
 
 
 def test_a_vision_encoder_of_any_batch(hugging_face: Callable[[str], Source], tmp_path: Path, bundled: Path) -> None:

@@ -117,10 +117,11 @@ def folder_of(path: Path, config: object, weights: str | None = "model.safetenso
     [
         ({"model_type": "bert"}, "model.safetensors", "its model_type is bert; wanted is sam, sam_hq, sam2"),
         ([], "model.safetensors", "its model_type is None"),
+        ({"model_type": ["sam"]}, "model.safetensors", "its model_type is ['sam']; wanted is sam"),
         ({"model_type": "sam"}, "pytorch_model.bin", "no model.safetensors; save the model"),
         ({"model_type": "sam"}, None, "no model.safetensors"),
     ],
-    ids=["another model", "no object", "a pickle", "no weights"],
+    ids=["another model", "no object", "no name", "a pickle", "no weights"],
 )
 def test_folders_that_are_refused(
     config: object, weights: str | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -140,6 +141,14 @@ def test_what_a_folder_leaves_nobody_to_say(
 ) -> None:
     folder = folder_of(tmp_path / "model", {"model_type": "sam"})
     assert f"leave out {more[0]}" in refused(["--checkpoint", str(folder), *more], tmp_path, capsys)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_report_replaces_nothing_of_a_folder(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = folder_of(tmp_path / "model", {"model_type": "sam"})
+    before = (folder / name).read_bytes()
+    line = refused(["--checkpoint", str(folder), "--json", str(folder / name)], tmp_path, capsys)
+    assert "would replace an input" in line and (folder / name).read_bytes() == before
 
 
 def test_a_folder_needs_transformers(

@@ -138,10 +138,41 @@ def test_an_encoder_that_brings_images_to_its_square_gets_stretched_ones(folder:
     assert image.size == SIDE and image.stretched
     np.testing.assert_array_equal(image.feed(RGB)["image"], images.stretch(RGB, SIDE))
     assert quantizes(folder / "other.onnx")
+    assert Encoder(folder / "other.onnx", Hints(SIDE)).image == image  # what is said changes nothing
+    with pytest.raises(UserError, match=f"takes images of {SIDE} pixels; leave out --input-size {2 * SIDE}"):
+        Encoder(folder / "other.onnx", Hints(2 * SIDE))
     _free_sides(model := tiny.encoder())
     onnx.save(model, folder / "padded.onnx")
     image = Encoder(folder / "padded.onnx").image  # positions tell its size, and nothing stretches
     assert image.size == SIDE and not image.stretched
+    with pytest.raises(UserError, match=f"takes images of {SIDE} pixels; leave out --input-size {2 * SIDE}"):
+        Encoder(folder / "padded.onnx", Hints(2 * SIDE))
+
+
+POOLED = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[1, 3, h, w] image) => (float[1, 8, 1, 1] y) { c = Conv (image, weight)
+  y = GlobalAveragePool (c) }"""
+
+
+def test_a_map_of_one_size_made_of_any_image(folder: Path) -> None:
+    """Pooled to two by two cells, whatever the image: what is said counts."""
+    text = POOLED.replace("1, 8, 1, 1", "1, 8, 2, 2").replace(
+        "GlobalAveragePool (c)", 'Resize <mode = "linear"> (c,,, s)'
+    )
+    model = onnx.parser.parse_model(text)
+    _constant(model, "weight", np.ones((8, 3, 3, 3), np.float32))
+    _constant(model, "s", np.array([1, 8, 2, 2]))
+    onnx.save(model, folder / "pooled.onnx")
+    assert Encoder(folder / "pooled.onnx", Hints(SIDE)).image.size == SIDE
+
+
+def test_one_cell_tells_no_size(folder: Path) -> None:
+    model = onnx.parser.parse_model(POOLED)
+    _constant(model, "weight", np.ones((8, 3, 3, 3), np.float32))
+    onnx.save(model, folder / "pooled.onnx")
+    with pytest.raises(UserError, match="give --input-size SIDE"):
+        Encoder(folder / "pooled.onnx")
+    assert Encoder(folder / "pooled.onnx", Hints(SIDE)).image.size == SIDE
 
 
 CONVOLUTION = """<ir_version: 8, opset_import: ["" : 17]>

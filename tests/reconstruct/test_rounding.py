@@ -79,7 +79,7 @@ def test_phases_share_the_iterations_of_a_unit() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [(0.0, 1.0, "cpu"), (float("nan"), 1.0, "cpu"), (1.0, -1.0, "cpu"), (1.0, 1.0, "tpu")]
+    "words", [(0.0, 1.0, "cpu"), (float("nan"), 1.0, "cpu"), (1e307, 1.0, "cpu"), (1.0, -1.0, "cpu"), (1.0, 1.0, "tpu")]
 )
 def test_efforts_that_cannot_be_are_refused(words: tuple[float, float, str]) -> None:
     with pytest.raises(UserError, match=r"wanted|choose"):
