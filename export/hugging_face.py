@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,15 +146,21 @@ def read_folder(folder: Path) -> Folder:
             f"{folder}: its weights lack {len(absent)} tensors or have them in another shape, the first is "
             f"{brief(absent[0])}; save it again"
         )
-    if unknown := sorted(found["unexpected_keys"]):
+    known = {_of_any_layer(name) for name in model.state_dict()}
+    if further := sorted(name for name in found["unexpected_keys"] if _of_any_layer(name) in known):
         raise UserError(
-            f"{folder}: its configuration does not know {len(unknown)} tensors of its weights, the first is "
-            f"{brief(unknown[0])}; save it again"
+            f"{folder}: its weights have more layers than its configuration, {len(further)} tensors, the first is "
+            f"{brief(further[0])}; save it again"
         )
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise UserError(f"{folder}: its {brief(name)} holds values that are not finite; use undamaged weights")
     return Folder(str(folder), model_type, model.requires_grad_(False).eval())
+
+
+def _of_any_layer(name: str) -> str:
+    """The name of a tensor without the number of its layer; buffers of other versions stay unlike all others."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name)
 
 
 @contextlib.contextmanager
