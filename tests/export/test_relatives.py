@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,6 +92,14 @@ def from_checkpoint_to_masks(source: Source, folder: Path, bundled: Path) -> lis
         assert all(value is None or value > 12 for value in found["output_sqnr_db"].values()), found["output_sqnr_db"]
     assert agreement(masks_of(quantized), wanted) > 0.9
     return wanted
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """What packages initialise is the same in every run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 @pytest.fixture(scope="module")
