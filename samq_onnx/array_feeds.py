@@ -74,7 +74,6 @@ class ArrayFeeds(Feeds):
 
     def __init__(self, folder: ArrayFolder, ports: tuple[Port, ...]) -> None:
         self.samples, self._ports = folder.samples, ports
-        self.places = range(len(self.samples))
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from samq_onnx.families.decoder import DecoderPart
     from samq_onnx.families.image import ImageInput
 
-__all__ = ["DecoderFeeds", "EncoderFeeds", "Feed", "Feeds", "Selection", "WholeFeeds", "prompts_of"]
+__all__ = ["DecoderFeeds", "EncoderFeeds", "Feed", "Feeds", "Selection", "WholeFeeds", "places_of", "prompts_of"]
 
 PROMPTS_PER_IMAGE = 8  # instances; each gives one box prompt and one point prompt
 PROMPTS_WITH_IMAGE = 2  # where each prompt takes a run of the encoder
@@ -30,13 +30,7 @@ Feed: TypeAlias = Mapping[str, np.ndarray]
 
 
 class _Made(Sequence[Feed]):
-    """A sequence of feeds made on access by `_make`.
-
-    Attributes:
-        places: number of the image that each is made of.
-    """
-
-    places: Sequence[int]
+    """A sequence of feeds made on access by `_make`."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -64,7 +58,7 @@ class Selection(_Made):
 
     def __init__(self, whole: Sequence[Feed], indices: Sequence[int]) -> None:
         self._whole, self._indices = whole, indices
-        places = getattr(whole, "places", range(len(whole)))
+        places = places_of(whole)
         self.places = [places[index] for index in indices]
 
     def __len__(self) -> int:
@@ -92,7 +86,6 @@ class EncoderFeeds(Feeds):
     def __init__(self, calibration: Calibration, image: ImageInput) -> None:
         self.samples = fitting(calibration.images, image.size, calibration.intake)
         self._image, self._intake = image, calibration.intake
-        self.places = range(len(self.samples))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -165,6 +158,12 @@ class WholeFeeds(Feeds):
         scaled = self._image.coords(coords, sample.height, sample.width)
         feed = self._decoder.prompt((), scaled[None], labels[None], None, (sample.height, sample.width))
         return feed | self._image.feed(sample.load(self._intake))
+
+
+def places_of(feeds: Sequence[Feed]) -> Sequence[int]:
+    """Number of the image that each of them is made of: its own, where nothing else is said."""
+    found: Sequence[int] = getattr(feeds, "places", range(len(feeds)))
+    return found
 
 
 def prompts_of(sample: Sample, intake: Intake, boxes: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:

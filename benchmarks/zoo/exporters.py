@@ -26,17 +26,7 @@ Exporter = Callable[[File, Path], None]
 
 def torchscript(file: File, path: Path, opset: int = OPSET, free: dict[str, dict[int, str]] | None = None) -> None:
     """PyTorch's former exporter."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            copy.deepcopy(file.module),
-            tuple(file.sample.values()),
-            str(path),
-            dynamo=False,
-            opset_version=opset,
-            dynamic_axes=file.free if free is None else free,
-            **_names(file),
-        )
+    _written(file, path, dynamo=False, opset_version=opset, dynamic_axes=file.free if free is None else free)
 
 
 def dynamo(file: File, path: Path) -> None:
@@ -46,23 +36,17 @@ def dynamo(file: File, path: Path) -> None:
         for name, tensor in file.sample.items()
     }
     shapes = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in free.values())
+    dynamic = (shapes,) if isinstance(file.module, Called) else shapes
+    _written(file, path, dynamo=True, external_data=False, optimize=True, verbose=False, dynamic_shapes=dynamic)
+
+
+def _written(file: File, path: Path, **options: Any) -> None:
+    names = {"input_names": list(file.sample), "output_names": list(file.outputs)}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            copy.deepcopy(file.module),
-            tuple(file.sample.values()),
-            str(path),
-            dynamo=True,
-            external_data=False,
-            optimize=True,
-            verbose=False,
-            dynamic_shapes=(shapes,) if isinstance(file.module, Called) else shapes,
-            **_names(file),
-        )
-
-
-def _names(file: File) -> dict[str, Any]:
-    return {"input_names": list(file.sample), "output_names": list(file.outputs)}
+            copy.deepcopy(file.module), tuple(file.sample.values()), str(path), **names, **options
+        )  # fmt: skip
 
 
 def old_opset(file: File, path: Path) -> None:

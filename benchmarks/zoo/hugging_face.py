@@ -30,10 +30,16 @@ def _sam_model(kind: str, attention: str) -> nn.Module:
         "num_pos_feats": WIDTH // 2,
         "mlp_dim": 96,
     }
+    decoder = SMALL_DECODER | ({"vit_dim": 48} if kind == "sam_hq" else {})
+    return _made(transformers, prefix, vision, decoder, attention)
+
+
+def _made(transformers: Any, prefix: str, vision: Any, decoder: dict[str, Any], attention: str) -> nn.Module:
+    """A model of an encoder's configuration and a decoder's."""
     config = getattr(transformers, f"{prefix}Config")(
         vision_config=vision,
         prompt_encoder_config={"hidden_size": WIDTH, "image_size": SIDE, "mask_input_channels": 8},
-        mask_decoder_config=SMALL_DECODER | ({"vit_dim": 48} if kind == "sam_hq" else {}),
+        mask_decoder_config=decoder,
     )
     config._attn_implementation = attention
     return randomised(getattr(transformers, f"{prefix}Model")(config))
@@ -139,13 +145,7 @@ def _sam2_model(attention: str) -> nn.Module:
         backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
         fpn_hidden_size=WIDTH,
     )
-    config = transformers.Sam2Config(
-        vision_config=vision,
-        prompt_encoder_config={"hidden_size": WIDTH, "image_size": SIDE, "mask_input_channels": 8},
-        mask_decoder_config=SMALL_DECODER,
-    )
-    config._attn_implementation = attention
-    return randomised(transformers.Sam2Model(config))
+    return _made(transformers, "Sam2", vision, SMALL_DECODER, attention)
 
 
 def sam2(attention: str) -> list[File]:
@@ -168,13 +168,7 @@ def edge_tam(attention: str) -> list[File]:
         backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
         fpn_hidden_size=WIDTH,
     )
-    config = transformers.EdgeTamConfig(
-        vision_config=vision,
-        prompt_encoder_config={"hidden_size": WIDTH, "image_size": SIDE, "mask_input_channels": 8},
-        mask_decoder_config=SMALL_DECODER,
-    )
-    config._attn_implementation = attention
-    return _with_features(randomised(transformers.EdgeTamModel(config)))
+    return _with_features(_made(transformers, "EdgeTam", vision, SMALL_DECODER, attention))
 
 
 def _with_features(model: nn.Module) -> list[File]:

@@ -93,9 +93,10 @@ class Effort:
 
     def told(self, label: str) -> str | None:
         """`over`, which is said on stderr too."""
-        if self.over is not None:
-            write_line(f"{label}: {self.over}")
-        return self.over
+        over = self.over
+        if over is not None:
+            write_line(f"{label}: {over}")
+        return over
 
     @property
     def cache_bytes(self) -> float:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from samq_onnx.analysis.judge import OutputJudge
 from samq_onnx.calibrate.stream import run
 from samq_onnx.families import Role
-from samq_onnx.feeds import Selection
+from samq_onnx.feeds import Selection, places_of
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.methods.steps.reconstruct import may_learn
 from samq_onnx.methods.steps.trial import Outputs, loss_of
@@ -87,7 +87,7 @@ class KeepBetter(Step):
 
 def _halves(work: Work) -> tuple[list[int], list[int]]:
     """Indices of inputs that are learned from, and of those that are judged; none of one image in both."""
-    places = getattr(work.feeds, "places", range(len(work.feeds)))
+    places = places_of(work.feeds)
     held = [index for index, place in enumerate(places) if place % EVERY == EVERY - 1]
     seen = [index for index, place in enumerate(places) if place % EVERY != EVERY - 1]
     most = PROMPTS if work.part.role is Role.DECODER else IMAGES

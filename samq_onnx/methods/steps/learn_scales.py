@@ -11,10 +11,9 @@ import numpy as np
 
 from samq_onnx.codes import WeightCodes
 from samq_onnx.methods.step import Step, Work
-from samq_onnx.methods.steps.reconstruct import WORSE, may_learn
+from samq_onnx.methods.steps.reconstruct import learn_whole, may_learn
 from samq_onnx.passes.fold import fold_norm_affine, norm_readers
 from samq_onnx.passes.report import Report
-from samq_onnx.reconstruct.reconstruction import NotReconstructable
 
 __all__ = ["LearnScales"]
 
@@ -40,7 +39,7 @@ class LearnScales(Step):
             return report
         from samq_onnx.reconstruct.grouped import GroupedAffine, attach
         from samq_onnx.reconstruct.simulate import Simulation, Twins
-        from samq_onnx.reconstruct.trainer import Learns, reconstruct
+        from samq_onnx.reconstruct.trainer import Learns
 
         norms = {norm.name: norm for norm in work.lifted.norms}
         affine: dict[str, GroupedAffine] = {}
@@ -66,20 +65,7 @@ class LearnScales(Step):
             report.done, report.refused = folded.done, folded.refused
 
         learns = Learns(groups, Twins(free=False), self.iterations, first, self.name, fold)
-        try:
-            found = reconstruct(
-                work.lifted, work.plan, work.part, work.feeds, work.float_feeds(),
-                label=work.label, learns=learns, effort=work.effort, kept=work.kept,
-            )  # fmt: skip
-        except NotReconstructable as reason:
-            report.refuse(work.label, str(reason))
-            return report
-        if found.better:
-            report.done.insert(0, work.label)
-        else:
-            report.refuse(work.label, WORSE)
-        report.facts = dataclasses.asdict(found)
-        return report
+        return learn_whole(work, report, learns)
 
 
 def _one_scale(codes: WeightCodes) -> WeightCodes:
