@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,12 +76,12 @@ def softmaxes(path: Path) -> int:
     return sum(node.op_type == "Softmax" for node in onnx.load(path).graph.node)
 
 
-def from_checkpoint_to_masks(source: Source, folder: Path, bundled: Path) -> list[np.ndarray]:
+def from_checkpoint_to_masks(source: Source, folder: Path, calibration: Path) -> list[np.ndarray]:
     """Export, masks of a point and a box, and the same quantized; the masks of the float files."""
     made, quantized = folder / "float", folder / "quantized"
     assert main(["--checkpoint", str(source.path), "-o", str(made)]) == 0
     wanted = masks_of(made)
-    result = samq_onnx.quantize(made, bundled, method="minmax")
+    result = samq_onnx.quantize(made, calibration, method="minmax")
     result.save(quantized)
     for name in ("encoder", "decoder"):
         assert sum(result.parts[name].sites.values()) == softmaxes(made / f"{name}.onnx")
@@ -100,15 +99,6 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-
-
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with two of the bundled calibration images."""
-    folder = tmp_path_factory.mktemp("bundled")
-    for image in data.image_paths(assets.calibration_images())[:2]:
-        shutil.copy(image, folder)
-    return folder
 
 
 @pytest.fixture
@@ -159,8 +149,8 @@ def hugging_face(tmp_path: Path) -> Callable[[str], Source]:
 
 
 @pytest.mark.parametrize("kind", ["Sam", "SamHQ", "Sam2"])
-def test_hugging_face(kind: str, hugging_face: Callable[[str], Source], tmp_path: Path, bundled: Path) -> None:
-    from_checkpoint_to_masks(hugging_face(kind), tmp_path, bundled)
+def test_hugging_face(kind: str, hugging_face: Callable[[str], Source], tmp_path: Path, calibration: Path) -> None:
+    from_checkpoint_to_masks(hugging_face(kind), tmp_path, calibration)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +196,9 @@ def test_a_buffer_of_another_version_is_left(hugging_face: Callable[[str], Sourc
     assert read_folder(folder).model_type == "sam"
 
 
-def test_a_vision_encoder_of_any_batch(hugging_face: Callable[[str], Source], tmp_path: Path, bundled: Path) -> None:
+def test_a_vision_encoder_of_any_batch(
+    hugging_face: Callable[[str], Source], tmp_path: Path, calibration: Path
+) -> None:
     """As others export it: pixel_values in, and the number of images is open."""
     path = tmp_path / "vision_encoder.onnx"
     with torch.no_grad():
@@ -220,7 +212,7 @@ def test_a_vision_encoder_of_any_batch(hugging_face: Callable[[str], Source], tm
             opset_version=17,
             dynamo=False,
         )
-    result = samq_onnx.quantize(path, bundled, method="minmax")
+    result = samq_onnx.quantize(path, calibration, method="minmax")
     assert result.parts["model"].sites == {"encoder_global": 1, "encoder_window": 2}
 
 
@@ -242,7 +234,7 @@ def saved(model: Any, path: Path) -> Source:
     return Source(path, model)
 
 
-def test_sam_hq(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundled: Path) -> None:
+def test_sam_hq(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, calibration: Path) -> None:
     import_torchvision()
     package = pytest.importorskip("segment_anything_hq")
     modeling = package.modeling
@@ -265,13 +257,13 @@ def test_sam_hq(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundled: Path) 
 
     monkeypatch.setitem(package.sam_model_registry, "vit_b", build)
     source = saved(randomised(build()), tmp_path / "hq.pth")
-    masks = from_checkpoint_to_masks(source, tmp_path, bundled)
+    masks = from_checkpoint_to_masks(source, tmp_path, calibration)
     point, box = of_predictor(package.SamPredictor(source.model))
     assert agreement([box], masks[1:]) > CLOSE
     assert max(agreement([point], [one[None]]) for one in masks[0]) > CLOSE  # its own has chosen
 
 
-def test_mobile_sam(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundled: Path) -> None:
+def test_mobile_sam(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, calibration: Path) -> None:
     """Narrow, but at 1024 px, which its encoder is written for."""
     import_torchvision()
     package = pytest.importorskip("mobile_sam")
@@ -293,11 +285,11 @@ def test_mobile_sam(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundled: Pa
 
     monkeypatch.setitem(package.sam_model_registry, "vit_t", build)
     source = saved(randomised(build()), tmp_path / "mobile_sam.pt")
-    masks = from_checkpoint_to_masks(source, tmp_path, bundled)
+    masks = from_checkpoint_to_masks(source, tmp_path, calibration)
     assert agreement(of_predictor(package.SamPredictor(source.model)), masks) > CLOSE
 
 
-def test_sam2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundled: Path) -> None:
+def test_sam2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, calibration: Path) -> None:
     package = pytest.importorskip("sam2.build_sam")
     trunk = "++model.image_encoder.trunk."
     small = [
@@ -313,7 +305,7 @@ def test_sam2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundled: Path) ->
     model = randomised(build("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu", apply_postprocessing=False))
     torch.save({"model": model.state_dict()}, tmp_path / "sam2.pt")
     monkeypatch.setattr(package, "build_sam2", build)
-    masks = from_checkpoint_to_masks(Source(tmp_path / "sam2.pt", model), tmp_path, bundled)
+    masks = from_checkpoint_to_masks(Source(tmp_path / "sam2.pt", model), tmp_path, calibration)
     predictor = pytest.importorskip("sam2.sam2_image_predictor").SAM2ImagePredictor(model, mask_threshold=0.0)
     predictor._bb_feat_sizes = [(32, 32), (16, 16), (8, 8)]  # it knows those of 1024 px alone
     assert agreement(of_predictor(predictor), masks) > CLOSE

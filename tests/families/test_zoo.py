@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 
 import samq_onnx
-from samq_onnx import assets, data
 from samq_onnx.models import load_model
 from samq_onnx.passes.lift import lift
 from samq_onnx.passes.normal import normalise
@@ -45,18 +43,9 @@ def zoo() -> Iterator[ModuleType]:
             yield importlib.import_module("zoo")
 
 
-@pytest.fixture(scope="module")
-def two_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two bundled images: ranges of noise would not do for the image that verification takes."""
-    folder = tmp_path_factory.mktemp("two")
-    for path in data.image_paths(assets.calibration_images())[:2]:
-        shutil.copy(path, folder)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", list(CASES))
-def test_a_family_is_quantized(family: str, zoo: ModuleType, folder: Path, two_images: Path) -> None:
+def test_a_family_is_quantized(family: str, zoo: ModuleType, folder: Path, calibration: Path) -> None:
     package, encoder, decoder, untraced = CASES[family]
     pytest.importorskip(package)
     made = folder / "made"
@@ -72,7 +61,7 @@ def test_a_family_is_quantized(family: str, zoo: ModuleType, folder: Path, two_i
             found += len(sites)
             traced += sum(part is not None for site in sites for part in (site.q, site.k, site.v, site.out))
     assert found == encoder + decoder and traced == 4 * found - untraced
-    result = samq_onnx.quantize(made if decoder else made / "encoder.onnx", two_images, method="minmax")
+    result = samq_onnx.quantize(made if decoder else made / "encoder.onnx", calibration, method="minmax")
     assert sum(len(part.plan.attentions) for part in result.parts.values()) == found
     for name, part in result.parts.items():
         part.save(folder / f"{name}_quantized.onnx")
