@@ -11,7 +11,6 @@ from samq_onnx import assets
 from samq_onnx.command import command_parser, main_guard, output_path
 from samq_onnx.errors import UserError
 from samq_onnx.export import export_sam
-from samq_onnx.export.hugging_face import folder_files
 from samq_onnx.files import check_writable, write_report
 from samq_onnx.inventory import check_files
 
@@ -46,12 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--model-type {arguments.model_type} needs --checkpoint FILE; only nano is bundled")
         checkpoint = assets.nano_checkpoint()
     made = [arguments.output / name for name in ("encoder.onnx", "decoder.onnx", "decoder_batched.onnx")]
-    check_files([checkpoint, *folder_files(checkpoint)], [arguments.json, *made])
+    check_files([checkpoint, *_files_of(checkpoint)], [arguments.json, *made])
     report = export_sam(checkpoint, arguments.model_type, arguments.output, arguments.batched)
     for file in report["files"].values():
         print(file["path"])
     write_report(arguments.json, report, f"the models are in {arguments.output}")
     return 0
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """All that may be read of a folder: configurations, and weights with their index."""
+    return sorted(file for suffix in ("json", "safetensors") for file in folder.glob(f"*.{suffix}"))
 
 
 if __name__ == "__main__":

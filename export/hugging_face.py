@@ -28,7 +28,7 @@ from samq_onnx.export.sam2 import sam2_parts
 from samq_onnx.export.sam_hq import HQ_EMBEDDINGS
 from samq_onnx.families.hints import LARGEST
 
-__all__ = ["CLASSES", "Folder", "folder_files", "read_folder"]
+__all__ = ["CLASSES", "Folder", "read_folder"]
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -103,11 +103,6 @@ class Folder:
 
         feeds = prompts(side, self.model.prompt_encoder.mask_input_size[0], padded_boxes=True)
         return sam2_parts(encoder, Sam2Decoder(self.model), side, reference, feeds, repeats=True)
-
-
-def folder_files(folder: Path) -> list[Path]:
-    """All that may be read of a folder: configurations, and weights with their index."""
-    return sorted(file for suffix in ("json", "safetensors") for file in folder.glob(f"*.{suffix}"))
 
 
 def read_folder(folder: Path) -> Folder:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,21 @@ def test_half_precision_becomes_single(tmp_path: Path, sam: Sam) -> None:
     read = read_state_dict(tmp_path / "model.pth")
     assert {tensor.dtype for tensor in read.values()} == {torch.float32}
     assert build("nano", read, "file").image_encoder.img_size == 512
+
+
+def test_without_the_packages_the_command_says_what_to_install(tmp_path: Path) -> None:
+    """As after an installation without the extra: they cannot be imported."""
+    code = (
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *more: None if name == 'torchvision' else find(name, *more)\n"
+        "sys.modules['torchvision'] = sys.modules['segment_anything'] = None\n"
+        "from samq_onnx.export.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "--checkpoint", str(tmp_path / "none.pth"), "-o", str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.strip().splitlines()
+    assert "torchvision" in line and line.endswith("run: pip install samq_onnx[export]")
+    assert not list(tmp_path.iterdir())

@@ -34,7 +34,7 @@ from samq_onnx.reconstruct.fake_quant import (
     FakeQuantWeight,
     fake_quant_probabilities,
 )
-from samq_onnx.reconstruct.objectives import objective_of
+from samq_onnx.reconstruct.objectives import objective_of, relative_error
 from samq_onnx.reconstruct.reconstruction import NotReconstructable
 from samq_onnx.reconstruct.simulate import Simulation
 from samq_onnx.runtime import open_session
@@ -106,6 +106,29 @@ def test_learning_brings_the_masks_nearer_to_float(
     assert found.inputs == len(feeds)
     assert found.loss_after < 0.85 * found.loss_before
     assert 1 - _overlap(wanted, _lowered(work, feeds[0])) < 0.75 * (1 - before)
+
+
+def test_a_decoder_also_learns_from_what_its_layers_give(
+    feeds: list[Mapping[str, np.ndarray]], decoder: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing else counts, the tokens and the image behind both layers come nearer to float."""
+    objective = objective_of(decoder, load_model(assets.nano_dir() / "decoder.onnx"))
+    assert objective.inside > 0
+    alone = dataclasses.replace(objective, epochs=30, inside=1.0, loss=lambda made, wanted: 0.0 * made[0].sum())
+    monkeypatch.setattr(trainer, "objective_of", lambda part, model: alone)
+    errors: list[float] = []
+
+    def noted(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        error = relative_error(made, wanted)
+        errors.append(error.item())
+        return error
+
+    monkeypatch.setattr(trainer, "relative_error", noted)
+    work = _planned("w4a4", feeds, decoder)
+    trainer.reconstruct(work.lifted, work.plan, decoder, feeds, feeds, label="decoder")
+    of_inputs = np.array(errors).reshape(-1, 4).sum(axis=1)
+    assert len(of_inputs) >= 30 * len(feeds)
+    assert of_inputs[-len(feeds) :].mean() < 0.9 * of_inputs[: len(feeds)].mean()
 
 
 def test_a_decoder_whose_outputs_are_not_known_is_refused(
