@@ -58,7 +58,7 @@ PARTS = {"encoder": ENCODER, "decoder": DECODER}  # of a folder
 ALONE = "model"  # name of a file's plan
 FLOAT_HASH = "samq_onnx.float_model.sha256"
 CALIBRATION_HASH = "samq_onnx.calibration.sha256"
-ENCODER_SHARE = 0.6  # of the time for both parts, without what a decoder takes before it learns
+ENCODER_SHARE = 0.4  # of the time for both parts, without what a decoder takes before it learns
 DECODER_FIRST = 120  # that, at most, in units of what it takes to prepare it
 ONE_FILE_LIMIT = 1_900_000_000  # bytes of weights; a protobuf holds less than 2 GiB
 

@@ -26,9 +26,11 @@ class ActivationCache:
         self._folder, self._memory = folder, memory
         self._held: dict[str, torch.Tensor | Path] = {}
         self._names: list[list[str]] = []
+        self.shapes: list[tuple[tuple[int, ...], ...]] = []  # of the tensors of each feed
 
     def update(self, *arrays: np.ndarray) -> None:
         self._names.append([self._keep(array) for array in arrays])
+        self.shapes.append(tuple(array.shape for array in arrays))
 
     def _keep(self, array: np.ndarray) -> str:
         shape = "x".join(map(str, array.shape))
@@ -56,3 +58,4 @@ class ActivationCache:
                 one.unlink(missing_ok=True)
         self._held.clear()
         self._names.clear()
+        self.shapes.clear()

@@ -56,7 +56,8 @@ def descend(
             if limited:
                 torch.nn.utils.clip_grad_norm_(limited, largest)
             optimizer.step()
-            if not math.isfinite(losses[-1]) or not all(one.isfinite().all() for group in groups for one in group):
+            length = torch.nn.utils.get_total_norm([one.detach() for group in groups for one in group])
+            if not math.isfinite(losses[-1] + length.item()):
                 raise NotReconstructable("its loss or what it would learn is not finite on these calibration inputs")
             optimizer.zero_grad()
             before = int(position)

@@ -28,33 +28,33 @@ class _Uniform(torch.autograd.Function):
     """(clamp(round(x / scale) + zero, low, high) - zero) * scale, as QuantizeLinear rounds, for whole ``zero``."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, low: int, high: int) -> Any:
-        exact = x / scale
-        codes = (exact.round() + zero).clamp_(low, high)
-        exact += zero
-        inside = (exact >= low - 0.5) & (exact <= high + 0.5)
-        codes -= zero
-        ctx.save_for_backward(inside, torch.where(inside, codes - exact + zero, codes), scale, zero)
-        return codes * scale
+    def forward(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        return (x / scale).round_().add_(zero).clamp_(low, high).sub_(zero).mul_(scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+        x, scale, zero, ctx.low, ctx.high = inputs
+        ctx.save_for_backward(x, scale, zero, output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (gradient,) = gradients
-        inside, by_scale, scale, zero = ctx.saved_tensors
+        x, scale, zero, made = ctx.saved_tensors
+        exact = x / scale + zero
+        inside = (exact >= ctx.low - 0.5) & (exact <= ctx.high + 0.5)
         passed = gradient * inside
-        to_scale = (gradient * by_scale).sum_to_size(scale.shape)
+        to_scale = (gradient * made - passed * x).sum_to_size(scale.shape) / scale
         to_zero = ((passed - gradient) * scale).sum_to_size(zero.shape)
         return passed, to_scale, to_zero, None, None
 
-
-class _Round(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.round()
+    def vmap(info: Any, places: Any, x: torch.Tensor, *codes: Any) -> tuple[torch.Tensor, int]:
+        """Of a batch of x; codes are the same for all."""
+        return _Uniform.apply(x.movedim(places[0], 0), *codes), 0
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return gradients[0]
+
+def _rounded(x: torch.Tensor) -> torch.Tensor:
+    return x + (x.round() - x).detach()
 
 
 class FakeQuantActivation(torch.nn.Module):
@@ -68,7 +68,7 @@ class FakeQuantActivation(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         top = 2**self.bits - 1
-        zero = _Round.apply(self.zero.clamp(0, top))
+        zero = _rounded(self.zero.clamp(0, top))
         return _Uniform.apply(x.float(), self.log_scale.exp(), zero, 0, top)
 
     @property

@@ -8,7 +8,10 @@ encoder while the targets come from the float one: then it also learns to live w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -39,7 +42,9 @@ ZERO_RATE = 50.0  # of a code, times that of the weights
 WARM_UP = 0.1
 LARGEST_GRADIENT = 1.0
 JUDGED = 16  # inputs that the model is judged on, before and after
-LONGER = 5  # times as often inputs are seen, where a user gives the time
+LONGER = 25  # times as often inputs are seen, where a user gives the time
+TOGETHER = {"cpu": 2e9, "cuda": 20e9}  # MACs of an input, up to which the inputs of a step are computed at once
+WIDER = 4  # times as many inputs of a step, where they are computed at once on a GPU, which costs it little
 LARGEST_WORK = 50e9  # MACs of one input; what is larger takes many hours and tens of GB without a GPU
 
 Feed = Mapping[str, np.ndarray]
@@ -110,6 +115,8 @@ def reconstruct(
         raise NotReconstructable(
             f"one input takes {simulation.work / 1e9:.0f} GMAC, gradients are affordable up to {LARGEST_WORK / 1e9:.0f}"
         )
+    if device == "cuda" and simulation.work <= TOGETHER[device]:
+        objective = dataclasses.replace(objective, batch=WIDER * objective.batch)
     epochs = objective.epochs * (1 if effort.minutes is None else LONGER)
     steps = learns.iterations or max(1, epochs * len(feeds) // objective.batch)
     unit = Unit(label, "model", tuple(simulation.outputs), tuple(simulation.nodes), tuple(simulation.inputs))
@@ -149,15 +156,35 @@ class _Training:
     device: str
     effort: Effort
 
-    def loss(self, index: int, inside: float) -> torch.Tensor:
-        """Of an input, ``inside`` the weight of the blocks in it."""
-        simulation = self.simulation
-        given = [one.to(self.device) if one.is_floating_point() else one for one in self.given[index]]
+    def __post_init__(self) -> None:
+        self._together = self.simulation.work <= TOGETHER[self.device]
+
+    def losses(self, indices: Sequence[int], inside: float) -> torch.Tensor:
+        """Of inputs of equal shapes, ``inside`` the weight of the blocks in them; small models take them at once."""
+        if self._together and len(indices) > 1:
+            given, wanted = (
+                [torch.stack(some) for some in zip(*map(take, indices), strict=True)]
+                for take in (self._given, self._wanted)
+            )
+            try:
+                made: torch.Tensor = torch.vmap(functools.partial(self._loss, inside=inside))(given, wanted)
+                return made
+            except (NotReconstructable, RuntimeError):  # something that has no version for a batch
+                self._together = False
+        return torch.stack([self._loss(self._given(index), self._wanted(index), inside) for index in indices])
+
+    def _given(self, index: int) -> list[torch.Tensor]:
+        return [one.to(self.device) if one.is_floating_point() else one for one in self.given[index]]
+
+    def _wanted(self, index: int) -> list[torch.Tensor]:
+        return [one.to(self.device) for one in self.wanted[index]]
+
+    def _loss(self, given: list[torch.Tensor], wanted: list[torch.Tensor], inside: float) -> torch.Tensor:
+        simulation, ends = self.simulation, len(self.objective.outputs)
         try:
             made = simulation(dict(zip(simulation.inputs, given, strict=True)))
         except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise NotReconstructable(f"an operator is used in a way that has no gradient here ({error})") from error
-        wanted, ends = [one.to(self.device) for one in self.wanted[index]], len(self.objective.outputs)
         errors = [relative_error(*pair) for pair in zip(made[ends:], wanted[ends:], strict=True)] if inside else []
         total: torch.Tensor = self.objective.loss(made[:ends], wanted[:ends]) + inside * sum(errors)
         return total
@@ -165,16 +192,28 @@ class _Training:
     def judge(self) -> float:
         """Mean loss on some inputs."""
         with torch.no_grad():
-            return float(np.mean([self.loss(index, 0.0).item() for index in spread(len(self.given), JUDGED)]))
+            return float(np.mean([self.losses([index], 0.0).item() for index in spread(len(self.given), JUDGED)]))
 
     def seconds(self) -> float:
         """What a step takes: the second of two."""
+        shapes = self.given.shapes
+        alike = [index for index, shape in enumerate(shapes) if shape == shapes[0]]
         for _ in range(2):
             started = self.effort.clock.now()
-            for _ in range(self.objective.batch):
-                self.loss(0, self.objective.inside).backward()  # type: ignore[no-untyped-call]
+            self._backward([*itertools.islice(itertools.cycle(alike), self.objective.batch)])
         self.simulation.zero_grad()
         return self.effort.clock.now() - started
+
+    def _backward(self, indices: Sequence[int]) -> float:
+        """Mean loss of inputs of equal shapes, whose gradients it adds."""
+        total = 0.0
+        narrow = contextlib.nullcontext() if self._together else self.effort.products()  # small ones gain nothing by it
+        for some in [indices] if self._together else [[index] for index in indices]:
+            with narrow:
+                loss = self.losses(some, self.objective.inside).sum() / len(indices)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
 
     def train(
         self, label: str, groups: Sequence[list[torch.nn.Parameter]], rates: list[float], steps: int, time: UnitTime
@@ -190,19 +229,19 @@ class _Training:
             write_line(f"{label}: the model as a whole, {steps} steps, {max(0.0, self.effort.left()):.0f} s left")
 
         def backward(step: int) -> float:
-            total = 0.0
-            for _ in range(self.objective.batch):
-                if not waiting:
-                    waiting.extend(random.permutation(len(self.given)).tolist())
-                with self.effort.products():
-                    loss = self.loss(waiting.pop(), self.objective.inside) / self.objective.batch
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.item()
-            return total
+            if not waiting:
+                waiting.extend(random.permutation(len(self.given)).tolist())
+            chosen = [waiting.pop()]
+            alike = [index for index in reversed(waiting) if self.given.shapes[index] == self.given.shapes[chosen[0]]]
+            for index in alike[: self.objective.batch - 1]:
+                waiting.remove(index)
+                chosen.append(index)
+            return self._backward(chosen)
 
         def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
             used = [rate for rate, group in zip(rates, groups, strict=True) if group]
-            return torch.optim.lr_scheduler.OneCycleLR(optimizer, used, total_steps=steps + 1, pct_start=WARM_UP)
+            rising = max(WARM_UP, 2 / (steps + 1))  # a step at least
+            return torch.optim.lr_scheduler.OneCycleLR(optimizer, used, total_steps=steps + 1, pct_start=rising)
 
         descend(
             groups, rates, schedule, steps, backward,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from samq_onnx.pipeline import Preparation, begin
 from samq_onnx.plan_file import plan_to_json
 from samq_onnx.reconstruct import trainer
 from samq_onnx.reconstruct.activation_cache import ActivationCache
+from samq_onnx.reconstruct.effort import Effort
 from samq_onnx.reconstruct.fake_quant import (
     FakeQuantActivation,
     FakeQuantHybrid,
@@ -106,6 +107,64 @@ def test_learning_brings_the_masks_nearer_to_float(
     assert found.inputs == len(feeds)
     assert found.loss_after < 0.85 * found.loss_before
     assert 1 - _overlap(wanted, _lowered(work, feeds[0])) < 0.75 * (1 - before)
+
+
+@pytest.fixture(scope="module")
+def training(
+    decoder: Part, feeds: list[Mapping[str, np.ndarray]], tmp_path_factory: pytest.TempPathFactory
+) -> trainer._Training:
+    """Of a decoder at W4A4, on two boxes."""
+    work, folder = _planned("w4a4", feeds, decoder), tmp_path_factory.mktemp("caches")
+    objective = objective_of(decoder, work.model)
+    outputs = {value.name: value for value in work.model.graph.outputs}
+    simulation = Simulation(work.lifted, work.plan, [outputs[name] for name in objective.outputs])
+    given, wanted = (
+        ActivationCache([value.name or "" for value in values], folder)
+        for values in (simulation.inputs, simulation.outputs)
+    )
+    run(work.model, feeds[::2], [given, wanted], label="inputs")
+    return trainer._Training(simulation, objective, given, wanted, "cpu", Effort())
+
+
+def _learned_from(training: trainer._Training, together: bool) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
+    """Losses of two inputs, and the gradients of their sum."""
+    training._together = together
+    losses = training.losses([0, 1], 0.0)
+    losses.sum().backward()
+    found = {name: one.grad.clone() for name, one in training.simulation.named_parameters() if one.grad is not None}
+    training.simulation.zero_grad()
+    return losses.detach().numpy(), found
+
+
+def test_inputs_computed_at_once_teach_the_same(training: trainer._Training) -> None:
+    """Sums of float32 in another order: 1e-3 of the longest gradient, as a few roundings fall elsewhere."""
+    losses, gradients = _learned_from(training, True)
+    assert training._together
+    one_by_one, wanted = _learned_from(training, False)
+    np.testing.assert_allclose(losses, one_by_one, rtol=1e-4)
+    assert gradients.keys() == wanted.keys()
+    longest = max(one.norm() for one in wanted.values())
+    for name, gradient in gradients.items():
+        assert (gradient - wanted[name]).norm() < 1e-3 * longest, name
+
+
+def test_what_has_no_version_for_a_batch_is_learned_one_by_one(
+    training: trainer._Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(made: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.tensor(made[0].sum().item())
+
+    monkeypatch.setattr(training, "objective", dataclasses.replace(training.objective, loss=refusing))
+    training._together = True
+    assert training.losses([0, 1], 0.0).shape == (2,)
+    assert not training._together
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_few_steps_are_learned_too(steps: int, feeds: list[Mapping[str, np.ndarray]], decoder: Part) -> None:
+    work = _planned("w4a4", feeds, decoder)
+    learns = trainer.Learns(iterations=steps)
+    assert trainer.reconstruct(work.lifted, work.plan, decoder, feeds, feeds, label="decoder", learns=learns)
 
 
 def test_a_decoder_also_learns_from_what_its_layers_give(
