@@ -39,7 +39,7 @@ TRIAL_PROMPTS = 16  # that alternatives for a decoder are tried on
 SITE_PROMPTS = 6  # that its sites are tried on
 NARROW = 5  # bits, up to which an encoder's loss is worth learning; a decoder also learns to live with its encoder's
 UNITS = recipe_of("block", 20_000, 0.5, 1)
-LEARN = KeepBetter({"learned as a whole": [Reconstruct()], "learned by units": [LearnUnits(UNITS)]})
+LEARN = KeepBetter({"learned by units": [LearnUnits(UNITS)]})  # as a whole, few images are learned by heart
 LEARN_MASKS = KeepBetter({"learned as a whole": [Reconstruct()]})  # errors of a decoder's units are those of background
 
 
@@ -48,8 +48,8 @@ LEARN_MASKS = KeepBetter({"learned as a whole": [Reconstruct()]})  # errors of a
 class Auto(Method):
     """Exact folds and ranges that measure best, row-relative post-softmax codes, GPTQ, and few sites left in float.
 
-    Where the user gives minutes, and torch is there, it also learns, an encoder in two ways, and keeps what is best on
-    images that nothing was learned from.
+    Where the user gives minutes, and torch is there, it also learns, an encoder by units and a decoder as a whole, and
+    keeps what is better on images that nothing was learned from.
     """
 
     decoder_bits: int = parameter(

@@ -95,13 +95,12 @@ def test_a_strict_scheme_gets_its_widths(hard_sam: Path, calibration: Path) -> N
 @pytest.mark.slow
 def test_given_minutes_it_keeps_the_best_of_learning_and_not(tiny_sam: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = LearnUnits(dataclasses.replace(auto.UNITS, iterations=10))
-    learn = {"learned as a whole": auto.LEARN.alternatives["learned as a whole"], "learned by units": [short]}
-    monkeypatch.setattr(auto, "LEARN", KeepBetter(learn))
+    monkeypatch.setattr(auto, "LEARN", KeepBetter({"learned by units": [short]}))
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(4)]
     parts = samq_onnx.quantize(tiny_sam, images, bits="w4a4", minutes=60, settings={"decoder_float": "0"}).parts
     for name, part in parts.items():
         learning = next(report for report in part.reports if report.name == "learning")
-        by_units = {"learned by units"} if name == "encoder" else set()
-        assert set(learning.facts) == {"as it is", "learned as a whole"} | by_units
+        way = "learned by units" if name == "encoder" else "learned as a whole"
+        assert set(learning.facts) == {"as it is", way}
         assert learning.done == [min(learning.facts, key=lambda one: learning.facts[one])]
