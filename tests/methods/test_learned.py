@@ -191,3 +191,11 @@ class _Mended(Step):
     def apply(self, work: Work) -> Report:
         replace_constant(work.linears[0].weight, self.weight)
         return Report(self.name, ["first"])
+
+
+@pytest.mark.parametrize(
+    ("gains", "sure"),
+    [((0.1, 0.11, 0.09), True), ((1.0, -0.9, 0.2), False), ((0.5,), True), ((0.0, 0.0), False), ((-0.2, -0.1), False)],
+)
+def test_what_is_learned_has_to_be_better_than_by_chance(gains: tuple[float, ...], sure: bool) -> None:
+    assert keep_better._surely_positive(np.array(gains)) is sure

@@ -171,7 +171,7 @@ def test_units_that_there_is_no_time_for_stay_as_they_are(tiny_sam: Path, monkey
 
 def test_a_whole_model_takes_them_too(tiny_sam: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock(monkeypatch, half_busy)
-    clock.slow(monkeypatch, trainer._Training, "loss", lambda _: 0.8)  # two in each of 48 steps
+    clock.slow(monkeypatch, trainer._Training, "_backward", lambda _: 1.6)
     work = planned(tiny_sam)
     work.effort = clock.bound
     work.run([Reconstruct()], work)
@@ -183,13 +183,13 @@ def test_alternatives_share_the_time_and_leave_some_to_judge_them(
 ) -> None:
     clock = FakeClock(monkeypatch)
     clock.slow(monkeypatch, engine._Learner, "_backward", of_unit)
-    loss_of = KeepBetter.apply.__globals__["loss_of"]
+    losses_of = KeepBetter.apply.__globals__["losses_of"]
 
-    def slow(*arguments: object) -> float:
+    def slow(*arguments: object) -> np.ndarray:
         clock.spend(6.0)
-        return loss_of(*arguments)  # type: ignore[no-any-return]
+        return losses_of(*arguments)  # type: ignore[no-any-return]
 
-    monkeypatch.setitem(KeepBetter.apply.__globals__, "loss_of", slow)
+    monkeypatch.setitem(KeepBetter.apply.__globals__, "losses_of", slow)
     work = planned(tiny_sam, images=8)
     work.effort = clock.bound
     learn = [LearnUnits(MANY)]

@@ -15,7 +15,7 @@ from samq_onnx.analysis.judge import OutputJudge
 from samq_onnx.calibrate.stream import run
 from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Feeds, Step, Work
-from samq_onnx.methods.steps.trial import Outputs, loss_of
+from samq_onnx.methods.steps.trial import Outputs, losses_of
 from samq_onnx.passes.graph import held_constants, put_back
 from samq_onnx.passes.report import Report
 from samq_onnx.sampling import spread
@@ -86,7 +86,7 @@ class BestOf(Step):
                 return known[effective]
             work.run(self.then, trial)
             model = work.model.clone()
-        known[effective] = loss_of(model, trial.plan, judge, references, judged)
+        known[effective] = float(losses_of(model, trial.plan, judge, references, judged).mean())
         return known[effective]
 
 

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.analysis.judge import OutputJudge
@@ -15,7 +16,7 @@ from samq_onnx.families import Role
 from samq_onnx.feeds import Selection, places_of
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.methods.steps.reconstruct import may_learn
-from samq_onnx.methods.steps.trial import Outputs, loss_of
+from samq_onnx.methods.steps.trial import Outputs, losses_of
 from samq_onnx.passes.graph import held_constants, put_back
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
@@ -35,8 +36,9 @@ class KeepBetter(Step):
 
     Every fourth image is held out: steps do not see it, and alternatives are judged on these alone, by the error of the
     embedding or by how little masks overlap the float ones, never by labels. What was there before competes too, and
-    wins a tie: the outcome is never worse than it on these images. The time that is left is shared evenly; where no
-    time is given, nothing is learned.
+    stays where the gain is not larger than its standard error over these inputs: they are few, and what is learned from
+    images may be better on them by chance. The time that is left is shared evenly; where no time is given, nothing is
+    learned.
 
     Args:
         alternatives: name -> steps that change the plan and weights, and no tensor of the float model.
@@ -64,7 +66,7 @@ class KeepBetter(Step):
         fed = Selection(work.feeds, held_out)
         states = {AS_IT_IS: _state(work)}
         started = work.effort.clock.now()
-        report.facts[AS_IT_IS] = loss_of(work.model.clone(), work.plan, judge, floats.arrays, fed)
+        losses = {AS_IT_IS: losses_of(work.model.clone(), work.plan, judge, floats.arrays, fed)}
         judged = work.effort.clock.now() - started
         for number, (name, steps) in enumerate(self.alternatives.items()):
             _restore(work, states[AS_IT_IS])
@@ -78,11 +80,20 @@ class KeepBetter(Step):
             )
             work.run(steps, trial)
             states[name] = _state(work)
-            report.facts[name] = loss_of(work.model.clone(), work.plan, judge, floats.arrays, fed)
+            losses[name] = losses_of(work.model.clone(), work.plan, judge, floats.arrays, fed)
+        report.facts = {name: float(each.mean()) for name, each in losses.items()}
         best = min(report.facts, key=lambda name: report.facts[name])
+        if not _surely_positive(losses[AS_IT_IS] - losses[best]):
+            best = AS_IT_IS
         _restore(work, states[best])
         report.done.append(best)
         return report
+
+
+def _surely_positive(gains: np.ndarray) -> bool:
+    """Whether the mean of gains [inputs] is larger than its standard error, which one alone does not have."""
+    error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return bool(gains.mean() > error)
 
 
 def _halves(work: Work) -> tuple[list[int], list[int]]:

@@ -16,7 +16,7 @@ from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.plan import QuantPlan
 from samq_onnx.runtime import run_session
 
-__all__ = ["Outputs", "loss_of"]
+__all__ = ["Outputs", "losses_of"]
 
 
 class Outputs:
@@ -32,10 +32,10 @@ class Outputs:
         self.arrays.append(dict(zip(self.tensors, arrays, strict=True)))
 
 
-def loss_of(
+def losses_of(
     model: ir.Model, plan: QuantPlan, judge: OutputJudge, references: Sequence[Mapping[str, np.ndarray]], feeds: Feeds
-) -> float:
-    """The mean cost of a lifted model once it is lowered, which is done in place.
+) -> np.ndarray:
+    """The cost of a lifted model on each input, float64 [inputs], once it is lowered, which is done in place.
 
     Args:
         references: outputs of the float model on each of ``feeds``.
@@ -47,4 +47,4 @@ def loss_of(
         fed = {value.name or "": feeds[index][value.name or ""] for value in model.graph.inputs}
         outputs = run_session(session, fed, "a trial", judge.outputs)
         losses.append(judge(index, reference, dict(zip(judge.outputs, outputs, strict=True))).cost)
-    return float(np.mean(losses))
+    return np.array(losses, np.float64)
