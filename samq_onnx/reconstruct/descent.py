@@ -56,8 +56,8 @@ def descend(
             if limited:
                 torch.nn.utils.clip_grad_norm_(limited, largest)
             optimizer.step()
-            length = torch.nn.utils.get_total_norm([one.detach() for group in groups for one in group])
-            if not math.isfinite(losses[-1] + length.item()):
+            largest_one = torch.nn.utils.get_total_norm([one.detach() for group in groups for one in group], math.inf)
+            if not math.isfinite(losses[-1] + largest_one.item()):
                 raise NotReconstructable("its loss or what it would learn is not finite on these calibration inputs")
             optimizer.zero_grad()
             before = int(position)

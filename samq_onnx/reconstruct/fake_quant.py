@@ -43,7 +43,7 @@ class _Uniform(torch.autograd.Function):
         exact = x / scale + zero
         inside = (exact >= ctx.low - 0.5) & (exact <= ctx.high + 0.5)
         passed = gradient * inside
-        to_scale = (gradient * made - passed * x).sum_to_size(scale.shape) / scale
+        to_scale = (gradient * torch.where(inside, made - x, made)).sum_to_size(scale.shape) / scale
         to_zero = ((passed - gradient) * scale).sum_to_size(zero.shape)
         return passed, to_scale, to_zero, None, None
 

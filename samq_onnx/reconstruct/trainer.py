@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -115,10 +114,10 @@ def reconstruct(
         raise NotReconstructable(
             f"one input takes {simulation.work / 1e9:.0f} GMAC, gradients are affordable up to {LARGEST_WORK / 1e9:.0f}"
         )
-    if device == "cuda" and simulation.work <= TOGETHER[device]:
-        objective = dataclasses.replace(objective, batch=WIDER * objective.batch)
     epochs = objective.epochs * (1 if effort.minutes is None else LONGER)
     steps = learns.iterations or max(1, epochs * len(feeds) // objective.batch)
+    if device == "cuda" and simulation.work <= TOGETHER[device]:
+        objective = dataclasses.replace(objective, batch=min(WIDER * objective.batch, max(objective.batch, len(feeds))))
     unit = Unit(label, "model", tuple(simulation.outputs), tuple(simulation.nodes), tuple(simulation.inputs))
     key = digest(lifted, plan, label, learns.name, steps, len(feeds), effort.minutes)
     learned = Learned(key, unit, plan, lifted)
@@ -160,18 +159,15 @@ class _Training:
         self._together = self.simulation.work <= TOGETHER[self.device]
 
     def losses(self, indices: Sequence[int], inside: float) -> torch.Tensor:
-        """Of inputs of equal shapes, ``inside`` the weight of the blocks in them; small models take them at once."""
-        if self._together and len(indices) > 1:
-            given, wanted = (
-                [torch.stack(some) for some in zip(*map(take, indices), strict=True)]
-                for take in (self._given, self._wanted)
-            )
-            try:
-                made: torch.Tensor = torch.vmap(functools.partial(self._loss, inside=inside))(given, wanted)
-                return made
-            except (NotReconstructable, RuntimeError):  # something that has no version for a batch
-                self._together = False
-        return torch.stack([self._loss(self._given(index), self._wanted(index), inside) for index in indices])
+        """Of inputs of equal shapes, ``inside`` the weight of the blocks in them."""
+        if len(indices) == 1:
+            return self._loss(self._given(indices[0]), self._wanted(indices[0]), inside)[None]
+        given, wanted = (
+            [torch.stack(some) for some in zip(*map(take, indices), strict=True)]
+            for take in (self._given, self._wanted)
+        )
+        made: torch.Tensor = torch.vmap(functools.partial(self._loss, inside=inside))(given, wanted)
+        return made
 
     def _given(self, index: int) -> list[torch.Tensor]:
         return [one.to(self.device) if one.is_floating_point() else one for one in self.given[index]]
@@ -196,21 +192,35 @@ class _Training:
 
     def seconds(self) -> float:
         """What a step takes: the second of two."""
-        shapes = self.given.shapes
-        alike = [index for index, shape in enumerate(shapes) if shape == shapes[0]]
         for _ in range(2):
             started = self.effort.clock.now()
-            self._backward([*itertools.islice(itertools.cycle(alike), self.objective.batch)])
-        self.simulation.zero_grad()
+            self.backward([index % len(self.given) for index in range(self.objective.batch)])
+            self.simulation.zero_grad()
         return self.effort.clock.now() - started
 
-    def _backward(self, indices: Sequence[int]) -> float:
-        """Mean loss of inputs of equal shapes, whose gradients it adds."""
-        total = 0.0
-        narrow = contextlib.nullcontext() if self._together else self.effort.products()  # small ones gain nothing by it
-        for some in [indices] if self._together else [[index] for index in indices]:
+    def backward(self, indices: Sequence[int]) -> float:
+        """Mean loss of inputs, whose gradients are there then; those of equal shapes are computed at once."""
+        if self._together:
+            alike: dict[object, list[int]] = {}
+            for index in indices:
+                alike.setdefault(self.given.shapes[index], []).append(index)
+            try:
+                return self._backward(
+                    list(alike.values()), contextlib.nullcontext()
+                )  # small ones gain nothing by bfloat16
+            except (
+                NotReconstructable,
+                RuntimeError,
+            ):  # something has no version for a batch, or it needs too much memory
+                self._together = False
+                self.simulation.zero_grad()
+        return self._backward([[index] for index in indices], self.effort.products())
+
+    def _backward(self, groups: Sequence[Sequence[int]], narrow: contextlib.AbstractContextManager[object]) -> float:
+        total, count = 0.0, sum(map(len, groups))
+        for group in groups:
             with narrow:
-                loss = self.losses(some, self.objective.inside).sum() / len(indices)
+                loss = self.losses(group, self.objective.inside).sum() / count
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         return total
@@ -229,14 +239,9 @@ class _Training:
             write_line(f"{label}: the model as a whole, {steps} steps, {max(0.0, self.effort.left()):.0f} s left")
 
         def backward(step: int) -> float:
-            if not waiting:
-                waiting.extend(random.permutation(len(self.given)).tolist())
-            chosen = [waiting.pop()]
-            alike = [index for index in reversed(waiting) if self.given.shapes[index] == self.given.shapes[chosen[0]]]
-            for index in alike[: self.objective.batch - 1]:
-                waiting.remove(index)
-                chosen.append(index)
-            return self._backward(chosen)
+            while len(waiting) < self.objective.batch:
+                waiting[:0] = random.permutation(len(self.given)).tolist()
+            return self.backward([waiting.pop() for _ in range(self.objective.batch)])
 
         def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
             used = [rate for rate, group in zip(rates, groups, strict=True) if group]

@@ -194,8 +194,17 @@ class _Mended(Step):
 
 
 @pytest.mark.parametrize(
-    ("gains", "sure"),
-    [((0.1, 0.11, 0.09), True), ((1.0, -0.9, 0.2), False), ((0.5,), True), ((0.0, 0.0), False), ((-0.2, -0.1), False)],
+    ("gains", "images", "sure"),
+    [
+        ((0.1, 0.11, 0.09), (0, 1, 2), True),
+        ((1.0, -0.9, 0.2), (0, 1, 2), False),
+        ((0.5,), (3,), True),
+        ((0.0, 0.0), (0, 1), False),
+        ((-0.2, -0.1), (0, 1), False),
+        ((0.9, 1.0, 0.9, 1.0, 0.9, -0.5), (0, 0, 0, 0, 0, 1), False),  # prompts of one image say one thing
+    ],
 )
-def test_what_is_learned_has_to_be_better_than_by_chance(gains: tuple[float, ...], sure: bool) -> None:
-    assert keep_better._surely_positive(np.array(gains)) is sure
+def test_what_is_learned_has_to_be_better_than_by_chance(
+    gains: tuple[float, ...], images: tuple[int, ...], sure: bool
+) -> None:
+    assert keep_better._surely_positive(np.array(gains), np.array(images)) is sure

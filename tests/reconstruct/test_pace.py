@@ -171,7 +171,7 @@ def test_units_that_there_is_no_time_for_stay_as_they_are(tiny_sam: Path, monkey
 
 def test_a_whole_model_takes_them_too(tiny_sam: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock(monkeypatch, half_busy)
-    clock.slow(monkeypatch, trainer._Training, "_backward", lambda _: 1.6)
+    clock.slow(monkeypatch, trainer._Training, "backward", lambda _: 1.6)
     work = planned(tiny_sam)
     work.effort = clock.bound
     work.run([Reconstruct()], work)

@@ -126,45 +126,57 @@ def training(
     return trainer._Training(simulation, objective, given, wanted, "cpu", Effort())
 
 
-def _learned_from(training: trainer._Training, together: bool) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-    """Losses of two inputs, and the gradients of their sum."""
+def _learned_from(training: trainer._Training, together: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    """The mean loss of a step, and its gradients."""
     training._together = together
-    losses = training.losses([0, 1], 0.0)
-    losses.sum().backward()
+    loss = training.backward([0, 1, 0, 1])
     found = {name: one.grad.clone() for name, one in training.simulation.named_parameters() if one.grad is not None}
     training.simulation.zero_grad()
-    return losses.detach().numpy(), found
+    return loss, found
 
 
 def test_inputs_computed_at_once_teach_the_same(training: trainer._Training) -> None:
     """Sums of float32 in another order: 1e-3 of the longest gradient, as a few roundings fall elsewhere."""
-    losses, gradients = _learned_from(training, True)
+    loss, gradients = _learned_from(training, True)
     assert training._together
     one_by_one, wanted = _learned_from(training, False)
-    np.testing.assert_allclose(losses, one_by_one, rtol=1e-4)
+    assert loss == pytest.approx(one_by_one, rel=1e-4)
     assert gradients.keys() == wanted.keys()
     longest = max(one.norm() for one in wanted.values())
     for name, gradient in gradients.items():
         assert (gradient - wanted[name]).norm() < 1e-3 * longest, name
 
 
-def test_what_has_no_version_for_a_batch_is_learned_one_by_one(
+def test_inputs_of_unlike_shapes_make_a_step(training: trainer._Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.given, "shapes", ["one", "another"])
+    loss, _ = _learned_from(training, True)
+    assert training._together and loss == pytest.approx(_learned_from(training, False)[0], rel=1e-4)
+
+
+def test_what_has_no_version_for_a_batch_is_learned_one_by_one_to_the_bit(
     training: trainer._Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As a run that goes on finds it out in its first step, and one that measures steps before."""
+    distance = training.objective.loss
+
     def refusing(made: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
-        return torch.tensor(made[0].sum().item())
+        made[0].sum().item()
+        return distance(made, wanted)
 
     monkeypatch.setattr(training, "objective", dataclasses.replace(training.objective, loss=refusing))
-    training._together = True
-    assert training.losses([0, 1], 0.0).shape == (2,)
+    loss, gradients = _learned_from(training, True)
     assert not training._together
+    one_by_one, wanted = _learned_from(training, False)
+    assert loss == one_by_one
+    assert all(torch.equal(gradients[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_few_steps_are_learned_too(steps: int, feeds: list[Mapping[str, np.ndarray]], decoder: Part) -> None:
     work = _planned("w4a4", feeds, decoder)
     learns = trainer.Learns(iterations=steps)
-    assert trainer.reconstruct(work.lifted, work.plan, decoder, feeds, feeds, label="decoder", learns=learns)
+    found = trainer.reconstruct(work.lifted, work.plan, decoder, feeds, feeds, label="decoder", learns=learns)
+    assert found.loss_after <= found.loss_before
 
 
 def test_a_decoder_also_learns_from_what_its_layers_give(

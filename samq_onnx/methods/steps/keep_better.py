@@ -36,9 +36,8 @@ class KeepBetter(Step):
 
     Every fourth image is held out: steps do not see it, and alternatives are judged on these alone, by the error of the
     embedding or by how little masks overlap the float ones, never by labels. What was there before competes too, and
-    stays where the gain is not larger than its standard error over these inputs: they are few, and what is learned from
-    images may be better on them by chance. The time that is left is shared evenly; where no time is given, nothing is
-    learned.
+    stays where the gain is not larger than its standard error over these images: they are few, and what is learned may
+    be better on them by chance. The time that is left is shared evenly; where no time is given, nothing is learned.
 
     Args:
         alternatives: name -> steps that change the plan and weights, and no tensor of the float model.
@@ -83,17 +82,18 @@ class KeepBetter(Step):
             losses[name] = losses_of(work.model.clone(), work.plan, judge, floats.arrays, fed)
         report.facts = {name: float(each.mean()) for name, each in losses.items()}
         best = min(report.facts, key=lambda name: report.facts[name])
-        if not _surely_positive(losses[AS_IT_IS] - losses[best]):
+        if not _surely_positive(losses[AS_IT_IS] - losses[best], np.array(places_of(work.feeds))[held_out]):
             best = AS_IT_IS
         _restore(work, states[best])
         report.done.append(best)
         return report
 
 
-def _surely_positive(gains: np.ndarray) -> bool:
-    """Whether the mean of gains [inputs] is larger than its standard error, which one alone does not have."""
-    error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    return bool(gains.mean() > error)
+def _surely_positive(gains: np.ndarray, images: np.ndarray) -> bool:
+    """Whether gains [inputs] are larger than their standard error, over ``images`` [inputs]; of one there is none."""
+    means = np.array([gains[images == image].mean() for image in np.unique(images)])
+    error = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else 0.0
+    return bool(means.mean() > error)
 
 
 def _halves(work: Work) -> tuple[list[int], list[int]]:
