@@ -94,7 +94,8 @@ def learned(method: str, source: Path, images: Path, bits: str, effort: Effort, 
     refused = [line for report in part.reports for line in report.refused if "reconstruction" in line]
     by_unit = [one for one in descents if not one.label.endswith(": learning")]
     learning = sum(one.seconds for one in descents)
-    each = sum(one.seconds / one.iterations for one in by_unit)
+    late = sum("no time left" in line for line in refused)
+    each = sum(one.seconds / one.iterations for one in by_unit) * (1 + late / max(1, len(by_unit)))
     count = len(Calibration(images).images)
     others = IMAGES / count * (seconds - learning)  # nearly all of it goes through the images
     return {
