@@ -204,14 +204,9 @@ class _Training:
             alike: dict[object, list[int]] = {}
             for index in indices:
                 alike.setdefault(self.given.shapes[index], []).append(index)
-            try:
-                return self._backward(
-                    list(alike.values()), contextlib.nullcontext()
-                )  # small ones gain nothing by bfloat16
-            except (
-                NotReconstructable,
-                RuntimeError,
-            ):  # something has no version for a batch, or it needs too much memory
+            try:  # small models gain nothing by bfloat16
+                return self._backward(list(alike.values()), contextlib.nullcontext())
+            except (NotReconstructable, RuntimeError):  # no version for a batch, or no memory for one
                 self._together = False
                 self.simulation.zero_grad()
         return self._backward([[index] for index in indices], self.effort.products())
