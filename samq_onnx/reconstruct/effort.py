@@ -64,7 +64,7 @@ class Effort:
         """What words say; minutes count from now.
 
         Raises:
-            UserError: numbers that are not above 0, more than a year, or no such device.
+            UserError: numbers that are not above 0, more than a year, or no such device, here or at all.
         """
         if minutes is not None and not 0 < minutes <= MOST_MINUTES:
             raise UserError(f"{minutes:g} minutes; wanted a number above 0 and at most {MOST_MINUTES}")
@@ -72,6 +72,8 @@ class Effort:
             raise UserError(f"a cache of {cache_gb:g} GB; wanted 0 or more")
         if device not in DEVICES:
             raise UserError(f"no device {device!r}; choose one of {', '.join(DEVICES)}")
+        if device == "cuda" and not _has_cuda():
+            raise UserError("there is no GPU that torch can use here; leave out --device, or give cpu")
         return cls(minutes, math.inf if minutes is None else 60 * minutes, cache_gb, device)
 
     def left(self) -> float:
@@ -106,9 +108,7 @@ class Effort:
         """The device, as torch calls it."""
         if self.device != "auto":
             return self.device
-        import torch
-
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if _has_cuda() else "cpu"
 
     @property
     def narrow(self) -> bool:
@@ -122,3 +122,11 @@ class Effort:
         import torch
 
         return torch.autocast(self.place(), torch.bfloat16)  # type: ignore[no-any-return]
+
+
+def _has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from samq_onnx.calibrate.statistics import Statistic
+from samq_onnx.errors import UserError
 from samq_onnx.methods.step import Work
 from samq_onnx.methods.steps import KeepBetter, LearnUnits, Reconstruct
 from samq_onnx.plan_file import plan_to_json
@@ -249,3 +250,10 @@ def test_what_is_kept_must_be_what_was_planned() -> None:
     for name, array in (("numbers", np.zeros(6)), ("paces", np.zeros((1, 2))), ("numbers", np.ones(5))):
         with pytest.raises(ValueError, match=r"cannot be|numbers"):
             again.restore({**found.state(), name: array})
+
+
+def test_a_gpu_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(effort, "_has_cuda", lambda: False)
+    with pytest.raises(UserError, match="no GPU that torch can use"):
+        Effort.of(None, device="cuda")
+    assert Effort.of(None).place() == "cpu"
