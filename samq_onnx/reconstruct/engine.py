@@ -42,7 +42,7 @@ from samq_onnx.reconstruct.recipe import Phase, Recipe
 from samq_onnx.reconstruct.reconstruction import NotReconstructable, UnitLoss
 from samq_onnx.reconstruct.regrouping import Regrouping, groupable, segments
 from samq_onnx.reconstruct.rounding import AdaRoundWeight
-from samq_onnx.reconstruct.sampled import Choice, sampled_attention
+from samq_onnx.reconstruct.sampled import Choice, sampled
 from samq_onnx.reconstruct.simulate import Simulation, Twins
 from samq_onnx.reconstruct.units import Unit, find_units
 from samq_onnx.sampling import spread
@@ -243,7 +243,7 @@ class _Learner:
         self._random = np.random.default_rng(0)
         self._done = 0
         self._rowwise = unit.rowwise
-        self._attention = None if self._rowwise else sampled_attention(run.lifted, simulation, unit)
+        self._sampled = None if self._rowwise else sampled(run.lifted, simulation, unit)
 
     def learn(self, waited: float) -> UnitLoss:
         """Do so; ``waited`` seconds went by since the unit before was done."""
@@ -332,7 +332,7 @@ class _Learner:
         for _ in range(self.run.recipe.batch):
             index = int(self._random.integers(len(self._exact)))
             with self.run.effort.products():
-                loss = self._loss(index, phase.mix, self._choice(index)) / self.run.recipe.batch
+                loss = self._loss(index, phase.mix, self._choice(index, self._random)) / self.run.recipe.batch
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         power = phase.power(progress)
@@ -343,16 +343,16 @@ class _Learner:
                 loss.backward()  # type: ignore[no-untyped-call]
         return total
 
-    def _choice(self, index: int) -> torch.Tensor | Choice | None:
+    def _choice(self, index: int, random: np.random.Generator) -> torch.Tensor | Choice | None:
         """What an iteration sees of an input, where it need not see all: rows, or windows or queries."""
-        if self._attention is not None and self.run.objective is plain:
-            return self._attention.draw(self._random, ROWS)
+        if self._sampled is not None and self.run.recipe.objective != "response":
+            return self._sampled.draw(random, ROWS)
         if not self._rowwise:
             return None
         rows = self._exact[index][0][..., 0].numel()
         if rows <= ROWS:
             return None
-        return torch.from_numpy(np.sort(self._random.choice(rows, ROWS, replace=False)))
+        return torch.from_numpy(np.sort(random.choice(rows, ROWS, replace=False)))
 
     def _loss(self, index: int, mix: float, chosen: torch.Tensor | Choice | None) -> torch.Tensor:
         count = len(self.unit.inputs)
@@ -370,8 +370,8 @@ class _Learner:
             for mine, theirs in zip(quantized, exact[:count], strict=True)
         ]
         if isinstance(chosen, Choice):
-            assert self._attention is not None
-            made = [self._attention(given[0], chosen)]
+            assert self._sampled is not None
+            made = [self._sampled(given[0], chosen)]
         else:
             made = self._made(given)
         return self.run.objective(self.unit, made, exact[count:], sight)
@@ -386,11 +386,12 @@ class _Learner:
             raise NotReconstructable(f"an operator is used in a way that has no gradient here ({error})") from error
 
     def _judge(self) -> float:
-        """Mean loss on some inputs, as the model will run."""
+        """Mean loss on some inputs, of what an iteration sees of them and always the same, as the model will run."""
         harden(self.simulation)
+        random = np.random.default_rng(0)
         places = spread(len(self._exact), JUDGED)
         with torch.no_grad():
-            return float(np.mean([self._loss(index, 1.0, None).item() for index in places]))
+            return float(np.mean([self._loss(index, 1.0, self._choice(index, random)).item() for index in places]))
 
     def _seconds(self) -> float:
         """What an iteration takes: the middle of three, after which all is as it was."""

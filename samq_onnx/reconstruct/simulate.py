@@ -206,14 +206,20 @@ class Simulation(torch.nn.Module):
         self, tensors: Mapping[ir.Value, torch.Tensor], wanted: Sequence[ir.Value] | None = None
     ) -> list[torch.Tensor]:
         """The outputs, or other ``wanted`` values."""
+        return self.compute(self.nodes, tensors, self.outputs if wanted is None else wanted)
+
+    def compute(
+        self, nodes: Sequence[ir.Node], tensors: Mapping[ir.Value, torch.Tensor], wanted: Sequence[ir.Value]
+    ) -> list[torch.Tensor]:
+        """What some of its nodes, in graph order, make of values that they read."""
         known: dict[ir.Value, torch.Tensor] = dict(self._free)
         for value, held in self._constants.items():
             known[value] = getattr(self, held) if isinstance(held, str) else held
         for value, change in self._changes.items():
             known[value] = change(known[value])
         known.update(tensors)
-        codes, given = self._modules_of, set(self.inputs)
-        for node in self.nodes:
+        codes, given = self._modules_of, set(tensors)
+        for node in nodes:
             inputs = [None if v is None else known[v] if v in known else codes[v, "weight"]() for v in node.inputs]
             if node in self._biased:
                 place, linear = self._biased[node]
@@ -225,7 +231,7 @@ class Simulation(torch.nn.Module):
                 if value not in given:
                     quantized = codes.get((value, "output"))
                     known[value] = tensor if quantized is None else quantized(tensor)
-        return [known[value] for value in (self.outputs if wanted is None else wanted)]
+        return [known[value] for value in wanted]
 
     def _rounded_bias(self, linear: Linear, bias: Any) -> torch.Tensor:
         """A bias in units of both scales, as sums of integers take it; the gradient of the rounding is one."""

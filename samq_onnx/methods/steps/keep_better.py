@@ -20,12 +20,16 @@ from samq_onnx.methods.steps.trial import Outputs, losses_of
 from samq_onnx.passes.graph import held_constants, put_back
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
+from samq_onnx.reconstruct.affordable import affordable
 from samq_onnx.sampling import spread
 
 __all__ = ["KeepBetter"]
 
 EVERY = 4  # of so many images one is held out
 IMAGES, PROMPTS = 8, 48  # that are judged, at most
+FEWEST = 1 / 2  # of these, where time is short
+JUDGING = 5.0  # passes through the float model that an input takes, before and after
+OF_TIME = 0.15  # for these
 AS_IT_IS = "as it is"
 
 State = tuple[QuantPlan, dict[str, ir.TensorProtocol | None]]
@@ -61,6 +65,12 @@ class KeepBetter(Step):
         floats, model = Outputs(judge.outputs), work.model.clone()
         put_back(model.graph, work.exact)
         exact_feeds = work.float_feeds()
+        most = PROMPTS if work.part.role is Role.DECODER else IMAGES
+        count = affordable(
+            model, Selection(exact_feeds, held_out), most, round(FEWEST * most), passes=JUDGING, share=OF_TIME,
+            effort=work.effort, kept=work.kept, label=f"{work.label}: held out",
+        )  # fmt: skip
+        held_out = [held_out[place] for place in spread(len(held_out), count)]
         run(model, Selection(exact_feeds, held_out), [floats], label=f"{work.label}: held out")
         fed = Selection(work.feeds, held_out)
         states = {AS_IT_IS: _state(work)}
@@ -101,8 +111,7 @@ def _halves(work: Work) -> tuple[list[int], list[int]]:
     places = places_of(work.feeds)
     held = [index for index, place in enumerate(places) if place % EVERY == EVERY - 1]
     seen = [index for index, place in enumerate(places) if place % EVERY != EVERY - 1]
-    most = PROMPTS if work.part.role is Role.DECODER else IMAGES
-    return seen, [held[place] for place in spread(len(held), most)]
+    return seen, held
 
 
 def _state(work: Work) -> State:

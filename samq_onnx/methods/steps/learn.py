@@ -14,6 +14,7 @@ from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Feeds, Step, Work
 from samq_onnx.methods.steps.reconstruct import may_learn
 from samq_onnx.passes.report import Report
+from samq_onnx.reconstruct.affordable import affordable
 from samq_onnx.reconstruct.recipe import Recipe
 from samq_onnx.reconstruct.reconstruction import NotReconstructable, UnitLoss
 from samq_onnx.reconstruct.units import find_units
@@ -21,8 +22,10 @@ from samq_onnx.sampling import spread
 
 __all__ = ["LearnUnits"]
 
-IMAGES = 32
+IMAGES, FEWEST_IMAGES = 32, 4
 PROMPTS = 4  # of a decoder for each image
+STREAMS = 4.0  # passes through the float model that an input takes in both streams
+OF_TIME = 1 / 3  # for these, so that most is left for iterations
 
 
 def _fisher(work: Work, recipe: Recipe, exact_feeds: Feeds, feeds: Feeds, chosen: Sequence[int], folder: Path) -> Any:
@@ -50,7 +53,7 @@ class LearnUnits(Step):
     """Reconstruct units as a recipe says (`samq_onnx.reconstruct.engine`), from the plan as it is so far.
 
     Args:
-        recipe: what is learned, and how. images: that it learns from, evenly spread.
+        recipe: what is learned, and how. images: that it learns from, evenly spread; fewer where time is short.
     """
 
     name = "reconstruction by units"
@@ -65,9 +68,13 @@ class LearnUnits(Step):
             return report
         from samq_onnx.reconstruct.engine import reconstruct_units
 
-        count = self.images * (PROMPTS if work.part.role is Role.DECODER else 1)
+        each, float_feeds = PROMPTS if work.part.role is Role.DECODER else 1, work.float_feeds()
+        count = affordable(
+            work.model, float_feeds, self.images * each, FEWEST_IMAGES * each, passes=STREAMS, share=OF_TIME,
+            effort=work.effort, kept=work.kept, label=f"{work.label}: learning",
+        )  # fmt: skip
         chosen = spread(len(work.feeds), count)
-        feeds, exact_feeds = (Selection(whole, chosen) for whole in (work.feeds, work.float_feeds()))
+        feeds, exact_feeds = (Selection(whole, chosen) for whole in (work.feeds, float_feeds))
         make = None
         if self.recipe.objective != "plain":
 

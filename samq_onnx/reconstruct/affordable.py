@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many inputs there is time to go through, from how long one takes: those of large models take minutes.
+
+The number is kept, so that a run that was killed and goes on has the same inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from samq_onnx.calibrate.statistics import Statistic
+from samq_onnx.calibrate.statistics.statistic import State, taken
+from samq_onnx.calibrate.stream import Feed, run
+from samq_onnx.progress import write_line
+from samq_onnx.reconstruct.effort import Effort, Kept
+
+__all__ = ["affordable"]
+
+
+class _Count(Statistic):
+    """The number; of one input in a pass, and known once that was seen."""
+
+    inputs = 1
+
+    def __init__(self, key: str, output: str) -> None:
+        self._key, self.tensors = key, (output,)
+        self.count = 0
+
+    @property
+    def key(self) -> str:
+        return f"inputs that there is time for: {self._key}"
+
+    def update(self, *arrays: np.ndarray) -> None:
+        """Nothing of it is needed."""
+
+    def state(self) -> State:
+        return {"count": np.array(self.count, np.float64)}
+
+    def restore(self, state: State) -> None:
+        count = float(taken(state, "count"))
+        if count < 1 or not count.is_integer():
+            raise ValueError("a number of inputs that cannot be")
+        self.count = int(count)
+
+
+def affordable(
+    model: ir.Model,
+    feeds: Sequence[Feed],
+    most: int,
+    least: int,
+    *,
+    passes: float,
+    share: float,
+    effort: Effort,
+    kept: Kept | None,
+    label: str,
+) -> int:
+    """Of at most ``most`` inputs as many as there is time for, but ``least``; all where no time is given.
+
+    Args:
+        model: float model, which one of ``feeds`` goes through. passes: like this one that an input takes.
+        share: of the time that is left, for all passes. label: of what the inputs are for.
+
+    Raises:
+        UserError: the model does not run.
+    """
+    most = min(most, len(feeds))
+    if effort.minutes is None or most <= least:
+        return most
+    found = _Count(f"{label} {most} {effort.minutes:g}", model.graph.outputs[0].name or "")
+    if kept is None or not kept.restore(found):
+        started = effort.clock.now()
+        run(model, feeds, [found], label=f"{label}: one pass")
+        seconds = max(effort.clock.now() - started, 1e-9)
+        found.count = min(most, max(least, math.floor(share * effort.left() / (passes * seconds))))
+        if kept is not None:
+            kept.keep(found)
+    if found.count < most:
+        write_line(f"{label}: {found.count} of {most} inputs, there is no time for more")
+    return found.count
