@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -50,7 +51,8 @@ from samq_onnx.scratch import Scratch
 
 __all__ = ["UnitObjective", "harden", "reconstruct_units"]
 
-JUDGED = 8  # inputs that a unit is judged on, before and after
+JUDGED, FEWEST_JUDGED = 8, 2  # inputs that a unit is judged on, before and after
+JUDGED_WORK = 100e9  # multiplications of these, where whole inputs are seen
 ROWS = 512  # of an input that an iteration sees, where rows, or windows, or queries do not depend on each other
 ZERO_RATE = 1000.0  # of a zero point, in codes, times that of the logarithm of a scale
 
@@ -389,9 +391,12 @@ class _Learner:
         """Mean loss on some inputs, of what an iteration sees of them and always the same, as the model will run."""
         harden(self.simulation)
         random = np.random.default_rng(0)
-        places = spread(len(self._exact), JUDGED)
+        seen = [(index, self._choice(index, random)) for index in spread(len(self._exact), JUDGED)]
+        if all(choice is None for _, choice in seen):
+            few = max(FEWEST_JUDGED, math.floor(JUDGED_WORK / self.unit.work))
+            seen = [seen[place] for place in spread(len(seen), few)]
         with torch.no_grad():
-            return float(np.mean([self._loss(index, 1.0, self._choice(index, random)).item() for index in places]))
+            return float(np.mean([self._loss(index, 1.0, choice).item() for index, choice in seen]))
 
     def _seconds(self) -> float:
         """What an iteration takes: the middle of three, after which all is as it was."""

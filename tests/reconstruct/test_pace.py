@@ -15,7 +15,9 @@ from samq_onnx.errors import UserError
 from samq_onnx.methods.step import Work
 from samq_onnx.methods.steps import KeepBetter, LearnUnits, Reconstruct
 from samq_onnx.plan_file import plan_to_json
+from samq_onnx.reconstruct import affordable as affordable_module
 from samq_onnx.reconstruct import effort, engine, trainer
+from samq_onnx.reconstruct.affordable import affordable
 from samq_onnx.reconstruct.effort import Effort
 from samq_onnx.reconstruct.pace import Pace, Planned, TimePlan, UnitTime
 from samq_onnx.reconstruct.recipe import Phase, Recipe
@@ -257,3 +259,36 @@ def test_a_gpu_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="no GPU that torch can use"):
         Effort.of(None, device="cuda")
     assert Effort.of(None).place() == "cpu"
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.5, 7), (1.0, 10), (0.01, 3)])
+def test_as_many_inputs_as_there_is_time_for(
+    share: float, count: int, tiny_sam: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass takes a second of 60, an input four such passes; ten inputs at most and three at least."""
+    work, clock, kept, passes = planned(tiny_sam), FakeClock(monkeypatch), Memory(), []
+
+    def slow(*arguments: object, **more: object) -> None:
+        passes.append(clock.spend(1.0))
+
+    monkeypatch.setattr(affordable_module, "run", slow)
+    feeds = list(work.feeds) * 20
+
+    def found(bound: Effort, kept: Memory | None) -> int:
+        return affordable(
+            work.model, feeds, 10, 3, passes=4.0, share=share, effort=bound, kept=kept, label="encoder"
+        )  # fmt: skip
+
+    assert found(clock.bound, kept) == count and len(passes) == 1
+    clock.spend(50.0)
+    assert found(clock.bound, kept) == count and len(passes) == 1  # one that goes on has the same
+    assert found(Effort(), None) == 10 and len(passes) == 1
+    assert affordable(
+        work.model, feeds[:3], 10, 3, passes=4.0, share=share, effort=clock.bound, kept=None, label="x"
+    ) == 3  # fmt: skip
+
+
+def test_a_number_of_inputs_that_cannot_be_is_refused() -> None:
+    for count in (0.0, 2.5, -1.0):
+        with pytest.raises(ValueError, match="cannot be"):
+            affordable_module._Count("x", "y").restore({"count": np.array(count)})
