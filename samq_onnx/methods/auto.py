@@ -29,7 +29,7 @@ from samq_onnx.methods.steps import (
 __all__ = ["Auto"]
 
 GPTQ = GptqSettings()
-KEYS = [CentreKeys(), FlipBimodalKeys()]
+CENTRED, SIGNS = CentreKeys(), FlipBimodalKeys()
 OBSERVERS = ("l4", "omse", "minmax")  # of a decoder, whose rare foreground lies at the ends that least error cuts
 NARROW_OBSERVERS = (*OBSERVERS, "percentile", "kl")  # below 8 bits, where a site gains most by ranges of its own
 TRIAL_IMAGES = 8  # that alternatives for an encoder are tried on
@@ -83,7 +83,7 @@ class Auto(Method):
         }
         spare = [] if scheme.strict else [Spare(self.encoder_float, inputs=tried, least=0.08, convolutions=True)]
         learn = [LEARN] if min(dataclasses.astuple(scheme.widths)) <= NARROW else []
-        return [*KEYS, BestOf("folds", folds, [ranges], inputs=tried), ranges, *spare, Gptq(self.gptq), *learn]
+        return [CENTRED, SIGNS, BestOf("folds", folds, [ranges], inputs=tried), ranges, *spare, Gptq(self.gptq), *learn]
 
     def _decoder(self, scheme: Scheme) -> list[Step]:
         narrow = scheme.widths.activation < 8
@@ -92,4 +92,4 @@ class Auto(Method):
         folds: dict[str, list[Step]] = {"as it is": [], "balanced operands": [BalanceOperands()]}
         spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=SITE_PROMPTS)]
         best = BestOf("folds", folds, [ways[OBSERVERS[0]]], inputs=TRIAL_PROMPTS)
-        return [*KEYS, best, BestCodes(ways, inputs=tried), *spare, LEARN_MASKS]
+        return [SIGNS, best, BestCodes(ways, inputs=tried), *spare, LEARN_MASKS]
