@@ -31,7 +31,7 @@ __all__ = ["Auto"]
 GPTQ = GptqSettings()
 CENTRED, SIGNS = CentreKeys(), FlipBimodalKeys()
 OBSERVERS = ("l4", "omse", "minmax")  # of a decoder, whose rare foreground lies at the ends that least error cuts
-NARROW_OBSERVERS = (*OBSERVERS, "percentile", "kl")  # below 8 bits, where a site gains most by ranges of its own
+NARROW_OBSERVERS = ("omse", "percentile", "l4")  # below 8 bits, where errors are everywhere
 TRIAL_IMAGES = 8  # that alternatives for an encoder are tried on
 LARGE = 1024  # pixels, a side of images of which fewer are enough
 LARGE_RANGE_IMAGES, LARGE_TRIAL_IMAGES = 8, 1  # then
@@ -91,5 +91,5 @@ class Auto(Method):
         ways = {name: Ranges(name, "mse", "row", convolution_outputs=not scheme.strict) for name in observers}
         folds: dict[str, list[Step]] = {"as it is": [], "balanced operands": [BalanceOperands()]}
         spare = [] if scheme.strict else [Spare(self.decoder_float, inputs=SITE_PROMPTS)]
-        best = BestOf("folds", folds, [ways[OBSERVERS[0]]], inputs=TRIAL_PROMPTS)
+        best = BestOf("folds", folds, [ways[observers[0]]], inputs=TRIAL_PROMPTS)
         return [SIGNS, best, BestCodes(ways, inputs=tried), *spare, LEARN_MASKS]
