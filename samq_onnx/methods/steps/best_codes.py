@@ -73,9 +73,9 @@ class BestCodes(Step):
             best[site] = min(costs, key=lambda name: costs[name]) if costs else tried[0].name
         alternatives = {EACH: best, **{name: dict.fromkeys(best, name) for name in self.ways}}
         if open_sites:
-            found = self._whole(work, plans, alternatives, judge)
-            report.facts |= {f"all sites, {name}": loss for name, loss in found.items()}
-            best = alternatives[min(found, key=lambda name: found[name])]
+            whole = self._whole(work, plans, alternatives, judge)
+            report.facts |= {f"all sites, {name}": loss for name, loss in whole.items()}
+            best = alternatives[min(whole, key=lambda name: whole[name])]
         _take(work, plans, best)
         report.done += [f"{site}: {name}" for site, name in best.items()]
         report.facts |= {f"sites with {name}": float(count) for name, count in Counter(best.values()).items()}
