@@ -22,12 +22,10 @@ __all__ = ["affordable"]
 
 
 class _Count(Statistic):
-    """The number; of one input in a pass, and known once that was seen."""
+    """The number, and a collector of what the model gives."""
 
-    inputs = 1
-
-    def __init__(self, key: str, output: str) -> None:
-        self._key, self.tensors = key, (output,)
+    def __init__(self, key: str, outputs: tuple[str, ...]) -> None:
+        self._key, self.tensors = key, outputs
         self.count = 0
 
     @property
@@ -57,13 +55,15 @@ def affordable(
     share: float,
     effort: Effort,
     kept: Kept | None,
+    key: str,
     label: str,
 ) -> int:
     """Of at most ``most`` inputs as many as there is time for, but ``least``; all where no time is given.
 
     Args:
-        model: float model, which one of ``feeds`` goes through. passes: like this one that an input takes.
-        share: of the time that is left, for all passes. label: of what the inputs are for.
+        model: float model, which one and two of ``feeds`` go through: the second is what one more takes.
+        passes: like that one, which an input takes. share: of the time that is left, for all passes.
+        key: names all that decides. label: of what the inputs are for.
 
     Raises:
         UserError: the model does not run.
@@ -71,11 +71,15 @@ def affordable(
     most = min(most, len(feeds))
     if effort.minutes is None or most <= least:
         return most
-    found = _Count(f"{label} {most} {effort.minutes:g}", model.graph.outputs[0].name or "")
+    outputs = tuple(value.name or "" for value in model.graph.outputs if value.producer() is not None)
+    found = _Count(key, outputs)
     if kept is None or not kept.restore(found):
-        started = effort.clock.now()
-        run(model, feeds, [found], label=f"{label}: one pass")
-        seconds = max(effort.clock.now() - started, 1e-9)
+        took = []
+        for inputs in (1, 2):
+            found.inputs, started = inputs, effort.clock.now()
+            run(model, feeds, [found], label=f"{label}: how long a pass takes")
+            took.append(effort.clock.now() - started)
+        seconds = max(took[1] - took[0], took[1] / 8, 1e-9)
         found.count = min(most, max(least, math.floor(share * effort.left() / (passes * seconds))))
         if kept is not None:
             kept.keep(found)

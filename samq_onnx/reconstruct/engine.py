@@ -371,18 +371,16 @@ class _Learner:
             mixed(mine, theirs, mix) if mine.is_floating_point() else mine
             for mine, theirs in zip(quantized, exact[:count], strict=True)
         ]
-        if isinstance(chosen, Choice):
-            assert self._sampled is not None
-            made = [self._sampled(given[0], chosen)]
-        else:
-            made = self._made(given)
-        return self.run.objective(self.unit, made, exact[count:], sight)
+        return self.run.objective(self.unit, self._made(given, chosen), exact[count:], sight)
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.run.device) if tensor.is_floating_point() else tensor
 
-    def _made(self, given: Tensors) -> list[torch.Tensor]:
+    def _made(self, given: Tensors, chosen: torch.Tensor | Choice | None) -> list[torch.Tensor]:
         try:
+            if isinstance(chosen, Choice):
+                assert self._sampled is not None
+                return [self._sampled(given[0], chosen)]
             return self.simulation(dict(zip(self.simulation.inputs, given, strict=True)))  # type: ignore[no-any-return]
         except (IndexError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
             raise NotReconstructable(f"an operator is used in a way that has no gradient here ({error})") from error

@@ -85,7 +85,8 @@ class Sampled:
         if windows * places <= rows:
             return None
         if windows > 1:
-            chosen = np.sort(random.choice(windows, max(1, rows // places), replace=False))
+            filled = (self.made >= 0).any(1).nonzero()[:, 0].numpy()
+            chosen = np.sort(random.choice(filled, min(len(filled), max(1, rows // places)), replace=False))
             queries = np.arange(places)
         else:
             few = min(rows, max(1, LOGITS // places))
@@ -93,8 +94,8 @@ class Sampled:
         picked, asked = torch.from_numpy(chosen), torch.from_numpy(queries)
         made = self.made[picked][:, asked].flatten()
         kept = (made >= 0).nonzero()[:, 0]
-        q, k, _ = self.operands
-        needed = [q.rows[picked][:, asked].flatten(), k.rows[picked].flatten()]
+        q, k, v = self.operands
+        needed = [q.rows[picked][:, asked].flatten(), k.rows[picked].flatten(), v.rows[picked].flatten()]
         if self.after:  # whose rows lie as those of the input do
             needed.append(made[kept])
         tokens = torch.cat(needed).unique()
@@ -291,13 +292,16 @@ def _places(
         inputs = []
         for value in node.inputs:
             if value is not None and value not in known:
-                if value.const_value is None:
-                    return None
+                if value.const_value is None or value.const_value.dtype.is_floating_point():
+                    return None  # rows of constants have no place
                 known[value] = torch.tensor(value.const_value.numpy())
             inputs.append(known[value] if value is not None else None)
         if not _moves(node):
             return None
-        made = OPERATORS[node.op_type](node, inputs)
+        try:
+            made = OPERATORS[node.op_type](node, inputs)
+        except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            return None  # a use that has no torch version here
         for value, tensor in zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True):
             known[value] = tensor
     return known[end].numpy() if end in known else None

@@ -28,6 +28,7 @@ __all__ = ["LEVELS", "Unit", "between", "block_outputs", "entering", "find_units
 ROWWISE = frozenset(
     {"MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Erf", "Gelu", "Relu", "Identity", "LayerNormalization"}
 )
+PRODUCTS = frozenset({"MatMul", "Gemm"})
 BROADCASTS = frozenset({"Add", "Sub", "Mul", "Div"})
 UNKNOWN = 8  # of a size that is not known: tokens of a prompt
 LEVELS = ("layer", "module", "block", "stage")
@@ -58,11 +59,14 @@ class Unit:
             values = [value for value in node.inputs if value is not None]
             moving = [value for value in values if value.const_value is None]
             fixed = [value for value in values if value.const_value is not None]
-            if node.op_type == "MatMul" and not (len(moving) == 1 and moving[0] is values[0]):
+            if node.op_type in PRODUCTS and not (len(moving) == 1 and moving[0] is values[0] and _rank(values[1]) <= 2):
                 return False
             if node.op_type == "LayerNormalization" and not _last_axis(node, values[0]):
                 return False
-            if node.op_type in BROADCASTS and any(_rank(value) > 1 for value in fixed):
+            added = fixed if node.op_type in BROADCASTS else fixed[1:] if node.op_type == "Gemm" else []
+            if any(_rank(value) > 1 for value in added):
+                return False
+            if node.op_type == "LayerNormalization" and any(len(value.shape or ()) != 1 for value in fixed):
                 return False
             leading = {tuple(value.shape)[:-1] if value.shape is not None else None for value in moving}
             if len(leading) > 1 or None in leading:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -261,34 +261,36 @@ def test_a_gpu_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch
     assert Effort.of(None).place() == "cpu"
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.5, 7), (1.0, 10), (0.01, 3)])
+@pytest.mark.parametrize(("share", "count"), [(0.5, 6), (1.0, 10), (0.01, 3)])
 def test_as_many_inputs_as_there_is_time_for(
     share: float, count: int, tiny_sam: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pass takes a second of 60, an input four such passes; ten inputs at most and three at least."""
+    """A pass takes a second of 60, and opening the model three; an input takes four passes, of ten at most."""
     work, clock, kept, passes = planned(tiny_sam), FakeClock(monkeypatch), Memory(), []
 
-    def slow(*arguments: object, **more: object) -> None:
-        passes.append(clock.spend(1.0))
+    def slow(model: object, feeds: object, collectors: Sequence[Statistic], **more: object) -> None:
+        inputs = collectors[0].inputs
+        assert inputs is not None
+        passes.append(clock.spend(3.0 + inputs))
 
     monkeypatch.setattr(affordable_module, "run", slow)
     feeds = list(work.feeds) * 20
 
     def found(bound: Effort, kept: Memory | None) -> int:
         return affordable(
-            work.model, feeds, 10, 3, passes=4.0, share=share, effort=bound, kept=kept, label="encoder"
+            work.model, feeds, 10, 3, passes=4.0, share=share, effort=bound, kept=kept, key="x", label="encoder"
         )  # fmt: skip
 
-    assert found(clock.bound, kept) == count and len(passes) == 1
+    assert found(clock.bound, kept) == count and len(passes) == 2
     clock.spend(50.0)
-    assert found(clock.bound, kept) == count and len(passes) == 1  # one that goes on has the same
-    assert found(Effort(), None) == 10 and len(passes) == 1
+    assert found(clock.bound, kept) == count and len(passes) == 2  # one that goes on has the same
+    assert found(Effort(), None) == 10 and len(passes) == 2
     assert affordable(
-        work.model, feeds[:3], 10, 3, passes=4.0, share=share, effort=clock.bound, kept=None, label="x"
+        work.model, feeds[:3], 10, 3, passes=4.0, share=share, effort=clock.bound, kept=None, key="x", label="x"
     ) == 3  # fmt: skip
 
 
 def test_a_number_of_inputs_that_cannot_be_is_refused() -> None:
     for count in (0.0, 2.5, -1.0):
         with pytest.raises(ValueError, match="cannot be"):
-            affordable_module._Count("x", "y").restore({"count": np.array(count)})
+            affordable_module._Count("x", ("y",)).restore({"count": np.array(count)})

@@ -95,7 +95,8 @@ class BestCodes(Step):
         found = {}
         for name, ways in alternatives.items():
             _take(work, plans, ways)
-            found[name] = float(losses_of(work.model.clone(), work.plan, judge, references.arrays, seen).mean())
+            loss = float(losses_of(work.model.clone(), work.plan, judge, references.arrays, seen).mean())
+            found[name] = loss if math.isfinite(loss) else math.inf
         return found
 
 

@@ -21,6 +21,7 @@ from samq_onnx.passes.graph import held_constants, put_back
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
 from samq_onnx.reconstruct.affordable import affordable
+from samq_onnx.reconstruct.learned import digest
 from samq_onnx.sampling import spread
 
 __all__ = ["KeepBetter"]
@@ -69,6 +70,7 @@ class KeepBetter(Step):
         count = affordable(
             model, Selection(exact_feeds, held_out), most, round(FEWEST * most), passes=JUDGING, share=OF_TIME,
             effort=work.effort, kept=work.kept, label=f"{work.label}: held out",
+            key=digest(work.lifted, work.plan, list(self.alternatives), work.effort.minutes, work.effort.place()),
         )  # fmt: skip
         held_out = [held_out[place] for place in spread(len(held_out), count)]
         run(model, Selection(exact_feeds, held_out), [floats], label=f"{work.label}: held out")
