@@ -10,13 +10,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import onnx_ir as ir
 
 from samq_onnx.calibrate.statistics import Statistic
 from samq_onnx.calibrate.statistics.statistic import State, taken
 from samq_onnx.calibrate.stream import Feed, run
+from samq_onnx.passes.lift import Lifted
+from samq_onnx.plan import QuantPlan
 from samq_onnx.progress import write_line
 from samq_onnx.reconstruct.effort import Effort, Kept
+from samq_onnx.reconstruct.learned import digest
 
 __all__ = ["affordable"]
 
@@ -46,7 +48,8 @@ class _Count(Statistic):
 
 
 def affordable(
-    model: ir.Model,
+    lifted: Lifted,
+    plan: QuantPlan,
     feeds: Sequence[Feed],
     most: int,
     least: int,
@@ -55,15 +58,15 @@ def affordable(
     share: float,
     effort: Effort,
     kept: Kept | None,
-    key: str,
     label: str,
+    given: object = None,
 ) -> int:
     """Of at most ``most`` inputs as many as there is time for, but ``least``; all where no time is given.
 
     Args:
-        model: float model, which one and two of ``feeds`` go through: the second is what one more takes.
+        lifted: model, which one and two of ``feeds`` go through: the second is what one more takes.
         passes: like that one, which an input takes. share: of the time that is left, for all passes.
-        key: names all that decides. label: of what the inputs are for.
+        label: of what the inputs are for. plan, given: what that depends on beside the model, as JSON can hold.
 
     Raises:
         UserError: the model does not run.
@@ -71,13 +74,13 @@ def affordable(
     most = min(most, len(feeds))
     if effort.minutes is None or most <= least:
         return most
-    outputs = tuple(value.name or "" for value in model.graph.outputs if value.producer() is not None)
-    found = _Count(key, outputs)
+    outputs = tuple(value.name or "" for value in lifted.model.graph.outputs if value.producer() is not None)
+    found = _Count(digest(lifted, plan, label, most, effort.minutes, effort.place(), given), outputs)
     if kept is None or not kept.restore(found):
         took = []
         for inputs in (1, 2):
             found.inputs, started = inputs, effort.clock.now()
-            run(model, feeds, [found], label=f"{label}: how long a pass takes")
+            run(lifted.model, feeds, [found], label=f"{label}: how long a pass takes")
             took.append(effort.clock.now() - started)
         seconds = max(took[1] - took[0], took[1] / 8, 1e-9)
         found.count = min(most, max(least, math.floor(share * effort.left() / (passes * seconds))))

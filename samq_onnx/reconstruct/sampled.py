@@ -21,7 +21,7 @@ from samq_onnx.passes.graph import known_shape
 from samq_onnx.passes.lift import AttentionSite, Lifted, Linear
 from samq_onnx.reconstruct.simulate import Simulation
 from samq_onnx.reconstruct.torch_ops import OPERATORS
-from samq_onnx.reconstruct.units import Unit, between
+from samq_onnx.reconstruct.units import Unit, between, entering
 
 __all__ = ["Choice", "Sampled", "sampled"]
 
@@ -193,38 +193,28 @@ def sampled(lifted: Lifted, simulation: Simulation, unit: Unit) -> Sampled | Non
     behind = None if made is None else _rows_behind(lifted, out, merged)
     if made is None or behind is None:
         return None
-    around = _around(simulation, unit, read, merged)
+    around = _around(lifted, unit, read, merged)
     if around is None:
         return None
     return Sampled(simulation, unit, site, operands, out, *around, merged, behind[made])
 
 
-def _around(
-    simulation: Simulation, unit: Unit, read: ir.Value, merged: ir.Value
-) -> tuple[list[ir.Node], list[ir.Node]] | None:
+def _around(lifted: Lifted, unit: Unit, read: ir.Value, merged: ir.Value) -> tuple[list[ir.Node], list[ir.Node]] | None:
     """Nodes that lead to ``read``, and those behind ``merged``; None unless they take rows of one layout one by one."""
     (given,), (made,) = unit.inputs, unit.outputs
-    before, after = _rows_between(simulation, [given], read), _rows_between(simulation, [given, merged], made)
+    before, after = _rows_between(lifted, [given], read), _rows_between(lifted, [given, merged], made)
     if before is None or after is None:
         return None
     layouts = {tuple(value.shape or ())[:-1] for value in (given, read, *((merged, made) if after else ()))}
     return (before, after) if len(layouts) == 1 else None
 
 
-def _rows_between(simulation: Simulation, given: Sequence[ir.Value], wanted: ir.Value) -> list[ir.Node] | None:
+def _rows_between(lifted: Lifted, given: Sequence[ir.Value], wanted: ir.Value) -> list[ir.Node] | None:
     """Nodes from ``given`` values to one; None if rows depend on each other there, or on anything else."""
-    needed, pending = set[ir.Node](), [wanted]
-    inside = set(simulation.nodes)
-    while pending:
-        value = pending.pop()
-        node = value.producer()
-        if value in given or node in needed or value.const_value is not None:
-            continue
-        if node is None or node not in inside:
-            return None
-        needed.add(node)
-        pending.extend(one for one in node.inputs if one is not None)
-    nodes = [node for node in simulation.nodes if node in needed]
+    first = [node for value in given for node, _ in value.uses()]
+    nodes = between(lifted.model.graph, first, [wanted], given)
+    if not set(entering(nodes, [wanted], given)) <= set(given):
+        return None
     return nodes if not nodes or Unit("", "", (wanted,), tuple(nodes), tuple(given)).rowwise else None
 
 

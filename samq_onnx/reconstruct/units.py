@@ -61,12 +61,12 @@ class Unit:
             fixed = [value for value in values if value.const_value is not None]
             if node.op_type in PRODUCTS and not (len(moving) == 1 and moving[0] is values[0] and _rank(values[1]) <= 2):
                 return False
-            if node.op_type == "LayerNormalization" and not _last_axis(node, values[0]):
+            if node.op_type == "LayerNormalization" and not (
+                _last_axis(node, values[0]) and all(len(value.shape or ()) == 1 for value in fixed)
+            ):
                 return False
             added = fixed if node.op_type in BROADCASTS else fixed[1:] if node.op_type == "Gemm" else []
             if any(_rank(value) > 1 for value in added):
-                return False
-            if node.op_type == "LayerNormalization" and any(len(value.shape or ()) != 1 for value in fixed):
                 return False
             leading = {tuple(value.shape)[:-1] if value.shape is not None else None for value in moving}
             if len(leading) > 1 or None in leading:

@@ -278,7 +278,7 @@ def test_as_many_inputs_as_there_is_time_for(
 
     def found(bound: Effort, kept: Memory | None) -> int:
         return affordable(
-            work.model, feeds, 10, 3, passes=4.0, share=share, effort=bound, kept=kept, key="x", label="encoder"
+            work.lifted, work.plan, feeds, 10, 3, passes=4.0, share=share, effort=bound, kept=kept, label="encoder"
         )  # fmt: skip
 
     assert found(clock.bound, kept) == count and len(passes) == 2
@@ -286,7 +286,7 @@ def test_as_many_inputs_as_there_is_time_for(
     assert found(clock.bound, kept) == count and len(passes) == 2  # one that goes on has the same
     assert found(Effort(), None) == 10 and len(passes) == 2
     assert affordable(
-        work.model, feeds[:3], 10, 3, passes=4.0, share=share, effort=clock.bound, kept=None, key="x", label="x"
+        work.lifted, work.plan, feeds[:3], 10, 3, passes=4.0, share=share, effort=clock.bound, kept=None, label="x"
     ) == 3  # fmt: skip
 
 

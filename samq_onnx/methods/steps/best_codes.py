@@ -13,11 +13,10 @@ from samq_onnx.analysis.judge import OutputJudge
 from samq_onnx.analysis.sensitivity import Trial, sensitivity
 from samq_onnx.analysis.sites import site_runs
 from samq_onnx.calibrate.statistics import Statistic
-from samq_onnx.calibrate.stream import run
 from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.methods.steps.ranges import Ranges
-from samq_onnx.methods.steps.trial import Outputs, losses_of
+from samq_onnx.methods.steps.trial import losses_of, references_of
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import AttentionPlan, LinearPlan
 from samq_onnx.sampling import spread
@@ -90,12 +89,12 @@ class BestCodes(Step):
         self, work: Work, plans: Mapping[str, Tables], alternatives: Mapping[str, Mapping[str, str]], judge: OutputJudge
     ) -> dict[str, float]:
         """Mean loss of the model with each alternative, site -> way."""
-        seen, references = Selection(work.observed, spread(len(work.observed), 2 * self.inputs)), Outputs(judge.outputs)
-        run(work.model, seen, [references], label=f"{work.label}: {self.name}")
+        seen = Selection(work.observed, spread(len(work.observed), 2 * self.inputs))
+        references = references_of(work.model, judge, seen, label=f"{work.label}: {self.name}")
         found = {}
         for name, ways in alternatives.items():
             _take(work, plans, ways)
-            loss = float(losses_of(work.model.clone(), work.plan, judge, references.arrays, seen).mean())
+            loss = float(losses_of(work.model.clone(), work.plan, judge, references, seen).mean())
             found[name] = loss if math.isfinite(loss) else math.inf
         return found
 

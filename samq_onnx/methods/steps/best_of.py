@@ -12,10 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.analysis.judge import OutputJudge
-from samq_onnx.calibrate.stream import run
 from samq_onnx.feeds import Selection
 from samq_onnx.methods.step import Feeds, Step, Work
-from samq_onnx.methods.steps.trial import Outputs, losses_of
+from samq_onnx.methods.steps.trial import losses_of, references_of
 from samq_onnx.passes.graph import held_constants, put_back
 from samq_onnx.passes.report import Report
 from samq_onnx.sampling import spread
@@ -51,11 +50,10 @@ class BestOf(Step):
         report = Report(self.name)
         seen, judged = _halves(work.observed, self.inputs)
         judge = OutputJudge(work.part)
-        references = Outputs(judge.outputs)
-        run(work.model, judged, [references], label=f"{work.label}: {self.name}")
+        references = references_of(work.model, judge, judged, label=f"{work.label}: {self.name}")
         known: dict[tuple[str, ...], float] = {}  # by the steps that did something
         for name, steps in self.alternatives.items():
-            report.facts[name] = self._loss(work, steps, seen, judged, judge, references.arrays, known)
+            report.facts[name] = self._loss(work, steps, seen, judged, judge, references, known)
         best = min(report.facts, key=lambda name: report.facts[name])
         work.run(self.alternatives[best], work)
         report.done.append(best)

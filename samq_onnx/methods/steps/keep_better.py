@@ -11,17 +11,15 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.analysis.judge import OutputJudge
-from samq_onnx.calibrate.stream import run
 from samq_onnx.families import Role
 from samq_onnx.feeds import Selection, places_of
 from samq_onnx.methods.step import Step, Work
 from samq_onnx.methods.steps.reconstruct import may_learn
-from samq_onnx.methods.steps.trial import Outputs, losses_of
+from samq_onnx.methods.steps.trial import losses_of, references_of
 from samq_onnx.passes.graph import held_constants, put_back
 from samq_onnx.passes.report import Report
 from samq_onnx.plan import QuantPlan
 from samq_onnx.reconstruct.affordable import affordable
-from samq_onnx.reconstruct.learned import digest
 from samq_onnx.sampling import spread
 
 __all__ = ["KeepBetter"]
@@ -63,21 +61,21 @@ class KeepBetter(Step):
             report.refuse(work.label, "there are too few images to hold some out")
             return report
         judge = OutputJudge(work.part)
-        floats, model = Outputs(judge.outputs), work.model.clone()
+        model = work.model.clone()
         put_back(model.graph, work.exact)
         exact_feeds = work.float_feeds()
         most = PROMPTS if work.part.role is Role.DECODER else IMAGES
         count = affordable(
-            model, Selection(exact_feeds, held_out), most, round(FEWEST * most), passes=JUDGING, share=OF_TIME,
-            effort=work.effort, kept=work.kept, label=f"{work.label}: held out",
-            key=digest(work.lifted, work.plan, list(self.alternatives), work.effort.minutes, work.effort.place()),
+            work.lifted, work.plan, Selection(exact_feeds, held_out), most, round(FEWEST * most),
+            passes=JUDGING, share=OF_TIME, effort=work.effort, kept=work.kept, label=f"{work.label}: held out",
+            given=list(self.alternatives),
         )  # fmt: skip
         held_out = [held_out[place] for place in spread(len(held_out), count)]
-        run(model, Selection(exact_feeds, held_out), [floats], label=f"{work.label}: held out")
+        floats = references_of(model, judge, Selection(exact_feeds, held_out), label=f"{work.label}: held out")
         fed = Selection(work.feeds, held_out)
         states = {AS_IT_IS: _state(work)}
         started = work.effort.clock.now()
-        losses = {AS_IT_IS: losses_of(work.model.clone(), work.plan, judge, floats.arrays, fed)}
+        losses = {AS_IT_IS: losses_of(work.model.clone(), work.plan, judge, floats, fed)}
         judged = work.effort.clock.now() - started
         for number, (name, steps) in enumerate(self.alternatives.items()):
             _restore(work, states[AS_IT_IS])
@@ -91,7 +89,7 @@ class KeepBetter(Step):
             )
             work.run(steps, trial)
             states[name] = _state(work)
-            losses[name] = losses_of(work.model.clone(), work.plan, judge, floats.arrays, fed)
+            losses[name] = losses_of(work.model.clone(), work.plan, judge, floats, fed)
         report.facts = {name: float(each.mean()) for name, each in losses.items()}
         best = min(report.facts, key=lambda name: report.facts[name])
         if not _surely_positive(losses[AS_IT_IS] - losses[best], np.array(places_of(work.feeds))[held_out]):

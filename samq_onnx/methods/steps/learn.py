@@ -16,7 +16,6 @@ from samq_onnx.methods.step import Feeds, Step, Work
 from samq_onnx.methods.steps.reconstruct import may_learn
 from samq_onnx.passes.report import Report
 from samq_onnx.reconstruct.affordable import affordable
-from samq_onnx.reconstruct.learned import digest
 from samq_onnx.reconstruct.recipe import Recipe
 from samq_onnx.reconstruct.reconstruction import NotReconstructable, UnitLoss
 from samq_onnx.reconstruct.units import find_units
@@ -71,11 +70,10 @@ class LearnUnits(Step):
         from samq_onnx.reconstruct.engine import reconstruct_units
 
         each, float_feeds = PROMPTS if work.part.role is Role.DECODER else 1, work.float_feeds()
-        place = work.effort.place()
         count = affordable(
-            work.model, float_feeds, self.images * each, FEWEST_IMAGES * each, passes=STREAMS, share=OF_TIME,
-            effort=work.effort, kept=work.kept, label=f"{work.label}: learning",
-            key=digest(work.lifted, work.plan, dataclasses.asdict(self.recipe), work.effort.minutes, place),
+            work.lifted, work.plan, float_feeds, self.images * each, FEWEST_IMAGES * each,
+            passes=STREAMS, share=OF_TIME, effort=work.effort, kept=work.kept, label=f"{work.label}: learning",
+            given=dataclasses.asdict(self.recipe),
         )  # fmt: skip
         chosen = spread(len(work.feeds), count)
         feeds, exact_feeds = (Selection(whole, chosen) for whole in (work.feeds, float_feeds))

@@ -9,17 +9,17 @@ import numpy as np
 import onnx_ir as ir
 
 from samq_onnx.analysis.judge import OutputJudge
-from samq_onnx.calibrate.stream import open_block
+from samq_onnx.calibrate.stream import open_block, run
 from samq_onnx.methods.step import Feeds
 from samq_onnx.passes.lift import lift
 from samq_onnx.passes.lower.targets import TARGETS
 from samq_onnx.plan import QuantPlan
 from samq_onnx.runtime import run_session
 
-__all__ = ["Outputs", "losses_of"]
+__all__ = ["losses_of", "references_of"]
 
 
-class Outputs:
+class _Outputs:
     """A collector that keeps tensors of all inputs."""
 
     inputs = None
@@ -30,6 +30,13 @@ class Outputs:
 
     def update(self, *arrays: np.ndarray) -> None:
         self.arrays.append(dict(zip(self.tensors, arrays, strict=True)))
+
+
+def references_of(model: ir.Model, judge: OutputJudge, feeds: Feeds, *, label: str) -> list[dict[str, np.ndarray]]:
+    """What a float model gives on each of ``feeds``, of what is judged; ``label`` is that of a progress bar."""
+    outputs = _Outputs(judge.outputs)
+    run(model, feeds, [outputs], label=label)
+    return outputs.arrays
 
 
 def losses_of(
